@@ -1,0 +1,77 @@
+"""Build the embedded model from art to weights, one stage a call.
+
+    python -m experiments.emoji.build stage=vae
+    python -m experiments.emoji.build stage=unet
+    python -m experiments.emoji.build stage=judge
+    python -m experiments.emoji.build stage=second_judge
+
+A stage that was killed resumes from its last checkpoint in `cache`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import hydra
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from experiments.emoji import stages
+from experiments.emoji.art import load_art
+from unlearn.vocabulary import vocabulary
+
+STEPS_PER_EPOCH = 100
+
+
+class Steps(torch.utils.data.Dataset[int]):
+    """The numbers of the training steps of one epoch; a stage draws its batch from its step."""
+
+    def __len__(self) -> int:
+        return STEPS_PER_EPOCH
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def fit(stage: L.LightningModule, steps: int, config: DictConfig) -> None:
+    """Train `stage` for `steps`, resuming from its checkpoint if there is one."""
+    folder = Path(config.cache) / "checkpoints" / config.stage
+    checkpoint = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    trainer = L.Trainer(
+        accelerator="auto",
+        devices=1,
+        precision=config.precision,
+        max_epochs=max(1, steps // STEPS_PER_EPOCH),
+        gradient_clip_val=1.0,
+        logger=False,
+        callbacks=[checkpoint, TQDMProgressBar(refresh_rate=20)],
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    last = folder / "last.ckpt"
+    loader = DataLoader(Steps(), batch_size=None)
+    trainer.fit(stage, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="build")
+def main(config: DictConfig) -> None:
+    """Run one stage, print its bar, and write its weights."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if config.stage not in stages.STAGES:
+        raise ValueError(f"stage={config.stage!r}: allowed are {sorted(stages.STAGES)}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    L.seed_everything(config.seed)
+    words = vocabulary()
+    art = load_art(words, Path(config.cache))
+    stage = stages.STAGES[config.stage](config, art, words)
+    fit(stage, config.steps or stage.settings.steps, config)
+    stage.export(Path(config.output))
+
+
+if __name__ == "__main__":
+    main()

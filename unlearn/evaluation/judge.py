@@ -1,0 +1,102 @@
+"""The judge: a classifier of object and style, trained on real art, that scores generated images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel
+
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {
+    "resnet": (ResNetConfig, ResNetModel),
+    "convnext": (ConvNextConfig, ConvNextModel),
+}
+
+
+class Verdict(NamedTuple):
+    """What a judge sees: object and style classes (B,), and whether the image is broken (B,)."""
+
+    objects: Tensor
+    styles: Tensor
+    confidence: Tensor
+    broken: Tensor
+
+
+class Judge(nn.Module):
+    """A backbone from transformers under an object head and a style head.
+
+    Args:
+        architecture: "resnet" or "convnext".
+        backbone: keyword arguments of the backbone's config class.
+        num_objects: classes of the object head.
+        num_styles: classes of the style head.
+        broken_threshold: object confidence under which an image counts as broken; fixed on
+            held-out art.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        backbone: dict[str, Any],
+        num_objects: int,
+        num_styles: int,
+        broken_threshold: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "architecture": architecture,
+            "backbone": backbone,
+            "num_objects": num_objects,
+            "num_styles": num_styles,
+            "broken_threshold": broken_threshold,
+        }
+        config_class, model_class = ARCHITECTURES[architecture]
+        self.backbone = model_class(config_class(**backbone))
+        width = backbone["hidden_sizes"][-1]
+        self.object_head = nn.Linear(width, num_objects)
+        self.style_head = nn.Linear(width, num_styles)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Object and style logits of images (B, 3, 64, 64) in [-1, 1]."""
+        features = self.backbone(images).pooler_output.flatten(1)
+        return self.object_head(features), self.style_head(features)
+
+    @torch.inference_mode()
+    def judge(self, images: Tensor, batch_size: int = 128) -> Verdict:
+        """The verdict on uint8 images (N, 3, 64, 64)."""
+        confidences, objects, styles = [], [], []
+        for chunk in images.split(batch_size):
+            object_logits, style_logits = self(chunk.float() / 127.5 - 1)
+            top = object_logits.softmax(-1).max(-1)
+            confidences.append(top.values)
+            objects.append(top.indices)
+            styles.append(style_logits.argmax(-1))
+        confidence = torch.cat(confidences)
+        broken = confidence < self.config["broken_threshold"]
+        return Verdict(torch.cat(objects), torch.cat(styles), confidence, broken)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and fp16 `model.safetensors`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            k: (v.half() if v.is_floating_point() else v).contiguous()
+            for k, v in self.state_dict().items()
+        }
+        save_file(state, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Judge:
+        """The judge stored in `folder`, in fp32 and eval mode."""
+        judge = cls(**json.loads((folder / "config.json").read_text()))
+        judge.load_state_dict(
+            {
+                k: v.float() if v.is_floating_point() else v
+                for k, v in load_file(folder / "model.safetensors").items()
+            }
+        )
+        return judge.eval().requires_grad_(False)
