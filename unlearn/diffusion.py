@@ -1,7 +1,8 @@
 """Noise, training targets and predicted originals of a variance-preserving diffusion model.
 
-Shapes: B samples of shape (C, h, w); ``alphas_cumprod`` is ᾱ of shape (T,). Every function takes one
-timestep a sample and computes in the wider of its arguments' dtypes, so a float32 ᾱ gives float32.
+Shapes: B samples of shape (C, h, w); ``alphas_cumprod`` is ᾱ of shape (T,). Every function
+takes one timestep a sample and computes in the widest of its arguments' dtypes, so that a float32
+ᾱ gives float32.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ class NoiseDraw(NamedTuple):
 
     Attributes:
         noise: The diffusion noise ε, of shape (B, *shape).
-        posterior_noise: The noise that draws a latent from the VAE's posterior, of shape (B, *shape).
+        posterior_noise: Draws a latent from the VAE's posterior, of shape (B, *shape).
         timesteps: Uniform in [0, T), of shape (B,).
     """
 
@@ -29,7 +30,7 @@ class NoiseDraw(NamedTuple):
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Returns the noisy latents z_t = √ᾱ_t x0 + √(1−ᾱ_t) ε, of shape (B, C, h, w).
+    """Returns the noisy latents z_t = √ᾱ_t x0 + √(1-ᾱ_t) ε, of shape (B, C, h, w).
 
     Args:
         latents: The clean latents x0, of shape (B, C, h, w).
@@ -48,7 +49,7 @@ def noise_target(
 ) -> Tensor:
     """Returns what the model is trained to output at z_t, of shape (B, C, h, w).
 
-    It is ε for "epsilon" and v = √ᾱ_t ε − √(1−ᾱ_t) x0 for "v_prediction".
+    It is ε for "epsilon" and v = √ᾱ_t ε - √(1-ᾱ_t) x0 for "v_prediction".
 
     Args:
         latents: The clean latents x0, of shape (B, C, h, w).
@@ -78,7 +79,7 @@ def predict_x0(
 ) -> Tensor:
     """Returns the predicted original sample x̂0, of shape (B, C, h, w).
 
-    It is (z_t − √(1−ᾱ_t) ε)/√ᾱ_t for "epsilon" and √ᾱ_t z_t − √(1−ᾱ_t) v for "v_prediction".
+    It is (z_t - √(1-ᾱ_t) ε)/√ᾱ_t for "epsilon" and √ᾱ_t z_t - √(1-ᾱ_t) v for "v_prediction".
 
     Args:
         model_output: ε or v as the model predicts it, of shape (B, C, h, w).
@@ -102,8 +103,8 @@ def predict_x0(
 def sample_generator(seed: int, step: int, index: int) -> torch.Generator:
     """Returns the CPU generator of one sample in one step.
 
-    The seed is a hash of the triple, so neighbouring triples are unrelated and the process that asks
-    plays no part.
+    The seed is a hash of the triple, so neighbouring triples are unrelated and the process that
+    asks plays no part. torch's CPU generator keeps the seed's low 32 bits.
 
     Args:
         seed: The run's seed.
@@ -139,7 +140,7 @@ def draw_noise(
 
 
 def _coefficients(timesteps: Tensor, alphas_cumprod: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-    """Returns √ᾱ_t and √(1−ᾱ_t), each of shape (B, 1, ..., 1) with ``ndim`` dimensions."""
+    """Returns √ᾱ_t and √(1-ᾱ_t), each of shape (B, 1, ..., 1) with ``ndim`` dimensions."""
     alpha = alphas_cumprod[timesteps].reshape(-1, *(1,) * (ndim - 1))
     return alpha.sqrt(), (1 - alpha).sqrt()
 

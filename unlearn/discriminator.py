@@ -12,14 +12,14 @@ NORMS = ("group", "batch")
 def map_size(sample_size: int, num_blocks: int) -> int:
     """Returns the side of the logit map.
 
-    A 4x4 convolution of stride 2 and padding 1 halves the side, rounding down; the last one, of stride
-    1, takes one off.
+    A 4x4 convolution of stride 2 and padding 1 halves the side, rounding down; the last one, of
+    stride 1, takes one off.
 
     Args:
         sample_size: The side of the latent.
         num_blocks: How many blocks of stride 2 come before the last convolution.
     """
-    return sample_size // 2**num_blocks - 1
+    return sample_size // (1 << num_blocks) - 1
 
 
 class PatchDiscriminator(nn.Module):
@@ -75,7 +75,8 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Returns the logits of shape (B, 1, m, m) for latents of shape (B, C, h, w)."""
-        return self.net(latents)
+        logits: Tensor = self.net(latents)
+        return logits
 
 
 def _fit(sample_size: int) -> int:
@@ -86,5 +87,5 @@ def _fit(sample_size: int) -> int:
 def _norm(norm: str, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
-    # 32 groups at the default widths; narrower networks keep four channels a group where they can.
-    return nn.GroupNorm(_groups(channels), channels)
+    # Four channels a group or more, at most 32 groups: 32 at the default widths.
+    return nn.GroupNorm(max(1, math.gcd(channels, 128) // 4), channels)

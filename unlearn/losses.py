@@ -1,4 +1,4 @@
-"""The losses of domain correction. Label 0 is the anchor as the base model makes it, label 1 is θ's."""
+"""The losses of domain correction. Label 0 is the base model's anchor, label 1 the trained."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,7 @@
 """Concept-preserving gradient surgery: pure maps from gradients to gradients.
 
-g_u is the unlearning gradient, g_r the relearning gradient; both are lists of tensors, one a weight.
-Nothing here reads a value on the host, so no call waits for a device's arithmetic. Shapes: N tensors
-in G groups.
+g_u is the unlearning gradient, g_r the relearning gradient; both are lists of N tensors, one a
+weight, in G groups. Nothing here reads a value on the host, so no call waits for a device.
 """
 
 from collections.abc import Sequence
@@ -38,8 +37,8 @@ def project(
 ) -> tuple[list[Tensor], SurgeryStats]:
     """Returns g_u without its component against g_r, and statistics.
 
-    In each group where ⟨g_u, g_r⟩ < 0 the result is g_u − λ ⟨g_u, g_r⟩/‖g_r‖² g_r, elsewhere g_u. With
-    λ = 1 the result has no negative inner product with g_r in any group, up to rounding.
+    In each group where ⟨g_u, g_r⟩ < 0 the result is g_u - λ ⟨g_u, g_r⟩/‖g_r‖² g_r, elsewhere g_u.
+    With λ = 1 the result has no negative inner product with g_r in any group, up to rounding.
 
     Args:
         g_u: The N gradients to project.
@@ -68,8 +67,8 @@ def project_reference(
 ) -> tuple[list[Tensor], SurgeryStats]:
     """Returns g_u after the public reference implementation's surgery, and statistics.
 
-    In each tensor where ⟨g_u, g_r⟩ < 0 the result is g_u − λ cos(g_u, g_r) g_r/‖g_r‖. The factor ‖g_u‖
-    of a true projection is missing, so it over-corrects where ‖g_u‖ < 1.
+    In each tensor where ⟨g_u, g_r⟩ < 0 the result is g_u - λ cos(g_u, g_r) g_r/‖g_r‖. The factor
+    ‖g_u‖ of a true projection is missing, so it over-corrects where ‖g_u‖ < 1.
 
     Args:
         g_u: The N gradients to correct.
@@ -79,14 +78,14 @@ def project_reference(
     Source: the behaviour of the reference implementation of DoCo (arXiv 2405.15304).
     """
     inner, u_sq, r_sq = _inner(g_u, g_r), _inner(g_u, g_u), _inner(g_r, g_r)
-    conflict = (inner < 0) & (r_sq > 0)
+    conflict = (inner < 0) & (u_sq > 0) & (r_sq > 0)
     coefficient = torch.where(conflict, strength * inner / (u_sq.sqrt() * r_sq), 0.0)
     stats = _stats(inner, u_sq, r_sq, coefficient, conflict)
     return _subtract(g_u, coefficient, g_r), stats
 
 
 def clip_to_norm(grads: Sequence[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
-    """Returns the gradients scaled down to a global norm of at most ``max_norm``, and the norm before.
+    """Returns the gradients with a global norm of at most ``max_norm``, and the norm before.
 
     The factor is min(1, max_norm/‖grads‖): gradients are never scaled up.
 
@@ -95,7 +94,7 @@ def clip_to_norm(grads: Sequence[Tensor], max_norm: float) -> tuple[list[Tensor]
         max_norm: The largest global norm allowed.
     """
     norm = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
-    factor = (max_norm / _nonzero(norm)).clamp(max=1.0)
+    factor = (max_norm / norm).clamp(max=1.0)
     return [factor * grad for grad in grads], norm
 
 
@@ -109,8 +108,7 @@ def _membership(count: int, granularity: str, layers: Sequence[int] | None) -> T
         return torch.ones(1, count, dtype=torch.bool)
     if layers is None or len(layers) != count:
         raise ValueError(f"granularity='layer' needs {count} layers, one a tensor; layers={layers}")
-    layer = torch.tensor(layers)
-    return layer.unique()[:, None] == layer
+    return torch.tensor([[layer == row for layer in layers] for row in sorted(set(layers))])
 
 
 def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
@@ -119,7 +117,7 @@ def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def _subtract(g_u: Sequence[Tensor], coefficient: Tensor, g_r: Sequence[Tensor]) -> list[Tensor]:
-    """Returns u − c r for each tensor; ``coefficient`` has shape (N,)."""
+    """Returns u - c r for each tensor; ``coefficient`` has shape (N,)."""
     return [u - c * r for u, c, r in zip(g_u, coefficient.unbind(), g_r, strict=True)]
 
 
@@ -129,12 +127,12 @@ def _stats(
     """Returns the statistics from each tensor's inner products and coefficient, of shape (N,)."""
     u_norm, r_norm = u_sq.sum().sqrt(), r_sq.sum().sqrt()
     return SurgeryStats(
-        cosine=inner.sum() / _nonzero(u_norm * r_norm),
+        cosine=_ratio(inner.sum(), u_norm * r_norm),
         conflicting=conflict.to(inner.dtype).mean(),
-        norm_removed=(coefficient.square() * r_sq).sum().sqrt() / _nonzero(u_norm),
+        norm_removed=_ratio((coefficient.square() * r_sq).sum().sqrt(), u_norm),
     )
 
 
-def _nonzero(norm: Tensor) -> Tensor:
-    """Returns the norm, raised to the smallest normal number so that dividing by it is safe."""
-    return norm.clamp(min=torch.finfo(norm.dtype).tiny)
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Returns the ratio, or 0 where the denominator is 0."""
+    return torch.where(denominator > 0, numerator / denominator, 0.0)

@@ -48,7 +48,7 @@ def fit(stage: L.LightningModule, steps: int, config: DictConfig) -> None:
         max_epochs=max(1, steps // STEPS_PER_EPOCH),
         gradient_clip_val=1.0,
         logger=False,
-        callbacks=[checkpoint, TQDMProgressBar(refresh_rate=20)],
+        callbacks=[checkpoint, TQDMProgressBar(refresh_rate=5)],
         enable_model_summary=False,
         log_every_n_steps=1,
     )
@@ -65,6 +65,7 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"stage={config.stage!r}: allowed are {sorted(stages.STAGES)}")
     if config.threads:
         torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)  # denormals slow CPU convolutions several times
     L.seed_everything(config.seed)
     words = vocabulary()
     art = load_art(words, Path(config.cache))

@@ -22,7 +22,9 @@ class Composition:
     backgrounds: Tensor
 
 
-def compose(art: Tensor, vocabulary: Vocabulary, batch: int, generator: torch.Generator) -> Composition:
+def compose(
+    art: Tensor, vocabulary: Vocabulary, batch: int, generator: torch.Generator
+) -> Composition:
     """Random objects in random styles on random backgrounds, scaled, shifted and flipped.
 
     Args:

@@ -1,4 +1,4 @@
-"""The judge: a classifier of object and style, trained on real art, that scores generated images."""
+"""The judge: a classifier of object and style, trained on real art."""
 
 from __future__ import annotations
 

@@ -1,0 +1,95 @@
+"""Load a diffusers pipeline; split its cross-attention weights for one-pass gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+
+from unlearn.vocabulary import EMBEDDED
+
+
+def load_pipeline(pretrained: str) -> StableDiffusionPipeline:
+    """The frozen fp32 pipeline at `pretrained`: "emoji", a diffusers folder or a hub id.
+
+    Raises:
+        ValueError: `pretrained` looks like a folder that holds no diffusers pipeline.
+    """
+    path = EMBEDDED if pretrained == "emoji" else Path(pretrained)
+    if path.exists() and not (path / "model_index.json").exists():
+        raise ValueError(f"model.pretrained={pretrained!r}: no model_index.json in that folder")
+    diffusers_logging.disable_progress_bar()
+    source = str(path) if path.exists() else pretrained
+    pipe = StableDiffusionPipeline.from_pretrained(
+        source, torch_dtype=torch.float32, use_safetensors=True, safety_checker=None
+    )
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        module.eval().requires_grad_(False)
+    if not torch.cuda.is_available():  # on CPU, fused attention is slower in the backward pass
+        pipe.unet.set_attn_processor(AttnProcessor())
+    return pipe
+
+
+class SplitLinear(nn.Linear):
+    """A linear layer that applies one weight to each chunk of the batch.
+
+    `weight` keeps its name and place, so state dicts are those of the plain network. `base` is
+    the frozen original. Outside `applying`, the layer is an ordinary linear layer.
+    """
+
+    base: Tensor
+    leaves: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> SplitLinear:
+        """A split layer that shares nothing with `linear`."""
+        split = cls(linear.in_features, linear.out_features, bias=False)
+        split.weight.data.copy_(linear.weight.data)
+        split.register_buffer("base", linear.weight.detach().clone(), persistent=False)
+        return split
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Keys or values (B, T, out) of text states (B, T, in), B a multiple of the chunks."""
+        if not self.leaves:
+            return F.linear(input, self.weight)
+        chunks = input.chunk(len(self.leaves))
+        return torch.cat([F.linear(c, w) for c, w in zip(chunks, self.leaves, strict=True)])
+
+
+def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
+    """The key and value projections of every cross-attention, by their names in the network."""
+    return {
+        f"{name}.{side}": getattr(module, side)
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and module.is_cross_attention
+        for side in ("to_k", "to_v")
+    }
+
+
+def split_cross_attention(unet: UNet2DConditionModel) -> dict[str, SplitLinear]:
+    """Replace the key and value projections by trainable split layers, and return them."""
+    layers = {}
+    for name, linear in cross_attention_layers(unet).items():
+        parent, _, side = name.rpartition(".")
+        layers[name] = SplitLinear.from_linear(linear)
+        setattr(unet.get_submodule(parent), side, layers[name])
+    return layers
+
+
+@contextmanager
+def applying(layers: Sequence[SplitLinear], weights: Sequence[Sequence[Tensor]]) -> Iterator[None]:
+    """Inside, each batch chunk i goes through `weights[i]` (one tensor a layer)."""
+    for layer, *leaves in zip(layers, *weights, strict=True):
+        layer.leaves = tuple(leaves)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.leaves = ()

@@ -1,0 +1,47 @@
+"""The unlearned weights as a delta: changed weights under their diffusers names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save_unlearned(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write the changed UNet weights atomically; `metadata` names base, concept and method."""
+    partial = path.with_suffix(".partial")
+    tensors = {f"unet.{k}": v.detach().contiguous().cpu() for k, v in weights.items()}
+    save_file(tensors, partial, metadata=metadata)
+    os.replace(partial, path)
+
+
+def load_unlearned(
+    pipe: StableDiffusionPipeline, path: str | os.PathLike[str]
+) -> StableDiffusionPipeline:
+    """Patch a diffusers pipeline in place with unlearned weights, and return it.
+
+    Raises:
+        ValueError: the weights do not fit the pipeline, or are not finite; nothing is changed.
+    """
+    unet = dict(pipe.unet.named_parameters())
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in weights.items():
+        own = unet.get(name.removeprefix("unet."))
+        if own is None:
+            raise ValueError(f"{path}: {name} is not a weight of this pipeline's UNet")
+        if own.shape != tensor.shape:
+            shapes = f"{tuple(tensor.shape)}, the pipeline's is {tuple(own.shape)}"
+            raise ValueError(f"{path}: {name} has shape {shapes}; made for another base model")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            unet[name.removeprefix("unet.")].copy_(tensor)
+    return pipe

@@ -1,0 +1,1 @@
+"""Unlearning methods: one LightningModule a file."""

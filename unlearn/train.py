@@ -1,0 +1,76 @@
+"""`unlearn train`: build, fit, export, evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn.backbone import load_pipeline
+from unlearn.concepts import build_concept
+from unlearn.data import PairDataModule, make_anchor_data
+from unlearn.evaluation.evaluate import evaluate
+from unlearn.export import save_unlearned
+from unlearn.methods.doco import DoCo
+
+
+def train(config: DictConfig) -> Path:
+    """Run one unlearning job and return its run directory."""
+    concept = build_concept(OmegaConf.to_container(config.concept, resolve=True))  # type: ignore[arg-type]
+    run = Path(config.run_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    resolved = OmegaConf.to_yaml(config, resolve=True)
+    (run / "config.yaml").write_text(resolved, encoding="utf-8")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    L.seed_everything(config.seed, verbose=False)
+
+    pipe = load_pipeline(config.model.pretrained)
+    data = make_anchor_data(
+        pipe, concept, config.data.images, config.seed, config.data.sampling_steps
+    )
+    schedule = pipe.scheduler
+    method = DoCo(
+        pipe.unet,
+        schedule.alphas_cumprod,
+        schedule.config.prediction_type,
+        **OmegaConf.to_container(config.method, resolve=True),  # type: ignore[arg-type]
+    )
+    module = PairDataModule(
+        data, config.steps, config.batch_size, config.seed, schedule.config.num_train_timesteps
+    )
+    trainer = L.Trainer(
+        **OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
+        max_epochs=1,
+        logger=CSVLogger(run, name="", version=""),
+        callbacks=[
+            ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False),
+            TQDMProgressBar(refresh_rate=5),
+        ],
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+    )
+    trainer.fit(method, module)
+    if not trainer.is_global_zero:
+        return run
+    save_unlearned(
+        {f"{name}.weight": layer.weight for name, layer in method.layers_by_name.items()},
+        run / "unlearned.safetensors",
+        {
+            "base": config.model.pretrained,
+            "concept": concept.name,
+            "method": "doco",
+            "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
+        },
+    )
+    partial = run / "hparams.yaml"
+    if partial.exists():
+        os.remove(partial)
+    evaluate(config, run)
+    return run
