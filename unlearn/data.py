@@ -133,5 +133,7 @@ class PairDataModule(L.LightningDataModule):
             self.data, self.steps, self.batch_size * world, self.seed, self.num_timesteps
         )
         rank = self.trainer.global_rank if self.trainer else 0
-        sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
+        sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(
+            dataset, num_replicas=world, rank=rank, shuffle=False
+        )
         return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler)

@@ -126,7 +126,7 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     result = summarise(concept, probes, *(judge.judge(i) for i in images))
     result = {"concept": concept.name, "kind": concept.kind, "method": "doco", **result}
     (run / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    before_after(probes, *images, run / "before_after.png")
+    before_after(probes, images[0], images[1], run / "before_after.png")
     print(table(result))
     if result["excluded_prompts"]:
         print(f"left out, since the base model does not obey them: {result['excluded_prompts']}")

@@ -47,7 +47,7 @@ class Judge(nn.Module):
         broken_threshold: float = 0.0,
     ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "architecture": architecture,
             "backbone": backbone,
             "num_objects": num_objects,
@@ -76,7 +76,7 @@ class Judge(nn.Module):
             objects.append(top.indices)
             styles.append(style_logits.argmax(-1))
         confidence = torch.cat(confidences)
-        broken = confidence < self.config["broken_threshold"]
+        broken = confidence < float(self.config["broken_threshold"])
         return Verdict(torch.cat(objects), torch.cat(styles), confidence, broken)
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,141 @@
+"""DoCo's step: exact gradients from one pass, an untouched discriminator, a warm-up of D alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearn.backbone import cross_attention_layers, load_pipeline
+from unlearn.methods.doco import DoCo
+
+B = 3
+
+
+def make_doco(folder: Path, **options: object) -> DoCo:
+    torch.manual_seed(1)
+    pipe = load_pipeline(str(folder))
+    options = {"discriminator_channels": 8, **options}
+    return DoCo(pipe.unet, pipe.scheduler.alphas_cumprod, **options)
+
+
+def make_batch(seed: int = 0) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "latents": torch.randn(B, 2, 4, 16, 16, generator=g),
+        "noise": torch.randn(B, 2, 4, 16, 16, generator=g),
+        "timesteps": torch.randint(1000, (B, 2), generator=g),
+        "states": torch.randn(B, 2, 32, 32, generator=g),
+        "teacher_states": torch.randn(B, 32, 32, generator=g),
+    }
+
+
+@pytest.fixture
+def doco(random_model: Path) -> DoCo:
+    doco = make_doco(random_model)
+    for weight in doco.weights:  # away from the base, so that teacher and student differ
+        weight.data += 0.05 * torch.randn_like(weight)
+    return doco
+
+
+def test_gradients_equal_two_separate_backward_passes(doco: DoCo) -> None:
+    """g_u and g_r against plain autograd on two forward passes, written out from the equations."""
+    batch = make_batch()
+    g_u, g_r, _, metrics = doco.gradients(batch)
+    alphas = doco.alphas_cumprod[batch["timesteps"]][..., None, None, None]
+    z_t = alphas.sqrt() * batch["latents"] + (1 - alphas).sqrt() * batch["noise"]
+
+    for half, ours in ((0, g_u), (1, g_r)):
+        output = doco.unet(z_t[:, half], batch["timesteps"][:, half], batch["states"][:, half])
+        if half == 0:
+            a = alphas[:, 0]
+            x0 = (z_t[:, 0] - (1 - a).sqrt() * output.sample) / a.sqrt()
+            loss = F.softplus(doco.discriminator(x0)).mean()  # BCE with logits, label 0
+            assert torch.allclose(metrics["unlearn_loss"], loss, rtol=1e-5)
+        else:
+            loss = (output.sample - batch["noise"][:, 1]).square().mean()
+            assert torch.allclose(metrics["relearn_loss"], loss, rtol=1e-5)
+        plain = torch.autograd.grad(loss, doco.weights)
+        for a_grad, b_grad in zip(ours, plain, strict=True):
+            assert b_grad.abs().max() > 0
+            torch.testing.assert_close(a_grad, b_grad, rtol=1e-3, atol=1e-7)
+
+
+def test_the_teacher_is_the_base_network(random_model: Path, doco: DoCo) -> None:
+    batch = make_batch()
+    args = (batch["latents"][:, 0], batch["timesteps"][:, 0], batch["teacher_states"])
+    with torch.no_grad():
+        expected = load_pipeline(str(random_model)).unet(*args).sample
+        student = doco.unet(*args).sample
+    torch.testing.assert_close(doco.teacher(*args), expected)
+    assert (student - expected).abs().max() > 1e-4
+
+
+def test_the_unlearn_loss_leaves_the_discriminator_without_gradient(doco: DoCo) -> None:
+    """g_D is that of L_D alone, computed from the same fake and the same D."""
+    batch = make_batch()
+    _, _, g_d, _ = doco.gradients(batch)
+    assert all(p.grad is None for p in doco.parameters())
+    alphas = doco.alphas_cumprod[batch["timesteps"][:, 0]][:, None, None, None]
+    z_t = alphas.sqrt() * batch["latents"][:, 0] + (1 - alphas).sqrt() * batch["noise"][:, 0]
+    with torch.no_grad():
+        student = doco.unet(z_t, batch["timesteps"][:, 0], batch["states"][:, 0]).sample
+        teacher = doco.teacher(z_t, batch["timesteps"][:, 0], batch["teacher_states"])
+    real, fake = ((z_t - (1 - alphas).sqrt() * o) / alphas.sqrt() for o in (teacher, student))
+    loss = F.softplus(doco.discriminator(real)).mean()
+    loss = loss + F.softplus(-doco.discriminator(fake)).mean()
+    plain = torch.autograd.grad(loss, list(doco.discriminator.parameters()))
+    for ours, expected in zip(g_d, plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_warm_up_gradient_is_the_full_step_s_discriminator_gradient(doco: DoCo) -> None:
+    batch = make_batch()
+    alone, _ = doco.warm_up_gradients(batch)
+    _, _, full, _ = doco.gradients(batch)
+    for a, b in zip(alone, full, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_relearning_from_the_teacher_is_zero_at_the_base(random_model: Path) -> None:
+    doco = make_doco(random_model, relearn_target="teacher")
+    _, g_r, _, metrics = doco.gradients(make_batch())
+    assert metrics["relearn_loss"] < 1e-10
+    assert max(g.abs().max().item() for g in g_r) < 1e-5
+
+
+def test_surgery_leaves_no_component_against_relearning(doco: DoCo) -> None:
+    g_u, g_r, _, _ = doco.gradients(make_batch())
+    g_u[0] = -g_r[0]  # certain conflict
+    combined, metrics = doco.combine(g_u, g_r)
+    assert metrics["surgery/conflicting"] > 0
+    for c, r in zip(combined, g_r, strict=True):
+        assert (c * r).sum() >= -1e-7
+
+
+@pytest.mark.parametrize("surgery", ["unlearn_only", "sum"])
+def test_surgery_can_be_off(random_model: Path, surgery: str) -> None:
+    doco = make_doco(random_model, surgery=surgery)
+    g_u = [torch.full_like(w, 1e-6) for w in doco.weights]  # norms under 1: clipping leaves them
+    g_r = [torch.full_like(w, -2e-6) for w in doco.weights]
+    combined, _ = doco.combine(g_u, g_r)
+    expected = 1e-6 if surgery == "unlearn_only" else -1e-6
+    for c in combined:
+        torch.testing.assert_close(c, torch.full_like(c, expected))
+
+
+def test_every_trained_weight_is_a_cross_attention_key_or_value(doco: DoCo) -> None:
+    names = set(cross_attention_layers(doco.unet))
+    assert names == set(doco.layers_by_name)
+    assert all(".attn2.to_" in n and n.rsplit("_", 1)[1] in "kv" for n in names)
+    trainable = {n for n, p in doco.unet.named_parameters() if p.requires_grad}
+    assert trainable == {f"{n}.weight" for n in names}
+
+
+@pytest.mark.parametrize("option", ["surgery", "relearn_target", "granularity"])
+def test_an_unknown_option_is_refused(random_model: Path, option: str) -> None:
+    with pytest.raises(ValueError, match=rf"method\.{option}='nonsense': allowed are"):
+        make_doco(random_model, **{option: "nonsense"})
