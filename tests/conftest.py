@@ -12,9 +12,9 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from experiments.emoji.tokenizer import TOKENS, train_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from experiments.emoji.tokenizer import TOKENS, train_tokenizer
 from unlearn.vocabulary import vocabulary
 
 
