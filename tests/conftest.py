@@ -15,6 +15,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from experiments.emoji.tokenizer import TOKENS, train_tokenizer
+from unlearn.evaluation.judge import Judge
 from unlearn.vocabulary import vocabulary
 
 
@@ -66,4 +67,15 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge folder with random weights."""
+    words = vocabulary()
+    torch.manual_seed(0)
+    shape = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    folder = tmp_path_factory.mktemp("random_judge")
+    Judge("resnet", shape, len(words.objects), len(words.styles)).save(folder)
     return folder

@@ -20,9 +20,15 @@ def load_pipeline(pretrained: str) -> StableDiffusionPipeline:
     """The frozen fp32 pipeline at `pretrained`: "emoji", a diffusers folder or a hub id.
 
     Raises:
-        ValueError: `pretrained` looks like a folder that holds no diffusers pipeline.
+        ValueError: the embedded model is not built yet, or `pretrained` is a folder that holds
+            no diffusers pipeline.
     """
     path = EMBEDDED if pretrained == "emoji" else Path(pretrained)
+    if pretrained == "emoji" and not (path / "model_index.json").exists():
+        raise ValueError(
+            "model.pretrained='emoji': the embedded model is not built yet; build it with "
+            "`python -m experiments.emoji.build stage=vae`, then unet, judge, second_judge"
+        )
     if path.exists() and not (path / "model_index.json").exists():
         raise ValueError(f"model.pretrained={pretrained!r}: no model_index.json in that folder")
     diffusers_logging.disable_progress_bar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 USAGE = """usage: unlearn COMMAND [key=value ...]
 
@@ -15,6 +16,12 @@ commands:
   sample    draw prompts with a run's weights, base beside unlearned
             unlearn sample RUN_DIR "a panda" "a picture of a fox"
 """
+
+
+def refuse(error: ValueError) -> NoReturn:
+    """A user's error: one line on stderr and exit status 2."""
+    print(f"unlearn: {error}", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 def conf_dir() -> Path:
@@ -30,7 +37,10 @@ def run_train(overrides: list[str]) -> None:
     def job(config: object) -> None:
         from unlearn.train import train
 
-        train(config)  # type: ignore[arg-type]
+        try:
+            train(config)  # type: ignore[arg-type]
+        except ValueError as error:
+            refuse(error)
 
     sys.argv = ["unlearn train", *overrides]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
@@ -96,8 +106,7 @@ def main() -> None:
     try:
         commands[arguments[0]](arguments[1:])
     except ValueError as error:
-        print(f"unlearn: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        refuse(error)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn.backbone import load_pipeline
 from unlearn.concepts import build_concept
 from unlearn.data import PairDataModule, make_anchor_data
-from unlearn.evaluation.evaluate import evaluate
+from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
 from unlearn.methods.doco import DoCo
 
@@ -23,23 +22,24 @@ from unlearn.methods.doco import DoCo
 def train(config: DictConfig) -> Path:
     """Run one unlearning job and return its run directory."""
     concept = build_concept(OmegaConf.to_container(config.concept, resolve=True))  # type: ignore[arg-type]
-    run = Path(config.run_dir)
-    run.mkdir(parents=True, exist_ok=True)
-    resolved = OmegaConf.to_yaml(config, resolve=True)
-    (run / "config.yaml").write_text(resolved, encoding="utf-8")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
-
+    load_judge(config)  # refused now if it is missing, not after training
     pipe = load_pipeline(config.model.pretrained)
-    data = make_anchor_data(
-        pipe, concept, config.data.images, config.seed, config.data.sampling_steps
-    )
     schedule = pipe.scheduler
     method = DoCo(
         pipe.unet,
         schedule.alphas_cumprod,
         schedule.config.prediction_type,
         **OmegaConf.to_container(config.method, resolve=True),  # type: ignore[arg-type]
+    )
+
+    run = Path(config.run_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    resolved = OmegaConf.to_yaml(config, resolve=True)
+    (run / "config.yaml").write_text(resolved, encoding="utf-8")
+    data = make_anchor_data(
+        pipe, concept, config.data.images, config.seed, config.data.sampling_steps
     )
     module = PairDataModule(
         data, config.steps, config.batch_size, config.seed, schedule.config.num_train_timesteps
@@ -54,7 +54,6 @@ def train(config: DictConfig) -> Path:
         ],
         enable_model_summary=False,
         use_distributed_sampler=False,
-        log_every_n_steps=10,
     )
     trainer.fit(method, module)
     if not trainer.is_global_zero:
@@ -69,8 +68,6 @@ def train(config: DictConfig) -> Path:
             "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
         },
     )
-    partial = run / "hparams.yaml"
-    if partial.exists():
-        os.remove(partial)
+    (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
     evaluate(config, run)
     return run

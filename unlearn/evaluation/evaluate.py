@@ -108,6 +108,11 @@ def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -
     Image.fromarray(picture).resize((2 * picture.shape[1], 2 * picture.shape[0])).save(path)
 
 
+def load_judge(config: DictConfig) -> Judge:
+    """The judge of `evaluation.judge`; by default the embedded model's."""
+    return Judge.load(Path(config.evaluation.judge or EMBEDDED / "judges" / "judge"))
+
+
 def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     """Draw, judge and compare; write `result.json` and `before_after.png`, print the table."""
     concept = build_concept(OmegaConf.to_container(config.concept, resolve=True))  # type: ignore[arg-type]
@@ -116,7 +121,7 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     prompts = [p.prompt for p in probes]
     seeds = [settings.first_seed + i for i in range(len(probes))]
     pipe = load_pipeline(config.model.pretrained)
-    judge = Judge.load(EMBEDDED / "judges" / "judge")
+    judge = load_judge(config)
     images = []
     for label in ("base images", "unlearned images"):
         images.append(

@@ -91,7 +91,15 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
-        """The judge stored in `folder`, in fp32 and eval mode."""
+        """The judge stored in `folder`, in fp32 and eval mode.
+
+        Raises:
+            ValueError: `folder` holds no judge.
+        """
+        if not (folder / "model.safetensors").exists():
+            raise ValueError(
+                f"evaluation.judge={str(folder)!r}: no model.safetensors in that folder"
+            )
         judge = cls(**json.loads((folder / "config.json").read_text()))
         judge.load_state_dict(
             {

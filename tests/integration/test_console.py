@@ -1,0 +1,123 @@
+"""The console script end to end, at a smoke scale, on a random diffusers folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from unlearn.backbone import cross_attention_layers, load_pipeline
+
+SCRIPT = Path(sys.executable).parent / "unlearn"
+RESULT = ["before_after.png", "checkpoints", "config.yaml", "metrics.csv", "result.json"]
+
+
+def unlearn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def smoke(random_model: Path, random_judge: Path) -> list[str]:
+    return [
+        f"model.pretrained={random_model}",
+        f"evaluation.judge={random_judge}",
+        "steps=4",
+        "method.warm_up=2",
+        "batch_size=2",
+        "data.images=4",
+        "data.sampling_steps=2",
+        "evaluation.seeds=1",
+        "evaluation.sampling_steps=2",
+        "method.lr=1e-3",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(smoke: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first")
+    done = unlearn("train", "concept=panda", *smoke, "run_dir=run", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| unseen_target |" in done.stdout
+    assert [p.name for p in folder.iterdir()] == ["run"]
+    return folder / "run"
+
+
+def test_the_run_directory_holds_what_the_readme_lists(run: Path) -> None:
+    assert sorted(p.name for p in run.iterdir()) == [*RESULT, "unlearned.safetensors"]
+    assert OmegaConf.load(run / "config.yaml").concept.name == "panda"
+    result = json.loads((run / "result.json").read_text())
+    assert set(result["sets"]) == {"seen_target", "unseen_target", "related", "unrelated"}
+    assert Image.open(run / "before_after.png").size[0] > 256
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert {"unlearn_loss", "relearn_loss", "discriminator_loss", "surgery/cosine"} <= set(rows[0])
+
+
+def test_only_cross_attention_keys_and_values_are_saved(run: Path, random_model: Path) -> None:
+    unet = load_pipeline(str(random_model)).unet
+    expected = {f"unet.{n}.weight" for n in cross_attention_layers(unet)}
+    weights = load_file(run / "unlearned.safetensors")
+    assert set(weights) == expected
+    base = unet.state_dict()
+    assert all(not torch.equal(w, base[n.removeprefix("unet.")]) for n, w in weights.items())
+    with safe_open(run / "unlearned.safetensors", framework="pt") as file:
+        assert set(file.metadata()) == {"base", "concept", "method", "config_sha256"}
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {n for n in state if not n.startswith("discriminator.")} == expected
+
+
+def test_the_same_seed_gives_the_same_bytes(run: Path, smoke: list[str], tmp_path: Path) -> None:
+    for seed, same in ((0, True), (1, False)):
+        done = unlearn(
+            "train", "concept=panda", *smoke, "run_dir=run", f"seed={seed}", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights = [load_file(r / "unlearned.safetensors") for r in (run, tmp_path / "run")]
+        assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0]) == same
+
+
+def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
+    done = unlearn("sample", str(run), "a panda", "a fox", cwd=run.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert Image.open(run / "sample.png").size == (128, 128)
+    (run / "sample.png").unlink()
+    before = (run / "result.json").read_text()
+    assert unlearn("evaluate", str(run), cwd=run.parent).returncode == 0
+    assert (run / "result.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["concept.targets=[pnda]"], "concept.targets='pnda' is unknown"),
+        (["model.pretrained=."], "model.pretrained='.': no model_index.json"),
+        (["evaluation.judge=nowhere"], "evaluation.judge='nowhere': no model.safetensors"),
+        (["method.surgery=maybe"], "method.surgery='maybe': allowed are"),
+        (["concept=pandaa"], "Could not find 'concept/pandaa'"),
+        (["method.learning=1"], "Key 'learning' is not in struct"),
+    ],
+)
+def test_bad_input_is_refused_and_writes_nothing(
+    smoke: list[str], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    done = unlearn("train", *smoke, "run_dir=run", *overrides, cwd=tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_unknown_commands(tmp_path: Path) -> None:
+    assert "unlearn train concept=panda" in unlearn("--help", cwd=tmp_path).stdout
+    wrong = unlearn("trian", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "'trian' is not a command" in wrong.stderr
