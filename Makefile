@@ -16,6 +16,8 @@ install: .venv/installed  ## install into .venv
 quickstart: install  ## forget the panda on the embedded model, evaluate, draw before and after
 	$(BIN)/unlearn train concept=panda model=emoji
 
+test test-slow: export OMP_NUM_THREADS = 1  # tiny networks: more threads only wait for each other
+
 test: install  ## the fast tests
 	$(BIN)/python -m pytest -m 'not slow'
 

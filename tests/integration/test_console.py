@@ -49,6 +49,7 @@ def run(smoke: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = unlearn("train", "concept=panda", *smoke, "run_dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| unseen_target |" in done.stdout
+    assert "NaN" not in (folder / "run" / "result.json").read_text()
     assert [p.name for p in folder.iterdir()] == ["run"]
     return folder / "run"
 

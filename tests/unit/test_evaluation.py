@@ -24,11 +24,12 @@ def test_wilson_interval_pinned() -> None:
 def test_interval_solves_the_score_equation() -> None:
     r = rate(3, 40)
     for bound in (r.low, r.high):
-        assert abs(r.value - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 40))
+        assert abs(3 / 40 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 40))
 
 
 def test_no_images_is_not_a_rate() -> None:
-    assert math.isnan(rate(0, 0).value)
+    assert rate(0, 0) == (None, None, None, 0)
+    assert str(rate(0, 0)) == "n/a"
     with pytest.raises(ValueError, match="hits=3 is not between 0 and n=2"):
         rate(3, 2)
 

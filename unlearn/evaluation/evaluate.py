@@ -133,8 +133,11 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     (run / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     before_after(probes, images[0], images[1], run / "before_after.png")
     print(table(result))
-    if result["excluded_prompts"]:
-        print(f"left out, since the base model does not obey them: {result['excluded_prompts']}")
+    if excluded := result["excluded_prompts"]:
+        print(
+            f"{len(excluded)} target prompts left out, since the base model does not obey them "
+            f"(all in result.json): {', '.join(excluded[:3])}"
+        )
     for name in ("before_after.png", "unlearned.safetensors", "result.json"):
         print(run / name)
     return result
