@@ -95,9 +95,9 @@ class VAEStage(Stage):
         loss = F.l1_loss(decoded, images)
         for dim in (2, 3):
             loss = loss + F.l1_loss(decoded.diff(dim=dim), images.diff(dim=dim))
-        kl = posterior.kl().mean() / images[0].numel()
+        kl = posterior.kl().mean() / posterior.mean[0, 0].numel()
         self.log("loss", loss, prog_bar=True)
-        return loss + self.settings.kl_weight * kl * images[0].numel() / 64
+        return loss + self.settings.kl_weight * kl
 
     @torch.inference_mode()
     def export(self, folder: Path) -> None:
