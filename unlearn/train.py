@@ -24,8 +24,8 @@ def train(config: DictConfig) -> Path:
     concept = build_concept(OmegaConf.to_container(config.concept, resolve=True))  # type: ignore[arg-type]
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
-    load_judge(config)  # refused now if it is missing, not after training
     pipe = load_pipeline(config.model.pretrained)
+    load_judge(config)  # refused now if it is missing, not after training
     schedule = pipe.scheduler
     method = DoCo(
         pipe.unet,
