@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 if TYPE_CHECKING:  # not at run time: it would slow `unlearn --help`
@@ -17,10 +18,18 @@ if TYPE_CHECKING:  # not at run time: it would slow `unlearn --help`
 
 
 def save_unlearned(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write the changed UNet weights atomically; `metadata` names base, concept and method."""
+    """Write the changed UNet weights atomically; `metadata` names base, concept and method.
+
+    Equal weights and metadata give equal bytes: safetensors writes metadata in a random order, so
+    the header is written again with sorted keys.
+    """
     partial = path.with_suffix(".partial")
     tensors = {f"unet.{k}": v.detach().contiguous().cpu() for k, v in weights.items()}
-    save_file(tensors, partial, metadata=metadata)
+    raw = save(tensors, metadata=metadata)
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the format's alignment
+    partial.write_bytes(len(header).to_bytes(8, "little") + header + raw[end:])
     os.replace(partial, path)
 
 

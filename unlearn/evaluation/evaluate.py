@@ -59,7 +59,7 @@ def obeyed(probes: list[Probe], right: Tensor) -> tuple[Tensor, list[str]]:
 def summarise(
     concept: Concept, probes: list[Probe], base: Verdict, after: Verdict
 ) -> dict[str, Any]:
-    """All rates of the four sets, base beside unlearned ."""
+    """All rates of the four sets, base beside unlearned."""
     before_right = drawn_right(concept, probes, base)
     after_right = drawn_right(concept, probes, after)
     counts, excluded = obeyed(probes, before_right)

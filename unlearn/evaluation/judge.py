@@ -18,7 +18,7 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {
 
 
 class Verdict(NamedTuple):
-    """What a judge sees: object and style classes (B,), and whether the image is broken (B,)."""
+    """What a judge sees, each (B,): classes, confidence in the object, and broken or not."""
 
     objects: Tensor
     styles: Tensor

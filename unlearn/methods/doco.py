@@ -13,7 +13,7 @@ from unlearn.backbone import applying, split_cross_attention
 from unlearn.diffusion import add_noise, noise_target, predict_x0
 from unlearn.discriminator import PatchDiscriminator
 from unlearn.losses import discriminator_loss, domain_correction_loss, relearn_loss
-from unlearn.surgery import clip_to_norm, project
+from unlearn.surgery import GRANULARITIES, clip_to_norm, project
 
 SURGERY = ("project", "unlearn_only", "sum")
 RELEARN = ("noise", "teacher")
@@ -64,7 +64,7 @@ class DoCo(L.LightningModule):
         for key, value, allowed in (
             ("surgery", surgery, SURGERY),
             ("relearn_target", relearn_target, RELEARN),
-            ("granularity", granularity, ("tensor", "layer", "network")),
+            ("granularity", granularity, GRANULARITIES),
         ):
             if value not in allowed:
                 raise ValueError(f"method.{key}={value!r}: allowed are {list(allowed)}")
