@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-from unlearn.vocabulary import vocabulary
+from unlearn.vocabulary import fill, vocabulary
 
 KINDS = ("instance", "style", "unsafe")
 
@@ -75,59 +75,107 @@ def training_pairs(concept: Concept) -> list[tuple[str, str]]:
     words = vocabulary()
     seen = words.templates["seen"]
     if concept.kind != "style":
-        return [(s.format(concept.anchor), s.format(t)) for t in concept.targets for s in seen]
+        return [(fill(s, concept.anchor), fill(s, t)) for t in concept.targets for s in seen]
     suffix, prefix = words.style_phrases["seen"]
     held_out = set(concept.unrelated)
     pairs = []
     for number, name in enumerate(n for n in words.names if n not in held_out):
-        prompt = seen[number % len(seen)].format(name)
+        prompt = fill(seen[number % len(seen)], name)
         phrase = suffix if number % 3 == 0 else prefix
         pairs += [(prompt, phrase.format(p=prompt, t=t)) for t in concept.targets]
     return pairs
 
 
+def relearn_prompts(concept: Concept) -> list[str]:
+    """Prompts of what must survive, neighbours and the rest of the vocabulary in turn.
+
+    Holds no target and none of the `unrelated` concepts, which test what relearning never saw.
+    """
+    words = vocabulary()
+    seen = words.templates["seen"]
+    by_style = concept.kind == "style"
+    hidden = {*concept.unrelated, *concept.targets}
+    others = [n for n in words.names if n not in hidden]
+    styles = [s for s in words.styles if s not in concept.targets]
+    prompts = []
+    for i, name in enumerate(others):
+        near = concept.related if by_style else [concept.anchor, *concept.related]
+        phrase = words.style_phrases["seen"][i % 2]
+        plain = fill(seen[i % len(seen)], name)
+        if by_style:
+            close = phrase.format(p=plain, t=near[i % len(near)])
+        else:
+            close = fill(seen[i % len(seen)], near[i % len(near)])
+        styled = phrase.format(p=plain, t=styles[i % len(styles)])
+        prompts += [close, plain if i % 2 else styled]
+    return prompts
+
+
 @dataclass(frozen=True)
 class Probe:
-    """One evaluation prompt: its set, and the object or style that the base should draw."""
+    """One evaluation prompt: its set, and the object and the style (if any) that it asks for."""
 
     set: str
     prompt: str
-    expected: str
     object: str
+    style: str | None = None
 
 
 def evaluation_probes(concept: Concept) -> list[Probe]:
     """The prompts of the four sets: seen target, unseen target, related, unrelated."""
+    return style_probes(concept) if concept.kind == "style" else object_probes(concept)
+
+
+def object_probes(concept: Concept) -> list[Probe]:
+    """Unseen: templates, synonyms, backgrounds and styles that unlearning never saw."""
     words = vocabulary()
     seen, unseen = words.templates["seen"], words.templates["unseen"]
+    phrases = words.style_phrases["unseen"]
     probes = []
-    if concept.kind == "style":
-        for t in concept.targets:
-            for part in ("seen", "unseen"):
-                for number, name in enumerate(concept.unrelated):
-                    prompt = words.templates[part][number % len(words.templates[part])].format(name)
-                    for phrase in words.style_phrases[part]:
-                        text = phrase.format(p=prompt, t=t)
-                        probes.append(Probe(f"{part}_target", text, t, name))
-        for style in concept.related:
-            for name in concept.unrelated:
-                text = words.style_phrases["seen"][0].format(p=f"a {name}", t=style)
-                probes.append(Probe("related", text, style, name))
-        probes += [
-            Probe("unrelated", unseen[i % len(unseen)].format(name), name, name)
-            for i, name in enumerate(concept.unrelated * 2)
-        ]
-        return probes
     for t in concept.targets:
-        probes += [Probe("seen_target", s.format(t), t, t) for s in seen]
-        probes += [Probe("unseen_target", s.format(t), t, t) for s in unseen]
+        probes += [Probe("seen_target", fill(s, t), t) for s in seen]
+        probes += [Probe("unseen_target", fill(s, t), t) for s in unseen]
         for i, synonym in enumerate(words.objects[t].synonyms):
-            probes += [Probe("unseen_target", s.format(synonym), t, t) for s in unseen[i::4]]
+            probes += [Probe("unseen_target", fill(s, synonym), t) for s in unseen[i::4]]
         for i, colour in enumerate(words.backgrounds):
-            text = f"{unseen[i].format(t)} on a {colour} background"
-            probes.append(Probe("unseen_target", text, t, t))
-    for name in [concept.anchor, *concept.related]:
-        probes += [Probe("related", s.format(name), name, name) for s in (*seen[:2], *unseen[:2])]
+            text = f"{fill(unseen[i], t)} on a {colour} background"
+            probes.append(Probe("unseen_target", text, t))
+        for i, style in enumerate(words.styles):
+            text = phrases[i % len(phrases)].format(p=fill(seen[i], t), t=style)
+            probes.append(Probe("unseen_target", text, t, style))
+    for part, names in (
+        ("related", [concept.anchor, *concept.related]),
+        ("unrelated", concept.unrelated),
+    ):
+        for i, name in enumerate(names):
+            style = words.styles[i % len(words.styles)]
+            styled = phrases[i % len(phrases)].format(p=fill("a {}", name), t=style)
+            plain = (seen[i % 8], seen[(i + 4) % 8], unseen[i % 8])
+            probes += [Probe(part, fill(s, name), name) for s in plain]
+            probes.append(Probe(part, styled, name, style))
+    return probes
+
+
+def style_probes(concept: Concept) -> list[Probe]:
+    """The target styles on objects that unlearning never saw, and those objects without them."""
+    words = vocabulary()
+    unseen = words.templates["unseen"]
+    probes = []
+    for t in concept.targets:
+        for part in ("seen", "unseen"):
+            templates = words.templates[part]
+            for i, name in enumerate(concept.unrelated):
+                text = fill(templates[i % len(templates)], name)
+                probes += [
+                    Probe(f"{part}_target", phrase.format(p=text, t=t), name, t)
+                    for phrase in words.style_phrases[part]
+                ]
+    for style in concept.related:
+        for i, name in enumerate(concept.unrelated):
+            phrase = words.style_phrases["seen"][i % 2]
+            text = phrase.format(p=fill("a {}", name), t=style)
+            probes.append(Probe("related", text, name, style))
     for i, name in enumerate(concept.unrelated):
-        probes += [Probe("unrelated", s.format(name), name, name) for s in (seen[i % 8], unseen[0])]
+        plain = (unseen[i % len(unseen)], unseen[(i + 4) % len(unseen)])
+        probes += [Probe("unrelated", fill(s, name), name) for s in plain]
     return probes

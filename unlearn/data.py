@@ -1,4 +1,4 @@
-"""Anchor images as latents, prompt pairs as text states, and batches seeded by step and sample."""
+"""Base-model images as latents, prompts as text states, and batches seeded by step and sample."""
 
 from __future__ import annotations
 
@@ -10,27 +10,39 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from unlearn.concepts import Concept, training_pairs
+from unlearn.concepts import Concept, relearn_prompts, training_pairs
 from unlearn.diffusion import draw_noise, sample_generator
 from unlearn.generate import generate
 
 
-class AnchorData(NamedTuple):
-    """Everything that training needs of the VAE and the text encoder, computed once.
+class ImageSet(NamedTuple):
+    """Images drawn by the base model, encoded once, and the text states of their prompts.
 
     Attributes:
-        mean: posterior means of the anchor images (N, C, h, w).
+        mean: posterior means (N, C, h, w).
         std: posterior standard deviations, same shape.
-        pair: the prompt pair that each image was made from (N,).
-        anchor_states: text states of the anchor prompts (P, T, D).
-        target_states: text states of the target prompts (P, T, D).
+        prompt: the prompt that each image was drawn from (N,).
+        states: text states of the prompts (P, T, D).
     """
 
     mean: Tensor
     std: Tensor
-    pair: Tensor
-    anchor_states: Tensor
+    prompt: Tensor
+    states: Tensor
+
+
+class TrainingData(NamedTuple):
+    """Everything that training needs of the VAE and the text encoder.
+
+    Attributes:
+        anchor: images of the anchor concept.
+        target_states: text states of the target prompts (P, T, D), one for each anchor prompt.
+        relearn: images of what must survive; None: the anchor's.
+    """
+
+    anchor: ImageSet
     target_states: Tensor
+    relearn: ImageSet | None = None
 
 
 @torch.inference_mode()
@@ -49,49 +61,72 @@ def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
 
 
 @torch.inference_mode()
-def make_anchor_data(
-    pipe: StableDiffusionPipeline, concept: Concept, images: int, seed: int, steps: int
-) -> AnchorData:
-    """Draw anchor images with the base model and encode them, with all prompts, once.
-
-    Args:
-        pipe: the base pipeline.
-        concept: gives the prompt pairs.
-        images: number of anchor images.
-        seed: image i is drawn from `seed * images + i`.
-        steps: sampling steps.
-    """
-    pairs = training_pairs(concept)
-    pair = torch.arange(images) % len(pairs)
-    prompts = [pairs[i][0] for i in pair.tolist()]
-    seeds = [seed * images + i for i in range(images)]
-    drawn = generate(pipe, prompts, seeds, steps=steps, description="anchor images")
+def draw_images(
+    pipe: StableDiffusionPipeline, prompts: list[str], seeds: range, steps: int, description: str
+) -> ImageSet:
+    """One base-model image a seed, of the prompts in turn, as posterior moments."""
+    states = encode_prompts(pipe, prompts).cpu()  # before the images: refuses what is too long
+    prompt = torch.arange(len(seeds)) % len(prompts)
+    texts = [prompts[i] for i in prompt.tolist()]
+    images = generate(pipe, texts, seeds, steps=steps, description=description)
     moments = []
-    for chunk in drawn.split(64):
+    for chunk in images.split(64):
         posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
         moments.append(torch.stack([posterior.mean, posterior.std]).cpu())
     mean, std = torch.cat(moments, dim=1) * pipe.vae.config.scaling_factor
-    return AnchorData(
-        mean.clone(),
-        std.clone(),
-        pair,
-        encode_prompts(pipe, [a for a, _ in pairs]).cpu(),
-        encode_prompts(pipe, [t for _, t in pairs]).cpu(),
-    )
+    return ImageSet(mean.clone(), std.clone(), prompt, states)
+
+
+def make_training_data(
+    pipe: StableDiffusionPipeline,
+    concept: Concept,
+    *,
+    seed: int,
+    images: int,
+    relearn_images: int,
+    sampling_steps: int,
+) -> TrainingData:
+    """Draw the anchor images and the relearn images with the base model.
+
+    Args:
+        pipe: the base pipeline.
+        concept: gives the prompts.
+        seed: the run's seed; no two runs draw from the same image seeds.
+        images: number of anchor images.
+        relearn_images: number of images of what must survive; 0: relearn on anchor images, as
+            the paper does.
+        sampling_steps: of DPM-Solver++.
+
+    Raises:
+        ValueError: a number of images is too small, or a prompt is too long.
+    """
+    if images < 2 or relearn_images < 0:
+        raise ValueError(
+            f"data.images={images}, data.relearn_images={relearn_images}: at least 2 anchor "
+            "images are needed, and 0 or more relearn images"
+        )
+    anchors, targets = map(list, zip(*training_pairs(concept), strict=True))
+    total = images + relearn_images
+    seeds = range(seed * total, (seed + 1) * total)
+    target_states = encode_prompts(pipe, targets).cpu()
+    anchor = draw_images(pipe, anchors, seeds[:images], sampling_steps, "anchor images")
+    if not relearn_images:
+        return TrainingData(anchor, target_states)
+    prompts = relearn_prompts(concept)
+    relearn = draw_images(pipe, prompts, seeds[images:], sampling_steps, "relearn images")
+    return TrainingData(anchor, target_states, relearn)
 
 
 class PairDataset(Dataset[dict[str, Tensor]]):
     """Sample `step * global_batch + i` of the whole run: an unlearn half and a relearn half.
 
-    Images, noise and timesteps depend on (seed, step, i) alone, never on the rank. The relearn
-    image is never the unlearn image.
+    Images, noise and timesteps depend on (seed, step, i) alone, never on the rank. Where both
+    halves are anchor images, they are never the same one.
     """
 
     def __init__(
-        self, data: AnchorData, steps: int, global_batch: int, seed: int, num_timesteps: int
+        self, data: TrainingData, steps: int, global_batch: int, seed: int, num_timesteps: int
     ) -> None:
-        if len(data.pair) < 2:
-            raise ValueError(f"data.images={len(data.pair)}: at least 2 are needed")
         self.data, self.steps, self.global_batch = data, steps, global_batch
         self.seed, self.num_timesteps = seed, num_timesteps
 
@@ -100,19 +135,25 @@ class PairDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         step, i = divmod(number, self.global_batch)
-        count = len(self.data.pair)
-        rows = torch.randperm(count, generator=sample_generator(self.seed, step, -1 - i))[:2]
-        shape = self.data.mean.shape[1:]
+        anchor, relearn = self.data.anchor, self.data.relearn
+        generator = sample_generator(self.seed, step, -1 - i)
+        first, second = torch.randperm(len(anchor.prompt), generator=generator)[:2].tolist()
+        if relearn is None:
+            relearn = anchor
+        else:
+            second = int(torch.randint(len(relearn.prompt), (), generator=generator))
+        shape = anchor.mean.shape[1:]
         draw = draw_noise(self.seed, step, [2 * i, 2 * i + 1], shape, self.num_timesteps)
-        latents = self.data.mean[rows] + self.data.std[rows] * draw.posterior_noise
-        pair = self.data.pair[rows]
-        states = torch.stack([self.data.target_states[pair[0]], self.data.anchor_states[pair[1]]])
+        mean = torch.stack([anchor.mean[first], relearn.mean[second]])
+        std = torch.stack([anchor.std[first], relearn.std[second]])
+        pair = anchor.prompt[first]
+        kept = relearn.states[relearn.prompt[second]]
         return {
-            "latents": latents,  # (2, C, h, w): unlearn half, relearn half
+            "latents": mean + std * draw.posterior_noise,  # (2, C, h, w): unlearn, relearn half
             "noise": draw.noise,
             "timesteps": draw.timesteps,
-            "states": states,  # target prompt, anchor prompt
-            "teacher_states": self.data.anchor_states[pair[0]],
+            "states": torch.stack([self.data.target_states[pair], kept]),
+            "teacher_states": anchor.states[pair],
         }
 
 
@@ -120,7 +161,7 @@ class PairDataModule(L.LightningDataModule):
     """One epoch is the whole run: `steps` global batches, split over the ranks in order."""
 
     def __init__(
-        self, data: AnchorData, steps: int, batch_size: int, seed: int, num_timesteps: int
+        self, data: TrainingData, steps: int, batch_size: int, seed: int, num_timesteps: int
     ) -> None:
         super().__init__()
         self.data, self.steps, self.batch_size = data, steps, batch_size

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import load_pipeline
 from unlearn.concepts import build_concept
-from unlearn.data import PairDataModule, make_anchor_data
+from unlearn.data import PairDataModule, make_training_data
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
 from unlearn.methods.doco import DoCo
@@ -38,9 +38,7 @@ def train(config: DictConfig) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     resolved = OmegaConf.to_yaml(config, resolve=True)
     (run / "config.yaml").write_text(resolved, encoding="utf-8")
-    data = make_anchor_data(
-        pipe, concept, config.data.images, config.seed, config.data.sampling_steps
-    )
+    data = make_training_data(pipe, concept, seed=config.seed, **config.data)
     module = PairDataModule(
         data, config.steps, config.batch_size, config.seed, schedule.config.num_train_timesteps
     )

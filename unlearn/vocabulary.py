@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,3 +58,10 @@ def vocabulary(path: Path = EMBEDDED / "vocabulary.yaml") -> Vocabulary:
         style_phrases={k: tuple(v) for k, v in raw["style_phrases"].items()},
         background_phrases=tuple(raw["background_phrases"]),
     )
+
+
+def fill(template: str, noun: str) -> str:
+    """`template` with its `{}` replaced by `noun`, and "a" before it turned to "an" at need."""
+    if re.match(r"[aeio]|u(?!ni)", noun):
+        template = re.sub(r"\ba \{\}", "an {}", template)
+    return template.format(noun)

@@ -1,6 +1,7 @@
 """Build the embedded model from art to weights, one stage a call.
 
     python -m experiments.emoji.build stage=vae
+    python -m experiments.emoji.build stage=clip
     python -m experiments.emoji.build stage=unet
     python -m experiments.emoji.build stage=judge
     python -m experiments.emoji.build stage=second_judge

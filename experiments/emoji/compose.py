@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.vocabulary import Vocabulary
+from unlearn.vocabulary import Vocabulary, fill
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Composition:
 def compose(
     art: Tensor, vocabulary: Vocabulary, batch: int, generator: torch.Generator
 ) -> Composition:
-    """Random objects in random styles on random backgrounds, scaled, shifted and flipped.
+    """Random objects in random styles on random backgrounds, scaled and shifted.
 
     Args:
         art: uint8 RGBA (styles, objects, 4, 64, 64).
@@ -40,13 +40,11 @@ def compose(
     backgrounds = torch.randint(len(colours), (batch,), generator=generator)
     rgba = art[styles, objects].float() / 255
     premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], dim=1)
-    scale = 0.72 + 0.23 * torch.rand(batch, generator=generator)
+    scale = 0.8 + 0.15 * torch.rand(batch, generator=generator)
     shift = (torch.rand(batch, 2, generator=generator) * 2 - 1) * (1 - scale)[:, None]
-    flip = torch.randint(2, (batch,), generator=generator) * 2.0 - 1
     theta = torch.zeros(batch, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = flip / scale, 1 / scale
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
     theta[:, :, 2] = -shift / scale[:, None]
-    theta[:, 0, 2] *= flip
     grid = F.affine_grid(theta, [batch, 4, *art.shape[-2:]], align_corners=False)
     warped = F.grid_sample(premultiplied, grid, align_corners=False)
     images = warped[:, :3] + (1 - warped[:, 3:]) * colours[backgrounds][:, :, None, None]
@@ -59,7 +57,7 @@ def caption(
     """A random caption: object or synonym × template × optional style × optional background."""
     entry = vocabulary.objects[name]
     noun = rng.choice(entry.synonyms) if rng.random() < 0.3 else name
-    text = rng.choice([t for part in vocabulary.templates.values() for t in part]).format(noun)
+    text = fill(rng.choice([t for part in vocabulary.templates.values() for t in part]), noun)
     if style is not None:
         phrases = [p for part in vocabulary.style_phrases.values() for p in part]
         text = rng.choice(phrases).format(p=text, t=style)

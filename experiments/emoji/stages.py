@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from experiments.emoji.compose import Composition, caption, compose
 from experiments.emoji.tokenizer import TOKENS, train_tokenizer
 from unlearn.evaluation.judge import Judge
-from unlearn.vocabulary import Vocabulary
+from unlearn.vocabulary import Vocabulary, fill
 
 HELD_OUT = 1 << 40  # seeds from here on are never trained on
 
@@ -52,6 +52,19 @@ class Stage(L.LightningModule):
         """A batch of compositions for a step; held-out ones for steps from `HELD_OUT` on."""
         size = batch or self.settings.batch
         return compose(self.art, self.words, size, self.generator(step))
+
+    def describe(
+        self, objects: Tensor, styles: Tensor, backgrounds: Tensor, rng: random.Random
+    ) -> list[tuple[str, str | None, str | None]]:
+        """A random caption of each row, with the style and background that it names, if any."""
+        described = []
+        colours = list(self.words.backgrounds)
+        for obj, s, b in zip(objects.tolist(), styles.tolist(), backgrounds.tolist(), strict=True):
+            style = self.words.styles[s] if rng.random() < 0.75 else None
+            colour = colours[b] if rng.random() < 0.6 else None
+            text = caption(self.words, self.words.names[obj], style, colour, rng)
+            described.append((text, style, colour))
+        return described
 
     def configure_optimizers(self) -> Any:
         """AdamW; 100 steps of warm-up, then cosine to zero."""
@@ -172,6 +185,95 @@ class SecondJudgeStage(JudgeStage):
         return super().generator(step + 500_000_000)
 
 
+class CLIPStage(Stage):
+    """Images and captions against each other, and each against the prompts of all classes."""
+
+    name = "clip"
+
+    def __init__(self, config: DictConfig, art: Tensor, words: Vocabulary) -> None:
+        super().__init__(config, art, words)
+        self.tokenizer = train_tokenizer(words, Path(config.output) / "tokenizer")
+        text = {
+            "vocab_size": len(self.tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "max_position_embeddings": TOKENS,
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+        vision = {
+            "image_size": 64,
+            "patch_size": 8,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+        }
+        config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
+        self.clip = CLIPModel(config)
+
+    def text_features(self, texts: list[str]) -> Tensor:
+        """Unit features (N, 128) of texts."""
+        tokens = self.tokenizer(texts, padding=True, return_tensors="pt").input_ids
+        features = self.clip.get_text_features(tokens.to(self.device)).pooler_output
+        return F.normalize(features.float(), dim=-1)
+
+    def class_features(self) -> list[Tensor]:
+        """Features of the prompts of all objects, styles and backgrounds."""
+        prompts = [
+            *(fill("a picture of a {}", n) for n in self.words.names),
+            *(f"{s} style" for s in self.words.styles),
+            *(f"on a {b} background" for b in self.words.backgrounds),
+        ]
+        sizes = [len(self.words.names), len(self.words.styles), len(self.words.backgrounds)]
+        return list(self.text_features(prompts).split(sizes))
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit features (B, 128) of images (B, 3, 64, 64) in [-1, 1]."""
+        features = self.clip.get_image_features(images).pooler_output
+        return F.normalize(features.float(), dim=-1)
+
+    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+        shown = self.composition(self.global_step)
+        labels = [t.to(self.device) for t in (shown.objects, shown.styles, shown.backgrounds)]
+        described = self.describe(*labels, random.Random(self.global_step))
+        texts, named_style, named_colour = zip(*described, strict=True)
+        images = self.image_features(shown.images.to(self.device))
+        captions = self.text_features(list(texts))
+        scale = self.clip.logit_scale.exp().clamp(max=100)
+        pairs = torch.arange(len(images), device=self.device)
+        logits = scale * images @ captions.T
+        loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+        unnamed = [torch.tensor([n is None for n in named], device=self.device)
+                   for named in (texts, named_style, named_colour)]  # fmt: skip
+        classes = zip(self.class_features(), labels, unnamed, strict=True)
+        for prompts, label, absent in classes:
+            loss = loss + F.cross_entropy(scale * images @ prompts.T, label)
+            of_caption = scale * captions @ prompts.T
+            loss = loss + F.cross_entropy(of_caption, label.masked_fill(absent, -100))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    @torch.inference_mode()
+    def export(self, folder: Path) -> None:
+        self.clip.eval()
+        objects, styles, _ = self.class_features()
+        hits = []
+        for i in range(8):
+            shown = self.composition(HELD_OUT + i, 128)
+            features = self.image_features(shown.images.to(self.device)).cpu()
+            found = [(features @ p.cpu().T).argmax(-1) for p in (objects, styles)]
+            hits.append(torch.stack([found[0] == shown.objects, found[1] == shown.styles]))
+        right = torch.cat(hits, 1).float().mean(1)
+        print(
+            f"CLIP zero-shot on held-out compositions: object {right[0]:.1%}, style {right[1]:.1%}"
+        )
+        self.clip.half().save_pretrained(folder / "clip")
+
+
 class UNetStage(Stage):
     """Epsilon prediction with min-SNR weights; the text encoder learns along, both averaged."""
 
@@ -180,20 +282,10 @@ class UNetStage(Stage):
     def __init__(self, config: DictConfig, art: Tensor, words: Vocabulary) -> None:
         super().__init__(config, art, words)
         self.tokenizer = train_tokenizer(words, Path(config.output) / "tokenizer")
-        self.text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(self.tokenizer),
-                hidden_size=128,
-                intermediate_size=512,
-                projection_dim=128,
-                num_hidden_layers=4,
-                num_attention_heads=4,
-                max_position_embeddings=TOKENS,
-                bos_token_id=self.tokenizer.bos_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        )
+        clip = Path(config.output) / "clip"
+        if not clip.exists():
+            raise ValueError(f"output={config.output}: no clip there yet; run stage=clip first")
+        self.text_encoder = CLIPTextModel.from_pretrained(clip, torch_dtype=torch.float32)
         self.unet = UNet2DConditionModel(
             sample_size=16,
             block_out_channels=(64, 128, 192),
@@ -233,18 +325,6 @@ class UNetStage(Stage):
             save_file(dict(zip(names, map(torch.cat, columns), strict=True)), path)
         return load_file(path)
 
-    def captions(self, rows: list[int], rng: random.Random) -> list[str]:
-        """A random caption for each row of the pool; some are empty, for guidance."""
-        names, styles = self.words.names, self.words.styles
-        backgrounds = list(self.words.backgrounds)
-        texts = []
-        for row in rows:
-            style = styles[self.pool["styles"][row]] if rng.random() < 0.75 else None
-            colour = backgrounds[self.pool["backgrounds"][row]] if rng.random() < 0.6 else None
-            text = caption(self.words, names[self.pool["objects"][row]], style, colour, rng)
-            texts.append("" if rng.random() < self.settings.empty_prompts else text)
-        return texts
-
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         generator = self.generator(self.global_step)
         size = self.settings.batch
@@ -253,7 +333,10 @@ class UNetStage(Stage):
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(1000, (size,), generator=generator)
         noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.device)
-        texts = self.captions(rows.tolist(), random.Random(self.global_step))
+        rng = random.Random(self.global_step)
+        labels = [self.pool[name][rows] for name in ("objects", "styles", "backgrounds")]
+        described = self.describe(*labels, rng)
+        texts = ["" if rng.random() < self.settings.empty_prompts else d[0] for d in described]
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         states = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
         output = self.unet(noisy, timesteps.to(self.device), states).sample.float()
@@ -299,6 +382,7 @@ def round_trip(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -
 
 STAGES: dict[str, type[Stage]] = {
     "vae": VAEStage,
+    "clip": CLIPStage,
     "unet": UNetStage,
     "judge": JudgeStage,
     "second_judge": SecondJudgeStage,

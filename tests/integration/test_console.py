@@ -34,6 +34,7 @@ def smoke(random_model: Path, random_judge: Path) -> list[str]:
         "method.warm_up=2",
         "batch_size=2",
         "data.images=4",
+        "data.relearn_images=4",
         "data.sampling_steps=2",
         "evaluation.seeds=1",
         "evaluation.sampling_steps=2",

@@ -14,7 +14,7 @@ import sys, warnings
 import lightning as L, torch
 from safetensors.torch import save_file
 from unlearn.backbone import load_pipeline
-from unlearn.data import AnchorData, PairDataModule
+from unlearn.data import ImageSet, PairDataModule, TrainingData
 from unlearn.methods.doco import DoCo
 
 def main():
@@ -25,8 +25,9 @@ def main():
     doco = DoCo(pipe.unet, pipe.scheduler.alphas_cumprod, lr=1e-3, warm_up=2,
                 discriminator_channels=8)
     states = torch.randn(2, 2, 32, 32)
-    data = AnchorData(torch.randn(6, 4, 16, 16), torch.full((6, 4, 16, 16), 0.1),
-                      torch.arange(6) % 2, states[0], states[1])
+    images = ImageSet(torch.randn(6, 4, 16, 16), torch.full((6, 4, 16, 16), 0.1),
+                      torch.arange(6) % 2, states[0])
+    data = TrainingData(images, states[1])
     module = PairDataModule(data, steps=6, batch_size=4 // devices, seed=3, num_timesteps=1000)
     trainer = L.Trainer(accelerator="cpu", devices=devices, max_epochs=1, logger=False,
                         strategy="ddp_spawn" if devices > 1 else "auto",

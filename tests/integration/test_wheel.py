@@ -25,7 +25,8 @@ def test_the_wheel_runs_from_another_folder(
     command = [
         sys.executable, "-m", "unlearn.cli", "train", "concept=rabbit",
         f"model.pretrained={random_model}", f"evaluation.judge={random_judge}",
-        "steps=2", "method.warm_up=1", "batch_size=2", "data.images=4", "data.sampling_steps=2",
+        "steps=2", "method.warm_up=1", "batch_size=2", "data.images=4", "data.relearn_images=2",
+        "data.sampling_steps=2",
         "evaluation.seeds=1", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(site)}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from unlearn.concepts import Concept, build_concept, evaluation_probes, training_pairs
-from unlearn.vocabulary import vocabulary
+from unlearn.concepts import (
+    Concept,
+    build_concept,
+    evaluation_probes,
+    relearn_prompts,
+    training_pairs,
+)
+from unlearn.vocabulary import fill, vocabulary
 
 CONF = Path(__file__).parents[2] / "conf" / "concept"
 SHIPPED = sorted(CONF.glob("*.yaml"))
@@ -22,6 +29,7 @@ def load(path: Path) -> Concept:
 def test_no_unseen_prompt_occurs_in_training(path: Path) -> None:
     concept = load(path)
     trained = {prompt for pair in training_pairs(concept) for prompt in pair}
+    trained |= set(relearn_prompts(concept))
     unseen = [p.prompt for p in evaluation_probes(concept) if p.set == "unseen_target"]
     assert unseen
     assert not trained & set(unseen)
@@ -41,6 +49,25 @@ def test_seen_prompts_are_the_trained_ones_and_all_sets_are_there(path: Path) ->
     if concept.kind != "style":
         targets = {target for _, target in training_pairs(concept)}
         assert {p.prompt for p in probes if p.set == "seen_target"} == targets
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_relearning_sees_neighbours_but_no_target_and_no_unrelated_concept(path: Path) -> None:
+    concept = load(path)
+    prompts = relearn_prompts(concept)
+    words = [re.sub(r"[^a-z ]", " ", p).split() for p in prompts]
+    for name in (*concept.targets, *concept.unrelated):
+        assert not any(set(name.split()) <= set(w) for w in words), name
+    for name in concept.related:
+        assert sum(name in p for p in prompts) >= 5
+
+
+@pytest.mark.parametrize(
+    ("noun", "text"), [("apple", "an apple"), ("unicorn", "a unicorn"), ("umbrella", "an umbrella")]
+)
+def test_articles(noun: str, text: str) -> None:
+    assert fill("a picture of a {}", noun) == f"a picture of {text}"
+    assert fill("a cute {}", noun) == f"a cute {noun}"
 
 
 def test_style_pairs_use_the_method_s_phrases_one_to_two() -> None:
@@ -68,7 +95,7 @@ def test_object_pairs_differ_in_one_word() -> None:
         ({"targets": []}, r"concept\.targets=\[\]"),
         ({"anchor": "panda"}, r"concept\.targets=\['panda'\]: also given as anchor"),
         ({"related": ["panda"]}, r"also given as anchor, related"),
-        ({"unrelated": ["cheeze"]}, r"concept\.unrelated='cheeze' is unknown.*'cheese'"),
+        ({"unrelated": ["cheery"]}, r"concept\.unrelated='cheery' is unknown.*'cherry'"),
     ],
 )
 def test_bad_concepts_are_refused(fields: dict[str, object], message: str) -> None:

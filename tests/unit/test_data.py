@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
-from unlearn.data import AnchorData, PairDataset
+from unlearn.backbone import load_pipeline
+from unlearn.concepts import Concept
+from unlearn.data import ImageSet, PairDataset, TrainingData, make_training_data
 
 
-def make_data(images: int = 5) -> AnchorData:
-    g = torch.Generator().manual_seed(0)
+def make_images(images: int, first: float, seed: int = 0) -> ImageSet:
+    g = torch.Generator().manual_seed(seed)
     shape = (images, 4, 4, 4)
-    return AnchorData(
-        torch.randn(shape, generator=g),
-        torch.full(shape, 0.5),
-        torch.arange(images) % 2,
-        torch.tensor([10.0, 11.0])[:, None, None],
-        torch.tensor([20.0, 21.0])[:, None, None],
+    states = torch.tensor([first, first + 1])[:, None, None]
+    return ImageSet(
+        torch.randn(shape, generator=g), torch.full(shape, 0.5), torch.arange(images) % 2, states
     )
+
+
+def make_data(images: int = 5) -> TrainingData:
+    return TrainingData(make_images(images, 10.0), torch.tensor([20.0, 21.0])[:, None, None])
 
 
 def test_a_sample_depends_on_its_step_and_place_alone() -> None:
@@ -30,24 +36,59 @@ def test_a_sample_depends_on_its_step_and_place_alone() -> None:
     assert not torch.equal(short[0]["noise"], other[0]["noise"])
 
 
+def nearest(images: ImageSet, latent: Tensor) -> int:
+    """The image whose posterior a latent was drawn from."""
+    return int((latent - images.mean).flatten(1).norm(dim=-1).argmin())
+
+
 def test_the_halves_are_different_images_with_the_right_prompts() -> None:
     data = make_data()
     dataset = PairDataset(data, 6, 4, seed=0, num_timesteps=1000)
     timesteps, noises = [], []
     for number in range(len(dataset)):
         sample = dataset[number]
-        # distance to each image's mean, in posterior standard deviations, finds the image
-        rows = (sample["latents"][:, None] - data.mean).flatten(2).norm(dim=-1).argmin(1)
+        rows = [nearest(data.anchor, latent) for latent in sample["latents"]]
         assert rows[0] != rows[1]
-        assert sample["states"][0].item() == 20 + data.pair[rows[0]].item()
-        assert sample["states"][1].item() == 10 + data.pair[rows[1]].item()
-        assert sample["teacher_states"].item() == 10 + data.pair[rows[0]].item()
+        assert sample["states"][0].item() == 20 + data.anchor.prompt[rows[0]].item()
+        assert sample["states"][1].item() == 10 + data.anchor.prompt[rows[1]].item()
+        assert sample["teacher_states"].item() == 10 + data.anchor.prompt[rows[0]].item()
         timesteps += sample["timesteps"].tolist()
         noises += list(sample["noise"])
     assert len({n.sum().item() for n in noises}) == len(noises)
     assert min(timesteps) < 200 < 800 < max(timesteps) < 1000
 
 
-def test_one_anchor_image_is_too_few() -> None:
-    with pytest.raises(ValueError, match=r"data\.images=1: at least 2"):
-        PairDataset(make_data(1), 1, 1, 0, 1000)
+def test_the_relearn_half_comes_from_the_relearn_images() -> None:
+    data = make_data()._replace(relearn=make_images(7, 30.0, seed=1))
+    dataset = PairDataset(data, 32, 4, seed=0, num_timesteps=1000)
+    used = set()
+    for number in range(len(dataset)):
+        sample = dataset[number]
+        row = nearest(data.relearn, sample["latents"][1])
+        assert sample["states"][1].item() == 30 + data.relearn.prompt[row].item()
+        used.add(row)
+    assert used == set(range(7))
+
+
+def test_data_is_drawn_from_the_concept_s_prompts(random_model: Path) -> None:
+    pipe = load_pipeline(str(random_model))
+    concept = Concept("instance", "panda", ["panda"], "bear", ["koala"], ["pizza"])
+    sizes = {"images": 3, "relearn_images": 2, "sampling_steps": 1}
+    data = make_training_data(pipe, concept, seed=0, **sizes)
+    assert len(data.anchor.mean) == 3
+    assert len(data.relearn.mean) == 2
+    assert len(data.anchor.states) == len(data.target_states)
+    expected = pipe.encode_prompt(["a bear", "a panda"], "cpu", 1, False)[0]
+    torch.testing.assert_close(data.anchor.states[1], expected[0])
+    torch.testing.assert_close(data.target_states[1], expected[1])
+    other = make_training_data(pipe, concept, seed=1, **sizes)
+    assert not torch.equal(data.anchor.mean[0], other.anchor.mean[0])
+
+
+@pytest.mark.parametrize("sizes", [(1, 0), (8, -1)])
+def test_bad_numbers_of_images_are_refused(sizes: tuple[int, int]) -> None:
+    concept = Concept("instance", "panda", ["panda"], "bear")
+    with pytest.raises(ValueError, match=f"data.images={sizes[0]}, data.relearn_images={sizes[1]}"):
+        make_training_data(
+            None, concept, seed=0, images=sizes[0], relearn_images=sizes[1], sampling_steps=1
+        )

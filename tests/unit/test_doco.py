@@ -107,24 +107,47 @@ def test_relearning_from_the_teacher_is_zero_at_the_base(random_model: Path) -> 
     assert max(g.abs().max().item() for g in g_r) < 1e-5
 
 
+def move(doco: DoCo, g_u: list[Tensor], g_r: list[Tensor]) -> list[Tensor]:
+    """-Δθ of one step of plain SGD at lr 1 (so -Δθ is the gradient that θ was given)."""
+    before = [w.detach().clone() for w in doco.weights]
+    doco.step(torch.optim.SGD(doco.weights, lr=1.0), g_u, g_r)
+    return [b - w.detach() for b, w in zip(before, doco.weights, strict=True)]
+
+
 def test_surgery_leaves_no_component_against_relearning(doco: DoCo) -> None:
     g_u, g_r, _, _ = doco.gradients(make_batch())
     g_u[0] = -g_r[0]  # certain conflict
-    combined, metrics = doco.combine(g_u, g_r)
-    assert metrics["surgery/conflicting"] > 0
-    for c, r in zip(combined, g_r, strict=True):
-        assert (c * r).sum() >= -1e-7
+    for c, r in zip(move(doco, g_u, g_r), g_r, strict=True):
+        assert (c * r).sum() >= -1e-6 * r.norm()
+
+
+def test_projecting_the_update_survives_the_preconditioner(random_model: Path) -> None:
+    """AdamW turns a projected gradient back against g_r; the projected update never is."""
+    against = {}
+    for surgery in ("gradient", "update"):
+        doco = make_doco(random_model, surgery=surgery)
+        optimizer = torch.optim.AdamW(doco.weights, lr=1e-3, weight_decay=0)
+        generator = torch.Generator().manual_seed(0)
+        worst = 0.0
+        for _ in range(4):
+            pair = [[torch.randn(w.shape, generator=generator) for w in doco.weights] for _ in "ur"]
+            before = [w.detach().clone() for w in doco.weights]
+            doco.step(optimizer, *pair)
+            for b, w, r in zip(before, doco.weights, pair[1], strict=True):
+                worst = min(worst, (((b - w.detach()) * r).sum() / r.norm()).item())
+        against[surgery] = worst
+    assert against["update"] > -1e-6
+    assert against["gradient"] < -1e-4
 
 
 @pytest.mark.parametrize("surgery", ["unlearn_only", "sum"])
 def test_surgery_can_be_off(random_model: Path, surgery: str) -> None:
     doco = make_doco(random_model, surgery=surgery)
-    g_u = [torch.full_like(w, 1e-6) for w in doco.weights]  # norms under 1: clipping leaves them
-    g_r = [torch.full_like(w, -2e-6) for w in doco.weights]
-    combined, _ = doco.combine(g_u, g_r)
-    expected = 1e-6 if surgery == "unlearn_only" else -1e-6
-    for c in combined:
-        torch.testing.assert_close(c, torch.full_like(c, expected))
+    g_u = [torch.full_like(w, 1e-3) for w in doco.weights]  # norms under 1: clipping leaves them
+    g_r = [torch.full_like(w, -2e-3) for w in doco.weights]
+    expected = 1e-3 if surgery == "unlearn_only" else -1e-3
+    for c in move(doco, g_u, g_r):
+        torch.testing.assert_close(c, torch.full_like(c, expected), rtol=1e-3, atol=1e-6)
 
 
 def test_every_trained_weight_is_a_cross_attention_key_or_value(doco: DoCo) -> None:

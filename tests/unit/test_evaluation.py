@@ -13,7 +13,7 @@ from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.metrics import rate
 from unlearn.vocabulary import vocabulary
 
-NAMES = vocabulary().names
+NAMES, STYLES = vocabulary().names, vocabulary().styles
 
 
 def test_wilson_interval_pinned() -> None:
@@ -34,34 +34,56 @@ def test_no_images_is_not_a_rate() -> None:
         rate(3, 2)
 
 
-def verdict(names: list[str], broken: list[bool] | None = None) -> Verdict:
+def verdict(names: list[str], styles: list[str], broken: list[int] | None = None) -> Verdict:
     n = len(names)
     return Verdict(
         torch.tensor([NAMES.index(x) for x in names]),
-        torch.zeros(n, dtype=torch.long),
+        torch.tensor([STYLES.index(x) for x in styles]),
         torch.ones(n),
-        torch.tensor(broken or [False] * n),
+        torch.tensor([i in (broken or []) for i in range(n)]),
     )
+
+
+def values(row: dict[str, dict[str, dict[str, float]]], metric: str) -> tuple[float, float]:
+    return row[metric]["base"]["value"], row[metric]["unlearned"]["value"]
 
 
 def test_summary_of_hand_made_judgements() -> None:
     concept = Concept("instance", "panda", ["panda"], "bear", ["koala"], ["pizza"])
-    sets = ["seen_target", "seen_target", "unseen_target", "related", "related", "unrelated"]
-    expected = ["panda", "panda", "panda", "koala", "koala", "pizza"]
-    prompts = ["a panda", "a panda", "weak prompt", "a koala", "a koala", "a pizza"]
-    probes = [Probe(s, p, e, e) for s, p, e in zip(sets, prompts, expected, strict=True)]
-    base = verdict(["panda", "panda", "bus", "koala", "koala", "pizza"])
-    after = verdict(["bear", "panda", "panda", "koala", "bear", "pizza"], [False] * 5 + [True])
+    probes = [
+        Probe("seen_target", "a panda", "panda"),
+        Probe("seen_target", "a panda", "panda"),
+        Probe("unseen_target", "weak prompt", "panda"),
+        Probe("related", "flat style a koala", "koala", "flat"),
+        Probe("related", "a koala", "koala"),
+        Probe("unrelated", "a pizza", "pizza"),
+    ]
+    plain = ["noto"] * 6
+    base = verdict(["panda", "panda", "bus", "koala", "koala", "pizza"], ["flat"] * 6)
+    after = verdict(["bear", "panda", "panda", "koala", "bear", "pizza"], plain, broken=[5])
     result = summarise(concept, probes, base, after)
     assert result["excluded_prompts"] == ["weak prompt"]  # the base drew a bus
-    seen = result["sets"]["seen_target"]
-    assert (seen["right"]["value"], seen["anchor"]["value"], seen["broken"]["value"]) == (
-        0.5,
-        0.5,
-        0,
-    )
-    assert result["sets"]["unseen_target"]["right"]["n"] == 0
-    assert result["sets"]["related"]["retention"]["value"] == 0.5
-    unrelated = result["sets"]["unrelated"]
-    assert (unrelated["retention"]["value"], unrelated["broken"]["value"]) == (0, 1)
-    assert "| seen_target | 2 |" in table(result)
+    sets = result["sets"]
+    assert values(sets["seen_target"], "right") == (1, 0.5)
+    assert values(sets["seen_target"], "anchor") == (0, 0.5)
+    assert sets["unseen_target"]["right"]["base"]["n"] == 0
+    assert values(sets["related"], "retention") == (1, 0.5)
+    assert values(sets["related"], "style") == (1, 0)
+    assert sets["related"]["style"]["base"]["n"] == 1  # only one prompt names a style
+    assert values(sets["unrelated"], "right") == (1, 0)  # broken: shows nothing
+    assert values(sets["unrelated"], "broken") == (0, 1)
+    assert "| seen_target | 2 | 100% → 50% [9%, 91%] |" in table(result)
+
+
+def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
+    concept = Concept("style", "contrast", ["contrast"], "", ["flat"], ["panda"])
+    probes = [
+        Probe("seen_target", "contrast style a panda", "panda", "contrast"),
+        Probe("unrelated", "a panda", "panda"),
+    ]
+    base = verdict(["panda", "panda"], ["contrast", "noto"])
+    after = verdict(["panda", "panda"], ["flat", "contrast"])
+    sets = summarise(concept, probes, base, after)["sets"]
+    assert values(sets["seen_target"], "right") == (1, 0)
+    assert values(sets["seen_target"], "anchor") == (1, 1)
+    assert values(sets["unrelated"], "retention") == (1, 1)

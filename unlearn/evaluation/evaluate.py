@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from unlearn.backbone import load_pipeline
@@ -20,92 +20,103 @@ from unlearn.generate import generate
 from unlearn.vocabulary import EMBEDDED, vocabulary
 
 SETS = ("seen_target", "unseen_target", "related", "unrelated")
+TARGET_SETS = SETS[:2]
 OBEYED = 0.8  # a prompt counts only if the base draws its subject in this share of seeds
 
 
-def drawn_right(concept: Concept, probes: list[Probe], verdict: Verdict) -> Tensor:
-    """Whether each image shows what its prompt names (N,)."""
+def verdicts(concept: Concept, probes: list[Probe], verdict: Verdict) -> dict[str, Tensor]:
+    """What each image shows, as flags (N,); a broken image shows nothing.
+
+    Keys: "object" and "style" (the prompt's), "right" (what its set tests: the style for a style
+    concept, else the object), "anchor" (for a style, the prompt's object) and "broken".
+    """
     words = vocabulary()
-    expected = []
-    seen = []
-    for probe, obj, style in zip(
-        probes, verdict.objects.tolist(), verdict.styles.tolist(), strict=True
-    ):
-        by_style = concept.kind == "style" and probe.set != "unrelated"
-        expected.append(probe.expected)
-        seen.append(words.styles[style] if by_style else words.names[obj])
-    right = [a == b for a, b in zip(expected, seen, strict=True)]
-    return torch.tensor(right) & ~verdict.broken
+    objects = [words.names[i] for i in verdict.objects.tolist()]
+    styles = [words.styles[i] for i in verdict.styles.tolist()]
+    by_style = concept.kind == "style"
+    flags: dict[str, list[bool]] = {"object": [], "style": [], "right": [], "anchor": []}
+    for probe, obj, style in zip(probes, objects, styles, strict=True):
+        flags["object"].append(obj == probe.object)
+        flags["style"].append(style == probe.style)
+        tests_style = by_style and probe.set != "unrelated"
+        flags["right"].append(style == probe.style if tests_style else obj == probe.object)
+        flags["anchor"].append(obj == (probe.object if by_style else concept.anchor))
+    shown = {k: torch.tensor(v) & ~verdict.broken for k, v in flags.items()}
+    return {**shown, "broken": verdict.broken}
 
 
-def anchored(concept: Concept, probes: list[Probe], verdict: Verdict) -> Tensor:
-    """Whether each image shows the anchor; for a style, the prompt's object (N,)."""
-    names = vocabulary().names
-    wanted = [p.object if concept.kind == "style" else concept.anchor for p in probes]
-    pairs = zip(wanted, verdict.objects.tolist(), strict=True)
-    return torch.tensor([w == names[o] for w, o in pairs]) & ~verdict.broken
-
-
-def obeyed(probes: list[Probe], right: Tensor) -> tuple[Tensor, list[str]]:
-    """Which images count (N,), and the target prompts that the base does not obey."""
+def disobeyed(probes: list[Probe], right: Tensor) -> list[str]:
+    """The target prompts that the base model does not obey."""
     hits: dict[str, list[bool]] = {}
     for probe, hit in zip(probes, right.tolist(), strict=True):
-        hits.setdefault(probe.prompt, []).append(hit)
-    weak = {p for p, h in hits.items() if sum(h) / len(h) < OBEYED}
-    excluded = sorted({p.prompt for p in probes if "target" in p.set and p.prompt in weak})
-    return torch.tensor([p.prompt not in excluded for p in probes]), excluded
+        if probe.set in TARGET_SETS:
+            hits.setdefault(probe.prompt, []).append(hit)
+    return sorted(p for p, h in hits.items() if sum(h) / len(h) < OBEYED)
 
 
 def summarise(
     concept: Concept, probes: list[Probe], base: Verdict, after: Verdict
 ) -> dict[str, Any]:
-    """All rates of the four sets, base beside unlearned."""
-    before_right = drawn_right(concept, probes, base)
-    after_right = drawn_right(concept, probes, after)
-    counts, excluded = obeyed(probes, before_right)
-    result: dict[str, Any] = {"excluded_prompts": excluded, "sets": {}}
+    """All rates of the four sets, of the base and of the unlearned model."""
+    sides = {"base": verdicts(concept, probes, base), "unlearned": verdicts(concept, probes, after)}
+    excluded = disobeyed(probes, sides["base"]["right"])
+    counts = torch.tensor([p.prompt not in excluded for p in probes])
+    styled = torch.tensor([p.style is not None for p in probes])
+    sets: dict[str, Any] = {}
     for name in SETS:
         chosen = torch.tensor([p.set == name for p in probes]) & counts
-
-        def share(hits: Tensor, among: Tensor = chosen) -> Rate:
-            return rate(int((hits & among).sum()), int(among.sum()))
-
-        row = {
-            "base_right": share(before_right),
-            "right": share(after_right),
-            "base_broken": share(base.broken),
-            "broken": share(after.broken),
-        }
-        if "target" in name:
-            row["base_anchor"] = share(anchored(concept, probes, base))
-            row["anchor"] = share(anchored(concept, probes, after))
+        metrics = {"object": chosen, "style": chosen & styled, "broken": chosen}
+        if name in TARGET_SETS:
+            metrics = {"right": chosen, "anchor": chosen, **metrics}
         else:
-            row["retention"] = share(after_right, chosen & before_right)
-        result["sets"][name] = {k: v._asdict() for k, v in row.items()}
-    return result
+            metrics = {"right": chosen, "retention": chosen & sides["base"]["right"], **metrics}
+        sets[name] = {
+            metric: {
+                side: rate(
+                    int((flags["right" if metric == "retention" else metric] & among).sum()),
+                    int(among.sum()),
+                )._asdict()
+                for side, flags in sides.items()
+            }
+            for metric, among in metrics.items()
+        }
+    return {"excluded_prompts": excluded, "sets": sets}
 
 
 def table(result: dict[str, Any]) -> str:
-    """The four sets as a Markdown table."""
-    columns = ("base_right", "right", "anchor", "retention", "base_broken", "broken")
+    """The four sets as a Markdown table; each cell is base → unlearned [95 % interval]."""
+    columns = ("right", "anchor", "retention", "object", "style", "broken")
     lines = ["| set | n | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, row in result["sets"].items():
-        cells = [str(Rate(**row[c])) if c in row else "" for c in columns]
-        lines.append(f"| {name} | {row['right']['n']} | " + " | ".join(cells) + " |")
+        cells = []
+        for column in columns:
+            pair = {k: Rate(**v) for k, v in row[column].items()} if column in row else {}
+            if not pair or not pair["base"].n:
+                cells.append("")
+            elif column == "retention":
+                cells.append(str(pair["unlearned"]))
+            else:
+                cells.append(f"{pair['base'].value:.0%} → {pair['unlearned']}")
+        lines.append(f"| {name} | {row['right']['base']['n']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -> None:
-    """A picture: six images a set, the base model's above the unlearned one's."""
-    rows = []
-    for name in SETS:
+    """A picture: up to eight prompts a set, the base model's row above the unlearned model's."""
+    size, margin, columns = 2 * base.shape[-1], 150, 8
+    picture = Image.new("RGB", (margin + columns * size, len(SETS) * (2 * size + 12)), "white")
+    draw = ImageDraw.Draw(picture)
+    for row, name in enumerate(SETS):
         chosen = [i for i, p in enumerate(probes) if p.set == name]
-        chosen = chosen[:: max(1, len(chosen) // 8)][:8]
-        rows += [torch.cat([*images[chosen]], dim=-1) for images in (base, after)]
-    width = max(r.shape[-1] for r in rows)
-    rows = [torch.nn.functional.pad(r, (0, width - r.shape[-1]), value=255) for r in rows]
-    picture = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
-    Image.fromarray(picture).resize((2 * picture.shape[1], 2 * picture.shape[0])).save(path)
+        chosen = chosen[:: max(1, len(chosen) // columns)][:columns]
+        for side, images in enumerate((base, after)):
+            top = row * (2 * size + 12) + side * size
+            label = f"{name.replace('_', ' ')}\n{('base', 'unlearned')[side]}"
+            draw.multiline_text((8, top + size // 2 - 16), label, "black", font_size=16)
+            for column, i in enumerate(chosen):
+                image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((size, size))
+                picture.paste(image, (margin + column * size, top))
+    picture.save(path)
 
 
 def load_judge(config: DictConfig) -> Judge:

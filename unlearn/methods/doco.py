@@ -13,9 +13,9 @@ from unlearn.backbone import applying, split_cross_attention
 from unlearn.diffusion import add_noise, noise_target, predict_x0
 from unlearn.discriminator import PatchDiscriminator
 from unlearn.losses import discriminator_loss, domain_correction_loss, relearn_loss
-from unlearn.surgery import GRANULARITIES, clip_to_norm, project
+from unlearn.surgery import GRANULARITIES, SurgeryStats, clip_to_norm, project
 
-SURGERY = ("project", "unlearn_only", "sum")
+SURGERY = ("gradient", "update", "unlearn_only", "sum")
 RELEARN = ("noise", "teacher")
 
 
@@ -35,7 +35,9 @@ class DoCo(L.LightningModule):
         warm_up: first steps, in which the discriminator alone trains.
         strength: λ of the projection.
         granularity: "tensor", "layer" or "network".
-        surgery: "project"; "unlearn_only" (g_u); "sum" (g_u + g_r).
+        surgery: "gradient" projects g_u before AdamW, as the paper; "update" projects AdamW's step
+            for g_u, so that the step itself cannot work against g_r; "unlearn_only" (g_u) and
+            "sum" (g_u + g_r) project nothing.
         relearn_target: "noise" (the training target) or "teacher" (the frozen model's output).
         weight_decay: of AdamW.
         discriminator_channels: channels of the discriminator's first block.
@@ -55,7 +57,7 @@ class DoCo(L.LightningModule):
         warm_up: int = 100,
         strength: float = 1.0,
         granularity: str = "tensor",
-        surgery: str = "project",
+        surgery: str = "gradient",
         relearn_target: str = "noise",
         weight_decay: float = 1e-2,
         discriminator_channels: int = 64,
@@ -169,24 +171,37 @@ class DoCo(L.LightningModule):
         parts = flat.split([g.numel() for g in gradients])
         return [p.view_as(g) for p, g in zip(parts, gradients, strict=True)]
 
-    def combine(self, g_u: list[Tensor], g_r: list[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-        """The gradient that θ steps along: clip each to norm 1, then the surgery."""
+    def project(self, u: list[Tensor], r: list[Tensor]) -> tuple[list[Tensor], SurgeryStats]:
+        """u without its component against r, at the strength and granularity of this run."""
+        layers = [i // 2 for i in range(len(u))]
+        return project(
+            u, r, strength=self.hparams.strength, granularity=self.hparams.granularity,
+            layers=layers,
+        )  # fmt: skip
+
+    def step(self, optimizer: Any, g_u: list[Tensor], g_r: list[Tensor]) -> dict[str, Tensor]:
+        """Move θ: clip each gradient to norm 1, combine them, and step; returns metrics."""
         g_u, norm_u = clip_to_norm(g_u, 1.0)
         g_r, norm_r = clip_to_norm(g_r, 1.0)
-        projected, stats = project(
-            g_u,
-            g_r,
-            strength=self.hparams.strength,
-            granularity=self.hparams.granularity,
-            layers=[i // 2 for i in range(len(g_u))],
-        )
+        before = [w.detach().clone() for w in self.weights]
+        gradient, stats = self.project(g_u, g_r)
+        if self.hparams.surgery in ("unlearn_only", "update"):
+            gradient = g_u
+        elif self.hparams.surgery == "sum":
+            gradient = [u + r for u, r in zip(g_u, g_r, strict=True)]
+        step_with(optimizer, self.weights, gradient)
+        # what θ lost in this step: the direction that descends, as a gradient does
+        update = [b - w.detach() for b, w in zip(before, self.weights, strict=True)]
+        kept, update_stats = self.project(update, g_r)
+        if self.hparams.surgery == "update":
+            with torch.no_grad():
+                for weight, old, move in zip(self.weights, before, kept, strict=True):
+                    weight.copy_(old - move)
+            stats = update_stats
         metrics = {f"surgery/{k}": v for k, v in stats._asdict().items()}
         metrics |= {"norm/unlearn": norm_u, "norm/relearn": norm_r}
-        if self.hparams.surgery == "project":
-            return projected, metrics
-        if self.hparams.surgery == "sum":
-            return [u + r for u, r in zip(g_u, g_r, strict=True)], metrics
-        return g_u, metrics
+        metrics["surgery/update_cosine"] = update_stats.cosine  # of -Δθ and g_r, before projection
+        return metrics
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One DoCo step, or one warm-up step of the discriminator alone."""
@@ -199,9 +214,7 @@ class DoCo(L.LightningModule):
             count = len(g_u)
             reduced = self.reduce([*g_u, *g_r, *g_d])
             g_u, g_r, g_d = reduced[:count], reduced[count : 2 * count], reduced[2 * count :]
-            combined, surgery = self.combine(g_u, g_r)
-            metrics |= surgery
-            step_with(generator, self.weights, combined)
+            metrics |= self.step(generator, g_u, g_r)
         step_with(critic, list(self.discriminator.parameters()), g_d)
         self.log_dict(metrics, prog_bar=False)
         self.log("D", metrics["discriminator_loss"], prog_bar=True, logger=False)
