@@ -48,7 +48,6 @@ def fit(stage: L.LightningModule, steps: int, config: DictConfig) -> None:
         precision=config.precision,
         max_steps=steps,
         max_epochs=-1,
-        gradient_clip_val=1.0,
         logger=False,
         callbacks=[checkpoint, TQDMProgressBar(refresh_rate=5)],
         enable_model_summary=False,

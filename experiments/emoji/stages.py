@@ -53,6 +53,23 @@ class Stage(L.LightningModule):
         size = batch or self.settings.batch
         return compose(self.art, self.words, size, self.generator(step))
 
+    @torch.inference_mode()
+    def latent_pool(self, vae: AutoencoderKL) -> dict[str, Tensor]:
+        """Latents of seeded compositions and what they show, encoded once and cached."""
+        size, batch = self.config.latents, 128
+        path = Path(self.config.cache) / f"latents-{self.art.shape[1]}-{size}.safetensors"
+        if not path.exists():
+            parts = []
+            for i in tqdm(range(size // batch), desc="encoding latents"):
+                shown = self.composition(HELD_OUT // 2 + i, batch)
+                posterior = vae.encode(shown.images).latent_dist
+                latents = posterior.sample(self.generator(i)) * vae.config.scaling_factor
+                parts.append([latents.half(), shown.objects, shown.styles, shown.backgrounds])
+            names = ("latents", "objects", "styles", "backgrounds")
+            columns = zip(*parts, strict=True)
+            save_file(dict(zip(names, map(torch.cat, columns), strict=True)), path)
+        return load_file(path)
+
     def describe(
         self, objects: Tensor, styles: Tensor, backgrounds: Tensor, rng: random.Random
     ) -> list[tuple[str, str | None, str | None]]:
@@ -70,13 +87,19 @@ class Stage(L.LightningModule):
         """AdamW; 100 steps of warm-up, then cosine to zero."""
         total = self.config.steps or self.settings.steps
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.settings.lr, weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=self.settings.lr, weight_decay=1e-2, fused=True
+        )
 
         def rate(step: int) -> float:
             return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, step / total)))
 
         schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip to norm 1 (by hand: Lightning refuses to clip for a fused optimizer)."""
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def export(self, folder: Path) -> None:
         """Print the stage's bar and write its weights under `folder`."""
@@ -139,14 +162,30 @@ class JudgeStage(Stage):
         super().__init__(config, art, words)
         self.judge = Judge(self.architecture, self.backbone, art.shape[1], art.shape[0])
         self.vae = load_vae(Path(config.output))
+        self.pool = self.latent_pool(self.vae)
+        self.decoded = self.decode_pool()
+
+    @torch.inference_mode()
+    def decode_pool(self) -> Tensor:
+        """The first `settings.decoded` latents of the pool as uint8 images, cached."""
+        size = self.settings.decoded
+        path = Path(self.config.cache) / f"decoded-{self.art.shape[1]}-{size}.safetensors"
+        if not path.exists():
+            latents = self.pool["latents"][:size].float() / self.vae.config.scaling_factor
+            chunks = tqdm(latents.split(128), desc="decoding latents")
+            images = torch.cat([to_uint8(self.vae.decode(chunk).sample) for chunk in chunks])
+            save_file({"images": images}, path)
+        return load_file(path)["images"]
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        shown = self.composition(self.global_step)
-        images = shown.images.clone().to(self.device)
-        part = len(images) // 4
-        images[:part] = round_trip(self.vae, images[:part], self.generator(self.global_step))
-        object_logits, style_logits = self.judge(images)
-        objects, styles = shown.objects.to(self.device), shown.styles.to(self.device)
+        half = self.settings.batch // 2
+        generator = self.generator(self.global_step)
+        rows = torch.randint(len(self.decoded), (half,), generator=generator)
+        shown = compose(self.art, self.words, half, generator)
+        images = torch.cat([shown.images, self.decoded[rows].float() / 127.5 - 1])
+        object_logits, style_logits = self.judge(images.to(self.device))
+        objects = torch.cat([shown.objects, self.pool["objects"][rows]]).to(self.device)
+        styles = torch.cat([shown.styles, self.pool["styles"][rows]]).to(self.device)
         loss = F.cross_entropy(object_logits, objects) + F.cross_entropy(style_logits, styles)
         self.log("loss", loss, prog_bar=True)
         return loss
@@ -157,7 +196,7 @@ class JudgeStage(Stage):
         for i in range(16):
             shown = self.composition(HELD_OUT + i, 128)
             after = round_trip(self.vae, shown.images, self.generator(i))
-            verdict = self.judge.judge(((after.clamp(-1, 1) + 1) * 127.5).round().byte())
+            verdict = self.judge.judge(to_uint8(after))
             hits = torch.stack([verdict.objects == shown.objects, verdict.styles == shown.styles])
             confidences.append(verdict.confidence)
             right.append(hits)
@@ -206,11 +245,11 @@ class CLIPStage(Stage):
         }
         vision = {
             "image_size": 64,
-            "patch_size": 8,
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_hidden_layers": 5,
-            "num_attention_heads": 4,
+            "patch_size": 16,
+            "hidden_size": 192,
+            "intermediate_size": 768,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
         }
         config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
         self.clip = CLIPModel(config)
@@ -303,27 +342,14 @@ class UNetStage(Stage):
         self.ema_unet.requires_grad_(False)
         self.ema_text.requires_grad_(False)
         self.scheduler = DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            steps_offset=1,
         )
         self.vae = load_vae(Path(config.output))
-        self.pool = self.encode_pool()
-
-    @torch.inference_mode()
-    def encode_pool(self) -> dict[str, Tensor]:
-        """Latents of seeded compositions and what they show, encoded once and cached."""
-        size, batch = self.settings.latents, 128
-        path = Path(self.config.cache) / f"latents-{self.art.shape[1]}-{size}.safetensors"
-        if not path.exists():
-            parts = []
-            for i in tqdm(range(size // batch), desc="encoding latents"):
-                shown = self.composition(HELD_OUT // 2 + i, batch)
-                posterior = self.vae.encode(shown.images).latent_dist
-                latents = posterior.sample(self.generator(i)) * self.vae.config.scaling_factor
-                parts.append([latents.half(), shown.objects, shown.styles, shown.backgrounds])
-            names = ("latents", "objects", "styles", "backgrounds")
-            columns = zip(*parts, strict=True)
-            save_file(dict(zip(names, map(torch.cat, columns), strict=True)), path)
-        return load_file(path)
+        self.pool = self.latent_pool(self.vae)
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         generator = self.generator(self.global_step)
@@ -331,7 +357,9 @@ class UNetStage(Stage):
         rows = torch.randint(len(self.pool["latents"]), (size,), generator=generator)
         latents = self.pool["latents"][rows].float()
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(1000, (size,), generator=generator)
+        # one timestep in each of `size` equal parts of the schedule: less variance
+        parts = torch.arange(size) + torch.rand(size, generator=generator)
+        timesteps = (parts * (1000 / size)).long()
         noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.device)
         rng = random.Random(self.global_step)
         labels = [self.pool[name][rows] for name in ("objects", "styles", "backgrounds")]
@@ -372,6 +400,11 @@ def load_vae(folder: Path) -> AutoencoderKL:
         raise ValueError(f"output={folder}: no vae there yet; run stage=vae first")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     return vae.eval().requires_grad_(False)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 @torch.no_grad()

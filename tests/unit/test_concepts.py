@@ -18,7 +18,7 @@ from unlearn.concepts import (
 from unlearn.vocabulary import fill, vocabulary
 
 CONF = Path(__file__).parents[2] / "conf" / "concept"
-SHIPPED = sorted(CONF.glob("*.yaml"))
+SHIPPED = sorted(CONF.rglob("*.yaml"))
 
 
 def load(path: Path) -> Concept:

@@ -1,0 +1,126 @@
+"""Measure the whole embedded model against its bars, on images that it draws.
+
+    python -m experiments.emoji.quality
+
+Draws every object in every style, every synonym, and the targets of every shipped concept; prints
+a table and writes `quality.json` beside the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+import yaml
+from PIL import Image
+
+from unlearn.backbone import load_pipeline
+from unlearn.concepts import build_concept
+from unlearn.evaluation.judge import Judge, Verdict
+from unlearn.evaluation.metrics import Rate, rate
+from unlearn.generate import generate
+from unlearn.vocabulary import EMBEDDED, fill, vocabulary
+
+CONCEPTS = Path(__file__).parents[2] / "conf" / "concept"
+FIRST_SEED = 2_000_000  # no training or evaluation image has it
+SEEDS = 10  # images a shipped target
+
+Prompt = tuple[str, str | None, str | None]  # text, and the object and style that it names
+
+
+def grid_prompts() -> list[Prompt]:
+    """Every object in every style, once; templates and phrases at random."""
+    words, rng = vocabulary(), random.Random(0)
+    templates = [t for part in words.templates.values() for t in part]
+    phrases = [p for part in words.style_phrases.values() for p in part]
+    return [
+        (rng.choice(phrases).format(p=fill(rng.choice(templates), name), t=style), name, style)
+        for name in words.names
+        for style in words.styles
+    ]
+
+
+def synonym_prompts() -> list[Prompt]:
+    """Every synonym twice, in a random template."""
+    words, rng = vocabulary(), random.Random(1)
+    templates = [t for part in words.templates.values() for t in part]
+    return [
+        (fill(rng.choice(templates), synonym), name, None)
+        for name, entry in words.objects.items()
+        for synonym in entry.synonyms * 2
+    ]
+
+
+def concept_prompts(path: Path) -> list[Prompt]:
+    """`SEEDS` prompts for each target of a concept file."""
+    concept = build_concept(yaml.safe_load(path.read_text(encoding="utf-8")))
+    words, rng = vocabulary(), random.Random(2)
+    seen = words.templates["seen"]
+    if concept.kind != "style":
+        return [(fill(seen[i % 8], t), t, None) for t in concept.targets for i in range(SEEDS)]
+    names = rng.sample(words.names, SEEDS)
+    return [
+        (words.style_phrases["seen"][i % 2].format(p=fill("a {}", name), t=t), None, t)
+        for t in concept.targets
+        for i, name in enumerate(names)
+    ]
+
+
+def shares(prompts: list[Prompt], verdict: Verdict) -> tuple[Rate, Rate]:
+    """How many images show the named object, and how many the named style."""
+    words = vocabulary()
+    objects = [words.names[i] for i in verdict.objects.tolist()]
+    styles = [words.styles[i] for i in verdict.styles.tolist()]
+    rows = list(zip(prompts, objects, styles, strict=True))
+    by_object = [o == name for (_, name, _), o, _ in rows if name is not None]
+    by_style = [s == style for (_, _, style), _, s in rows if style is not None]
+    return rate(sum(by_object), len(by_object)), rate(sum(by_style), len(by_style))
+
+
+def main() -> None:
+    """Draw, judge, print, and write."""
+    pipe = load_pipeline("emoji")
+    judge, second = (Judge.load(EMBEDDED / "judges" / n) for n in ("judge", "second_judge"))
+    rows: list[tuple[str, Rate, str]] = []
+
+    def draw(prompts: list[Prompt], description: str) -> tuple[torch.Tensor, Verdict]:
+        seeds = range(FIRST_SEED, FIRST_SEED + len(prompts))
+        images = generate(pipe, [p[0] for p in prompts], seeds, description=description)
+        return images, judge.judge(images)
+
+    grid = grid_prompts()
+    images, verdict = draw(grid, "every object in every style")
+    by_object, by_style = shares(grid, verdict)
+    rows += [("objects", by_object, "90%"), ("styles", by_style, "75%")]
+    for i, style in enumerate(vocabulary().styles):
+        chosen = slice(i, None, len(vocabulary().styles))
+        part = Verdict(*(field[chosen] for field in verdict))
+        rows.append((f"style {style}", shares(grid[chosen], part)[1], "90% if it ships"))
+    other = second.judge(images)
+    agreeing = int((verdict.objects == other.objects).sum())
+    rows.append(("judges agree on the object", rate(agreeing, len(grid)), "95%"))
+    agreeing = int((verdict.styles == other.styles).sum())
+    rows.append(("judges agree on the style", rate(agreeing, len(grid)), ""))
+    rows.append(("broken", rate(int(verdict.broken.sum()), len(grid)), ""))
+    synonyms = synonym_prompts()
+    rows.append(("synonyms", shares(synonyms, draw(synonyms, "synonyms")[1])[0], "80%"))
+    for path in sorted(CONCEPTS.rglob("*.yaml")):
+        prompts = concept_prompts(path)
+        found = shares(prompts, draw(prompts, path.stem)[1])
+        rows.append((f"concept {path.stem}", found[prompts[0][1] is None], "80%"))
+
+    print("| measure | share [95% interval] | n | bar |\n|---|---|---|---|")
+    for name, share, bar in rows:
+        print(f"| {name} | {share} | {share.n} | {bar} |")
+    report = {name: share._asdict() for name, share, _ in rows}
+    (EMBEDDED / "quality.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    sheet = images.unflatten(0, (-1, len(vocabulary().styles)))[::4]  # every fourth object
+    sheet = sheet.permute(1, 3, 0, 4, 2).flatten(2, 3).flatten(0, 1)
+    Image.fromarray(sheet.contiguous().numpy()).save(EMBEDDED / "samples.png")
+    print(EMBEDDED / "samples.png")
+
+
+if __name__ == "__main__":
+    main()

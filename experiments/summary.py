@@ -1,0 +1,75 @@
+"""One row a run: does it forget, does it keep the rest, and does it meet the bars?
+
+python -m experiments.summary runs/*-doco-0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+# (column, bar on the unlearned model's share, whether a larger share is better)
+BARS = (
+    ("seen target", 0.05, False),
+    ("unseen target", 0.15, False),
+    ("anchor", 0.70, True),
+    ("broken above base", 0.05, False),
+    ("retention, unrelated", 0.85, True),
+    ("retention, related", 0.60, True),
+)
+
+
+def measures(result: dict[str, Any]) -> list[float]:
+    """The columns of `BARS`, from a run's `result.json`.
+
+    The anchor rate is over both target sets; "broken above base" is the worst of the four sets.
+    """
+    sets = result["sets"]
+
+    def share(name: str, metric: str, side: str = "unlearned") -> float:
+        return float(sets[name][metric][side]["value"])
+
+    weights = [sets[n]["anchor"]["unlearned"]["n"] for n in ("seen_target", "unseen_target")]
+    anchors = [share(n, "anchor") for n in ("seen_target", "unseen_target")]
+    anchor = sum(w * a for w, a in zip(weights, anchors, strict=True)) / sum(weights)
+    return [
+        share("seen_target", "right"),
+        share("unseen_target", "right"),
+        anchor,
+        max(share(n, "broken") - share(n, "broken", "base") for n in sets),
+        share("unrelated", "retention"),
+        share("related", "retention"),
+    ]
+
+
+def summarise(results: list[dict[str, Any]]) -> str:
+    """A Markdown table; a share that misses its bar is marked with an exclamation mark."""
+    header = [f"{name} ({'≥' if more else '≤'} {bar:.0%})" for name, bar, more in BARS]
+    lines = ["| concept | kind | " + " | ".join(header) + " |", "|---" * (len(BARS) + 2) + "|"]
+    missed = 0
+    for result in results:
+        cells = []
+        for value, (_, bar, more) in zip(measures(result), BARS, strict=True):
+            met = value >= bar if more else value <= bar
+            missed += not met
+            cells.append(f"{value:.0%}{'' if met else ' !'}")
+        lines.append(f"| {result['concept']} | {result['kind']} | " + " | ".join(cells) + " |")
+    total = len(results) * len(BARS)
+    return "\n".join([*lines, "", f"{total - missed} of {total} bars met."])
+
+
+def main() -> None:
+    """Print the table of the runs named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
+    runs = parser.parse_args().runs
+    for run in runs:
+        if not (run / "result.json").exists():
+            parser.error(f"{run}: no result.json in it")
+    print(summarise([json.loads((run / "result.json").read_text()) for run in runs]))
+
+
+if __name__ == "__main__":
+    main()

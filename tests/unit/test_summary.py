@@ -1,0 +1,38 @@
+"""The summary of runs: columns and bars, from hand-made results."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.summary import measures, summarise
+
+
+def cell(base: float, unlearned: float, n: int = 10) -> dict[str, dict[str, float]]:
+    return {"base": {"value": base, "n": n}, "unlearned": {"value": unlearned, "n": n}}
+
+
+def make_result() -> dict[str, object]:
+    return {
+        "concept": "panda",
+        "kind": "instance",
+        "sets": {
+            "seen_target": {"right": cell(1, 0.05), "anchor": cell(0, 0.9), "broken": cell(0, 0)},
+            "unseen_target": {
+                "right": cell(1, 0.2), "anchor": cell(0, 0.6, 30), "broken": cell(0.1, 0.12),
+            },
+            "related": {"right": cell(1, 1), "retention": cell(1, 0.6), "broken": cell(0.2, 0)},
+            "unrelated": {"right": cell(1, 1), "retention": cell(1, 0.8), "broken": cell(0, 0.06)},
+        },
+    }  # fmt: skip
+
+
+def test_measures_are_the_bars_columns() -> None:
+    # the anchor rate weighs 10 seen and 30 unseen images; broken is the worst rise of the four
+    assert measures(make_result()) == pytest.approx([0.05, 0.2, 0.675, 0.06, 0.8, 0.6])
+
+
+def test_missed_bars_are_marked_and_counted() -> None:
+    text = summarise([make_result()])
+    row = text.splitlines()[2]
+    assert row == "| panda | instance | 5% | 20% ! | 68% ! | 6% ! | 80% ! | 60% |"
+    assert text.endswith("2 of 6 bars met.")
