@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextModel
 
 from experiments.emoji.compose import Composition, caption, compose
 from experiments.emoji.tokenizer import TOKENS, train_tokenizer
@@ -311,6 +311,11 @@ class CLIPStage(Stage):
             f"CLIP zero-shot on held-out compositions: object {right[0]:.1%}, style {right[1]:.1%}"
         )
         self.clip.half().save_pretrained(folder / "clip")
+        half = [0.5, 0.5, 0.5]
+        images = CLIPImageProcessor(
+            size={"height": 64, "width": 64}, do_center_crop=False, image_mean=half, image_std=half
+        )
+        CLIPProcessor(images, self.tokenizer).save_pretrained(folder / "clip")
 
 
 class UNetStage(Stage):
