@@ -43,6 +43,11 @@ def load_pipeline(pretrained: str) -> StableDiffusionPipeline:
     return pipe
 
 
+def device_of(accelerator: str) -> str:
+    """Where images are drawn: on the GPU if there is one and Lightning's `accelerator` allows."""
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 class SplitLinear(nn.Linear):
     """A linear layer that applies one weight to each chunk of the batch.
 

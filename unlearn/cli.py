@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 USAGE = """usage: unlearn COMMAND [key=value ...]
 
@@ -46,7 +46,7 @@ def run_train(overrides: list[str]) -> None:
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
 
 
-def load_run(run: str) -> tuple[object, Path]:
+def load_run(run: str) -> tuple[Any, Path]:
     """The config of a finished run.
 
     Raises:
@@ -68,7 +68,7 @@ def run_evaluate(arguments: list[str]) -> None:
     config, folder = load_run(arguments[0])
     from unlearn.evaluation.evaluate import evaluate
 
-    evaluate(config, folder)  # type: ignore[arg-type]
+    evaluate(config, folder)
 
 
 def run_sample(arguments: list[str]) -> None:
@@ -79,15 +79,16 @@ def run_sample(arguments: list[str]) -> None:
     import torch
     from PIL import Image
 
-    from unlearn.backbone import load_pipeline
+    from unlearn.backbone import device_of, load_pipeline
     from unlearn.export import load_unlearned
     from unlearn.generate import generate
 
-    prompts = arguments[1:]
-    pipe = load_pipeline(config.model.pretrained)  # type: ignore[attr-defined]
-    sides = [generate(pipe, prompts, range(len(prompts)), description="base images")]
+    prompts, numbers = arguments[1:], range(len(arguments) - 1)
+    sampler = {"steps": config.evaluation.sampling_steps, "guidance": config.model.guidance}
+    pipe = load_pipeline(config.model.pretrained).to(device_of(config.trainer.accelerator))
+    sides = [generate(pipe, prompts, numbers, description="base images", **sampler)]
     load_unlearned(pipe, folder / "unlearned.safetensors")
-    sides.append(generate(pipe, prompts, range(len(prompts)), description="unlearned images"))
+    sides.append(generate(pipe, prompts, numbers, description="unlearned images", **sampler))
     picture = torch.cat(sides, dim=-1).permute(0, 2, 3, 1).flatten(0, 1)
     Image.fromarray(picture.numpy()).save(folder / "sample.png")
     print(folder / "sample.png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -62,13 +62,17 @@ def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
 
 @torch.inference_mode()
 def draw_images(
-    pipe: StableDiffusionPipeline, prompts: list[str], seeds: range, steps: int, description: str
+    pipe: StableDiffusionPipeline,
+    prompts: list[str],
+    seeds: range,
+    description: str,
+    **sampler: Any,
 ) -> ImageSet:
     """One base-model image a seed, of the prompts in turn, as posterior moments."""
     states = encode_prompts(pipe, prompts).cpu()  # before the images: refuses what is too long
     prompt = torch.arange(len(seeds)) % len(prompts)
     texts = [prompts[i] for i in prompt.tolist()]
-    images = generate(pipe, texts, seeds, steps=steps, description=description)
+    images = generate(pipe, texts, seeds, description=description, **sampler)
     moments = []
     for chunk in images.split(64):
         posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
@@ -85,6 +89,7 @@ def make_training_data(
     images: int,
     relearn_images: int,
     sampling_steps: int,
+    guidance: float,
 ) -> TrainingData:
     """Draw the anchor images and the relearn images with the base model.
 
@@ -96,6 +101,7 @@ def make_training_data(
         relearn_images: number of images of what must survive; 0: relearn on anchor images, as
             the paper does.
         sampling_steps: of DPM-Solver++.
+        guidance: scale of classifier-free guidance.
 
     Raises:
         ValueError: a number of images is too small, or a prompt is too long.
@@ -109,11 +115,12 @@ def make_training_data(
     total = images + relearn_images
     seeds = range(seed * total, (seed + 1) * total)
     target_states = encode_prompts(pipe, targets).cpu()
-    anchor = draw_images(pipe, anchors, seeds[:images], sampling_steps, "anchor images")
+    sampler = {"steps": sampling_steps, "guidance": guidance}
+    anchor = draw_images(pipe, anchors, seeds[:images], "anchor images", **sampler)
     if not relearn_images:
         return TrainingData(anchor, target_states)
     prompts = relearn_prompts(concept)
-    relearn = draw_images(pipe, prompts, seeds[images:], sampling_steps, "relearn images")
+    relearn = draw_images(pipe, prompts, seeds[images:], "relearn images", **sampler)
     return TrainingData(anchor, target_states, relearn)
 
 

@@ -15,15 +15,24 @@ def generate(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    steps: int = 20,
-    guidance: float = 6.0,
+    steps: int,
+    guidance: float,
     batch_size: int = 32,
     description: str = "generating",
 ) -> Tensor:
     """Images of the prompts, uint8 (N, 3, H, W).
 
     Each image has one CPU generator of its own, and batches are padded to one size, so an image
-    depends on its prompt and seed alone. Sampler: DPM-Solver++, `steps` steps.
+    depends on its prompt and seed alone. Sampler: DPM-Solver++.
+
+    Args:
+        pipe: the pipeline; its scheduler is replaced.
+        prompts: N prompts.
+        seeds: N seeds, one an image.
+        steps: sampling steps.
+        guidance: scale of classifier-free guidance.
+        batch_size: images a call.
+        description: of the progress bar.
     """
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)

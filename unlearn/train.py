@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn.backbone import load_pipeline
+from unlearn.backbone import device_of, load_pipeline
 from unlearn.concepts import build_concept
 from unlearn.data import PairDataModule, make_training_data
 from unlearn.evaluation.evaluate import evaluate, load_judge
@@ -38,7 +38,13 @@ def train(config: DictConfig) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     resolved = OmegaConf.to_yaml(config, resolve=True)
     (run / "config.yaml").write_text(resolved, encoding="utf-8")
-    data = make_training_data(pipe, concept, seed=config.seed, **config.data)
+    data = make_training_data(
+        pipe.to(device_of(config.trainer.accelerator)),
+        concept,
+        seed=config.seed,
+        guidance=config.model.guidance,
+        **config.data,
+    )
     module = PairDataModule(
         data, config.steps, config.batch_size, config.seed, schedule.config.num_train_timesteps
     )

@@ -25,6 +25,7 @@ from unlearn.vocabulary import EMBEDDED, fill, vocabulary
 
 CONCEPTS = Path(__file__).parents[2] / "conf" / "concept"
 FIRST_SEED = 2_000_000  # no training or evaluation image has it
+SAMPLER = {"steps": 20, "guidance": 6.0}  # those of conf/model/emoji.yaml
 SEEDS = 10  # images a shipped target
 
 Prompt = tuple[str, str | None, str | None]  # text, and the object and style that it names
@@ -87,7 +88,7 @@ def main() -> None:
 
     def draw(prompts: list[Prompt], description: str) -> tuple[torch.Tensor, Verdict]:
         seeds = range(FIRST_SEED, FIRST_SEED + len(prompts))
-        images = generate(pipe, [p[0] for p in prompts], seeds, description=description)
+        images = generate(pipe, [p[0] for p in prompts], seeds, description=description, **SAMPLER)
         return images, judge.judge(images)
 
     grid = grid_prompts()

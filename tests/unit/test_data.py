@@ -73,7 +73,7 @@ def test_the_relearn_half_comes_from_the_relearn_images() -> None:
 def test_data_is_drawn_from_the_concept_s_prompts(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
     concept = Concept("instance", "panda", ["panda"], "bear", ["koala"], ["pizza"])
-    sizes = {"images": 3, "relearn_images": 2, "sampling_steps": 1}
+    sizes = {"images": 3, "relearn_images": 2, "sampling_steps": 1, "guidance": 6.0}
     data = make_training_data(pipe, concept, seed=0, **sizes)
     assert len(data.anchor.mean) == 3
     assert len(data.relearn.mean) == 2
@@ -90,5 +90,6 @@ def test_bad_numbers_of_images_are_refused(sizes: tuple[int, int]) -> None:
     concept = Concept("instance", "panda", ["panda"], "bear")
     with pytest.raises(ValueError, match=f"data.images={sizes[0]}, data.relearn_images={sizes[1]}"):
         make_training_data(
-            None, concept, seed=0, images=sizes[0], relearn_images=sizes[1], sampling_steps=1
-        )
+            None, concept, seed=0, images=sizes[0], relearn_images=sizes[1],
+            sampling_steps=1, guidance=6.0,
+        )  # fmt: skip

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unlearn.backbone import load_pipeline
+from unlearn.backbone import device_of, load_pipeline
 from unlearn.concepts import Concept, Probe, build_concept, evaluation_probes
 from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.evaluation.metrics import Rate, rate
@@ -131,13 +131,12 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     probes = [p for p in evaluation_probes(concept) for _ in range(settings.seeds)]
     prompts = [p.prompt for p in probes]
     seeds = [settings.first_seed + i for i in range(len(probes))]
-    pipe = load_pipeline(config.model.pretrained)
+    pipe = load_pipeline(config.model.pretrained).to(device_of(config.trainer.accelerator))
+    sampler = {"steps": settings.sampling_steps, "guidance": config.model.guidance}
     judge = load_judge(config)
     images = []
     for label in ("base images", "unlearned images"):
-        images.append(
-            generate(pipe, prompts, seeds, steps=settings.sampling_steps, description=label)
-        )
+        images.append(generate(pipe, prompts, seeds, description=label, **sampler))
         load_unlearned(pipe, run / "unlearned.safetensors")
     result = summarise(concept, probes, *(judge.judge(i) for i in images))
     result = {"concept": concept.name, "kind": concept.kind, "method": "doco", **result}
