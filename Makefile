@@ -1,7 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
+comma := ,
 
-.PHONY: help install quickstart test test-slow lint
+.PHONY: help install quickstart shown-concepts test test-slow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -15,6 +16,12 @@ install: .venv/installed  ## install into .venv
 
 quickstart: install  ## forget the panda on the embedded model, evaluate, draw before and after
 	$(BIN)/unlearn train concept=panda model=emoji
+
+SHOWN := panda,rabbit,strawberry,rocket,guitar,contrast,monotone,unsafe
+
+shown-concepts: install  ## the quickstart for every shown concept, and a summary of all of them
+	$(BIN)/unlearn train -m concept=$(SHOWN)
+	$(BIN)/python -m experiments.summary $(foreach c,$(subst $(comma), ,$(SHOWN)),runs/$(c)-doco-0)
 
 test test-slow: export OMP_NUM_THREADS = 1  # tiny networks: more threads only wait for each other
 

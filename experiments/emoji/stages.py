@@ -319,7 +319,7 @@ class CLIPStage(Stage):
 
 
 class UNetStage(Stage):
-    """Epsilon prediction with min-SNR weights; the text encoder learns along, both averaged."""
+    """Epsilon prediction with min-SNR weights under CLIP's frozen text encoder, as in SD."""
 
     name = "unet"
 
@@ -330,6 +330,7 @@ class UNetStage(Stage):
         if not clip.exists():
             raise ValueError(f"output={config.output}: no clip there yet; run stage=clip first")
         self.text_encoder = CLIPTextModel.from_pretrained(clip, torch_dtype=torch.float32)
+        self.text_encoder.eval().requires_grad_(False)
         self.unet = UNet2DConditionModel(
             sample_size=16,
             block_out_channels=(64, 128, 192),
@@ -343,9 +344,7 @@ class UNetStage(Stage):
         self.unet.set_attn_processor(AttnProcessor())
         average = get_ema_multi_avg_fn(self.settings.ema)
         self.ema_unet = AveragedModel(self.unet, multi_avg_fn=average)
-        self.ema_text = AveragedModel(self.text_encoder, multi_avg_fn=average)
         self.ema_unet.requires_grad_(False)
-        self.ema_text.requires_grad_(False)
         self.scheduler = DDPMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -371,7 +370,8 @@ class UNetStage(Stage):
         described = self.describe(*labels, rng)
         texts = ["" if rng.random() < self.settings.empty_prompts else d[0] for d in described]
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        states = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        with torch.no_grad():
+            states = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
         output = self.unet(noisy, timesteps.to(self.device), states).sample.float()
         alphas = self.scheduler.alphas_cumprod[timesteps]
         snr = alphas / (1 - alphas)
@@ -382,13 +382,12 @@ class UNetStage(Stage):
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.ema_unet.update_parameters(self.unet)
-        self.ema_text.update_parameters(self.text_encoder)
 
     def export(self, folder: Path) -> None:
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)
         pipe = StableDiffusionPipeline(
             vae=self.vae,
-            text_encoder=self.ema_text.module,
+            text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.ema_unet.module,
             scheduler=scheduler,
