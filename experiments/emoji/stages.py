@@ -201,10 +201,12 @@ class JudgeStage(Stage):
             confidences.append(verdict.confidence)
             right.append(hits)
         confidence, hits = torch.cat(confidences), torch.cat(right, 1).float().mean(1)
-        self.judge.config["broken_threshold"] = round(confidence.quantile(0.01).item(), 4)
+        # broken: less sure than not, and than 99 % of real images
+        threshold = round(min(0.5, confidence.quantile(0.01).item()), 4)
+        self.judge.config["broken_threshold"] = threshold
         print(
             f"{self.config.stage} after a VAE round trip: object {hits[0]:.1%}, style {hits[1]:.1%}"
-            f", broken threshold {self.judge.config['broken_threshold']}"
+            f"; {(confidence < threshold).float().mean():.1%} under the broken threshold {threshold}"
         )
         self.judge.save(folder / "judges" / self.config.stage)
 
