@@ -34,7 +34,11 @@ def load_pipeline(pretrained: str) -> StableDiffusionPipeline:
     diffusers_logging.disable_progress_bar()
     source = str(path) if path.exists() else pretrained
     pipe = StableDiffusionPipeline.from_pretrained(
-        source, torch_dtype=torch.float32, use_safetensors=True, safety_checker=None
+        source,
+        torch_dtype=torch.float32,
+        use_safetensors=True,
+        safety_checker=None,
+        low_cpu_mem_usage=False,  # True needs accelerate, and says so
     )
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.eval().requires_grad_(False)

@@ -204,9 +204,10 @@ class JudgeStage(Stage):
         # broken: less sure than not, and than 99 % of real images
         threshold = round(min(0.5, confidence.quantile(0.01).item()), 4)
         self.judge.config["broken_threshold"] = threshold
+        under = (confidence < threshold).float().mean()
         print(
             f"{self.config.stage} after a VAE round trip: object {hits[0]:.1%}, style {hits[1]:.1%}"
-            f"; {(confidence < threshold).float().mean():.1%} under the broken threshold {threshold}"
+            f"; {under:.1%} under the broken threshold {threshold}"
         )
         self.judge.save(folder / "judges" / self.config.stage)
 
