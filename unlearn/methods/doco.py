@@ -17,7 +17,6 @@ from unlearn.surgery import GRANULARITIES, SurgeryStats, clip_to_norm, project
 
 SURGERY = ("gradient", "update", "unlearn_only", "sum")
 RELEARN = ("noise", "teacher")
-OPTIMIZERS = ("adamw", "sgd")
 
 
 class DoCo(L.LightningModule):
@@ -53,7 +52,6 @@ class DoCo(L.LightningModule):
         alphas_cumprod: Tensor,
         prediction_type: str = "epsilon",
         *,
-        optimizer: str = "adamw",
         lr: float = 1e-4,
         discriminator_lr: float = 5e-4,
         warm_up: int = 100,
@@ -61,7 +59,6 @@ class DoCo(L.LightningModule):
         granularity: str = "tensor",
         surgery: str = "gradient",
         relearn_target: str = "noise",
-        relearn_momentum: float = 0.0,
         weight_decay: float = 1e-2,
         discriminator_channels: int = 64,
     ) -> None:
@@ -70,7 +67,6 @@ class DoCo(L.LightningModule):
             ("surgery", surgery, SURGERY),
             ("relearn_target", relearn_target, RELEARN),
             ("granularity", granularity, GRANULARITIES),
-            ("optimizer", optimizer, OPTIMIZERS),
         ):
             if value not in allowed:
                 raise ValueError(f"method.{key}={value!r}: allowed are {list(allowed)}")
@@ -83,7 +79,6 @@ class DoCo(L.LightningModule):
         self.discriminator = PatchDiscriminator(
             unet.config.in_channels, unet.config.sample_size, discriminator_channels
         )
-        self.smooth: list[Tensor] = []
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     @property
@@ -94,10 +89,7 @@ class DoCo(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values, Adam for the discriminator."""
         hp = self.hparams
-        if hp.optimizer == "sgd":
-            generator: Any = torch.optim.SGD(self.weights, hp.lr)
-        else:
-            generator = torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
+        generator = torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
         critic = torch.optim.Adam(
             self.discriminator.parameters(), hp.discriminator_lr, betas=(0.5, 0.999)
         )
@@ -190,9 +182,6 @@ class DoCo(L.LightningModule):
     def step(self, optimizer: Any, g_u: list[Tensor], g_r: list[Tensor]) -> dict[str, Tensor]:
         """Move θ: clip each gradient to norm 1, combine them, and step; returns metrics."""
         g_u, norm_u = clip_to_norm(g_u, 1.0)
-        if (m := self.hparams.relearn_momentum) and self.smooth:
-            g_r = [m * old + (1 - m) * new for old, new in zip(self.smooth, g_r, strict=True)]
-        self.smooth = g_r
         g_r, norm_r = clip_to_norm(g_r, 1.0)
         before = [w.detach().clone() for w in self.weights]
         gradient, stats = self.project(g_u, g_r)
