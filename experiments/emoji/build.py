@@ -12,6 +12,7 @@ A stage that was killed resumes from its last checkpoint in `cache`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
@@ -19,26 +20,41 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiments.emoji import stages
 from experiments.emoji.art import load_art
 from unlearn.vocabulary import vocabulary
 
-STEPS_PER_EPOCH = 100
+
+class Batches(Dataset[dict[str, Tensor]]):
+    """A stage's batches by step number."""
+
+    def __init__(self, stage: stages.Stage) -> None:
+        self.stage = stage
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        return self.stage.batch(step)
 
 
-class Steps(torch.utils.data.Dataset[int]):
-    """The numbers of the training steps of one epoch; a stage draws its batch from its step."""
+class EpochSteps(Sampler[int]):
+    """The step numbers of one epoch; Lightning tells it which."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.epoch = length, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        return STEPS_PER_EPOCH
+        return self.length
 
-    def __getitem__(self, index: int) -> int:
-        return index
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
 
 
-def fit(stage: L.LightningModule, steps: int, config: DictConfig) -> None:
+def fit(stage: stages.Stage, steps: int, config: DictConfig) -> None:
     """Train `stage` for `steps`, resuming from its checkpoint if there is one."""
     folder = Path(config.cache) / "checkpoints" / config.stage
     checkpoint = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
@@ -54,7 +70,14 @@ def fit(stage: L.LightningModule, steps: int, config: DictConfig) -> None:
         log_every_n_steps=1,
     )
     last = folder / "last.ckpt"
-    loader = DataLoader(Steps(), batch_size=None)
+    loader = DataLoader(
+        Batches(stage),
+        batch_size=None,
+        sampler=EpochSteps(config.epoch),
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
     trainer.fit(stage, loader, ckpt_path=last if last.exists() else None, weights_only=True)
 
 

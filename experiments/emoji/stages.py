@@ -1,4 +1,4 @@
-"""The stages that train: each draws its batch from its step number, and exports its weights."""
+"""The stages that train: each makes a batch from its step's number, and exports its weights."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from unlearn.evaluation.judge import Judge
 from unlearn.vocabulary import Vocabulary, fill
 
 HELD_OUT = 1 << 40  # seeds from here on are never trained on
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Stage(L.LightningModule):
@@ -48,6 +49,10 @@ class Stage(L.LightningModule):
         """The generator that decides the whole of one step's batch."""
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
 
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """What `training_step` gets at a step; made on the CPU, by workers if there are any."""
+        raise RuntimeError(f"{type(self).__name__} makes no batches")
+
     def composition(self, step: int, batch: int | None = None) -> Composition:
         """A batch of compositions for a step; held-out ones for steps from `HELD_OUT` on."""
         size = batch or self.settings.batch
@@ -60,11 +65,15 @@ class Stage(L.LightningModule):
         path = Path(self.config.cache) / f"latents-{self.art.shape[1]}-{size}.safetensors"
         if not path.exists():
             parts = []
+            vae.to(DEVICE)
             for i in tqdm(range(size // batch), desc="encoding latents"):
                 shown = self.composition(HELD_OUT // 2 + i, batch)
-                posterior = vae.encode(shown.images).latent_dist
-                latents = posterior.sample(self.generator(i)) * vae.config.scaling_factor
-                parts.append([latents.half(), shown.objects, shown.styles, shown.backgrounds])
+                posterior = vae.encode(shown.images.to(DEVICE)).latent_dist
+                noise = torch.randn(posterior.mean.shape, generator=self.generator(i))
+                latents = posterior.mean.cpu() + posterior.std.cpu() * noise
+                latents = (latents * vae.config.scaling_factor).half()
+                parts.append([latents, shown.objects, shown.styles, shown.backgrounds])
+            vae.cpu()
             names = ("latents", "objects", "styles", "backgrounds")
             columns = zip(*parts, strict=True)
             save_file(dict(zip(names, map(torch.cat, columns), strict=True)), path)
@@ -124,8 +133,11 @@ class VAEStage(Stage):
             mid_block_add_attention=False,
         ).to(memory_format=torch.channels_last)
 
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        images = self.composition(self.global_step).images.to(self.device)
+    def batch(self, step: int) -> dict[str, Tensor]:
+        return {"images": self.composition(step).images}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        images = batch["images"]
         posterior = self.vae.encode(images).latent_dist
         decoded = self.vae.decode(posterior.sample()).sample.float()
         loss = F.l1_loss(decoded, images)
@@ -172,21 +184,28 @@ class JudgeStage(Stage):
         path = Path(self.config.cache) / f"decoded-{self.art.shape[1]}-{size}.safetensors"
         if not path.exists():
             latents = self.pool["latents"][:size].float() / self.vae.config.scaling_factor
+            vae = self.vae.to(DEVICE)
             chunks = tqdm(latents.split(128), desc="decoding latents")
-            images = torch.cat([to_uint8(self.vae.decode(chunk).sample) for chunk in chunks])
-            save_file({"images": images}, path)
+            images = [to_uint8(vae.decode(chunk.to(DEVICE)).sample).cpu() for chunk in chunks]
+            vae.cpu()
+            save_file({"images": torch.cat(images)}, path)
         return load_file(path)["images"]
 
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+    def batch(self, step: int) -> dict[str, Tensor]:
         half = self.settings.batch // 2
-        generator = self.generator(self.global_step)
+        generator = self.generator(step)
         rows = torch.randint(len(self.decoded), (half,), generator=generator)
         shown = compose(self.art, self.words, half, generator)
-        images = torch.cat([shown.images, self.decoded[rows].float() / 127.5 - 1])
-        object_logits, style_logits = self.judge(images.to(self.device))
-        objects = torch.cat([shown.objects, self.pool["objects"][rows]]).to(self.device)
-        styles = torch.cat([shown.styles, self.pool["styles"][rows]]).to(self.device)
-        loss = F.cross_entropy(object_logits, objects) + F.cross_entropy(style_logits, styles)
+        return {
+            "images": torch.cat([shown.images, self.decoded[rows].float() / 127.5 - 1]),
+            "objects": torch.cat([shown.objects, self.pool["objects"][rows]]),
+            "styles": torch.cat([shown.styles, self.pool["styles"][rows]]),
+        }
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        objects, styles = self.judge(batch["images"])
+        loss = F.cross_entropy(objects, batch["objects"])
+        loss = loss + F.cross_entropy(styles, batch["styles"])
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -257,10 +276,13 @@ class CLIPStage(Stage):
         config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
         self.clip = CLIPModel(config)
 
-    def text_features(self, texts: list[str]) -> Tensor:
-        """Unit features (N, 128) of texts."""
-        tokens = self.tokenizer(texts, padding=True, return_tensors="pt").input_ids
-        features = self.clip.get_text_features(tokens.to(self.device)).pooler_output
+    def tokens(self, texts: list[str]) -> Tensor:
+        """Padded token ids (N, T) of texts."""
+        return self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """Unit features (N, 128) of token ids (N, T)."""
+        features = self.clip.get_text_features(tokens).pooler_output
         return F.normalize(features.float(), dim=-1)
 
     def class_features(self) -> list[Tensor]:
@@ -271,27 +293,32 @@ class CLIPStage(Stage):
             *(f"on a {b} background" for b in self.words.backgrounds),
         ]
         sizes = [len(self.words.names), len(self.words.styles), len(self.words.backgrounds)]
-        return list(self.text_features(prompts).split(sizes))
+        return list(self.text_features(self.tokens(prompts).to(self.device)).split(sizes))
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unit features (B, 128) of images (B, 3, 64, 64) in [-1, 1]."""
         features = self.clip.get_image_features(images).pooler_output
         return F.normalize(features.float(), dim=-1)
 
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        shown = self.composition(self.global_step)
-        labels = [t.to(self.device) for t in (shown.objects, shown.styles, shown.backgrounds)]
-        described = self.describe(*labels, random.Random(self.global_step))
-        texts, named_style, named_colour = zip(*described, strict=True)
-        images = self.image_features(shown.images.to(self.device))
-        captions = self.text_features(list(texts))
+    def batch(self, step: int) -> dict[str, Tensor]:
+        shown = self.composition(step)
+        labels = [shown.objects, shown.styles, shown.backgrounds]
+        described = list(zip(*self.describe(*labels, random.Random(step)), strict=True))
+        return {
+            "images": shown.images,
+            "tokens": self.tokens(list(described[0])),
+            "labels": torch.stack(labels),
+            "unnamed": torch.tensor([[n is None for n in names] for names in described]),
+        }
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        images = self.image_features(batch["images"])
+        captions = self.text_features(batch["tokens"])
         scale = self.clip.logit_scale.exp().clamp(max=100)
         pairs = torch.arange(len(images), device=self.device)
         logits = scale * images @ captions.T
         loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
-        unnamed = [torch.tensor([n is None for n in named], device=self.device)
-                   for named in (texts, named_style, named_colour)]  # fmt: skip
-        classes = zip(self.class_features(), labels, unnamed, strict=True)
+        classes = zip(self.class_features(), batch["labels"], batch["unnamed"], strict=True)
         for prompts, label, absent in classes:
             loss = loss + F.cross_entropy(scale * images @ prompts.T, label)
             of_caption = scale * captions @ prompts.T
@@ -344,7 +371,8 @@ class UNetStage(Stage):
             attention_head_dim=2,
             norm_num_groups=16,
         ).to(memory_format=torch.channels_last)
-        self.unet.set_attn_processor(AttnProcessor())
+        if DEVICE == "cpu":  # where fused attention is slower in the backward pass
+            self.unet.set_attn_processor(AttnProcessor())
         average = get_ema_multi_avg_fn(self.settings.ema)
         self.ema_unet = AveragedModel(self.unet, multi_avg_fn=average)
         self.ema_unet.requires_grad_(False)
@@ -358,8 +386,8 @@ class UNetStage(Stage):
         self.vae = load_vae(Path(config.output))
         self.pool = self.latent_pool(self.vae)
 
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        generator = self.generator(self.global_step)
+    def batch(self, step: int) -> dict[str, Tensor]:
+        generator = self.generator(step)
         size = self.settings.batch
         rows = torch.randint(len(self.pool["latents"]), (size,), generator=generator)
         latents = self.pool["latents"][rows].float()
@@ -367,27 +395,35 @@ class UNetStage(Stage):
         # one timestep in each of `size` equal parts of the schedule: less variance
         parts = torch.arange(size) + torch.rand(size, generator=generator)
         timesteps = (parts * (1000 / size)).long()
-        noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.device)
-        rng = random.Random(self.global_step)
+        alphas = self.scheduler.alphas_cumprod[timesteps]
+        snr = alphas / (1 - alphas)
+        rng = random.Random(step)
         labels = [self.pool[name][rows] for name in ("objects", "styles", "backgrounds")]
         described = self.describe(*labels, rng)
         texts = ["" if rng.random() < self.settings.empty_prompts else d[0] for d in described]
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        return {
+            "noisy": self.scheduler.add_noise(latents, noise, timesteps),
+            "noise": noise,
+            "timesteps": timesteps,
+            "weight": snr.clamp(max=self.settings.min_snr) / snr,
+            "tokens": tokens.input_ids,
+        }
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         with torch.no_grad():
-            states = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
-        output = self.unet(noisy, timesteps.to(self.device), states).sample.float()
-        alphas = self.scheduler.alphas_cumprod[timesteps]
-        snr = alphas / (1 - alphas)
-        weight = (snr.clamp(max=self.settings.min_snr) / snr).to(self.device)
-        error = (output - noise.to(self.device)).square().mean((1, 2, 3))
+            states = self.text_encoder(batch["tokens"]).last_hidden_state
+        output = self.unet(batch["noisy"], batch["timesteps"], states).sample.float()
+        error = (output - batch["noise"]).square().mean((1, 2, 3))
         self.log("loss", error.mean(), prog_bar=True)
-        return (weight * error).mean()
+        return (batch["weight"] * error).mean()
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.ema_unet.update_parameters(self.unet)
 
     def export(self, folder: Path) -> None:
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)
+        self.vae.register_to_config(_name_or_path="")  # else the folder of the build is recorded
         pipe = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from experiments.emoji.art import rasterise, svg
+from experiments.emoji.build import EpochSteps
 from experiments.emoji.compose import caption, compose
 from experiments.emoji.tokenizer import TOKENS, train_tokenizer
 from unlearn.vocabulary import vocabulary
@@ -59,3 +60,10 @@ def test_the_tokenizer_knows_every_caption_within_its_length(tmp_path: Path) -> 
         assert len(ids) <= TOKENS
         squeezed = tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "")
         assert squeezed == text.replace(" ", "")
+
+
+def test_every_epoch_goes_on_where_the_last_one_ended() -> None:
+    steps = EpochSteps(3)
+    assert list(steps) == [0, 1, 2]
+    steps.set_epoch(4)
+    assert list(steps) == [12, 13, 14]
