@@ -20,8 +20,17 @@ from unlearn.methods.doco import DoCo
 
 
 def train(config: DictConfig) -> Path:
-    """Run one unlearning job and return its run directory."""
+    """Run one unlearning job and return its run directory.
+
+    Raises:
+        ValueError: the concept, the model, the judge, or an option of the run is not valid.
+    """
     concept = build_concept(OmegaConf.to_container(config.concept, resolve=True))  # type: ignore[arg-type]
+    if config.steps <= config.method.warm_up:
+        raise ValueError(
+            f"steps={config.steps}: the first method.warm_up={config.method.warm_up} steps train "
+            "the discriminator alone; more steps than those are needed"
+        )
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
     pipe = load_pipeline(config.model.pretrained)
@@ -62,16 +71,14 @@ def train(config: DictConfig) -> Path:
     trainer.fit(method, module)
     if not trainer.is_global_zero:
         return run
-    save_unlearned(
-        {f"{name}.weight": layer.weight for name, layer in method.layers_by_name.items()},
-        run / "unlearned.safetensors",
-        {
-            "base": config.model.pretrained,
-            "concept": concept.name,
-            "method": "doco",
-            "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
-        },
-    )
+    weights = {f"{name}.weight": layer.weight for name, layer in method.layers_by_name.items()}
+    metadata = {
+        "base": config.model.pretrained,
+        "concept": concept.name,
+        "method": "doco",
+        "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
+    }
+    save_unlearned(weights, run / "unlearned.safetensors", metadata)
     (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
     evaluate(config, run)
     return run

@@ -106,6 +106,7 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
         (["evaluation.judge=nowhere"], "evaluation.judge='nowhere': no model.safetensors"),
         (["method.surgery=maybe"], "method.surgery='maybe': allowed are"),
         (["concept=pandaa"], "Could not find 'concept/pandaa'"),
+        (["steps=2"], "steps=2: the first method.warm_up=2 steps"),
         (["method.learning=1"], "Key 'learning' is not in struct"),
     ],
 )

@@ -158,7 +158,28 @@ def test_every_trained_weight_is_a_cross_attention_key_or_value(doco: DoCo) -> N
     assert trainable == {f"{n}.weight" for n in names}
 
 
-@pytest.mark.parametrize("option", ["surgery", "relearn_target", "granularity"])
+def test_the_scaled_prediction_is_the_noisy_latents_less_the_noise(random_model: Path) -> None:
+    """√ᾱ x̂0 = z_t − √(1−ᾱ) ε̂: nothing is divided by a small √ᾱ."""
+    doco = make_doco(random_model, discriminator_input="scaled_x0")
+    z_t, output = torch.randn(2, 2, 4, 16, 16)
+    timesteps = torch.tensor([0, 999])
+    sigma = (1 - doco.alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
+    torch.testing.assert_close(doco.x0(output, z_t, timesteps), z_t - sigma * output)
+    plain = make_doco(random_model).x0(output, z_t, timesteps)
+    assert plain[1].abs().max() > 10 * (z_t - sigma * output)[1].abs().max()
+
+
+def test_the_cosine_schedule_starts_after_the_warm_up_and_ends_at_zero(random_model: Path) -> None:
+    doco = make_doco(random_model, lr=2e-4, warm_up=100, lr_schedule="cosine")
+    rates = [doco.learning_rate(step, 700) for step in (100, 400, 700)]
+    assert rates == pytest.approx([2e-4, 1e-4, 0.0])
+    assert make_doco(random_model, lr=2e-4).learning_rate(699, 700) == 2e-4
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["surgery", "relearn_target", "granularity", "lr_schedule", "discriminator_input"],
+)
 def test_an_unknown_option_is_refused(random_model: Path, option: str) -> None:
     with pytest.raises(ValueError, match=rf"method\.{option}='nonsense': allowed are"):
         make_doco(random_model, **{option: "nonsense"})

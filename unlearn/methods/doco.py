@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,8 @@ from unlearn.surgery import GRANULARITIES, SurgeryStats, clip_to_norm, project
 
 SURGERY = ("gradient", "update", "unlearn_only", "sum")
 RELEARN = ("noise", "teacher")
+SCHEDULES = ("constant", "cosine")
+INPUTS = ("x0", "scaled_x0")
 
 
 class DoCo(L.LightningModule):
@@ -39,6 +42,10 @@ class DoCo(L.LightningModule):
             for g_u, so that the step itself cannot work against g_r; "unlearn_only" (g_u) and
             "sum" (g_u + g_r) project nothing.
         relearn_target: "noise" (the training target) or "teacher" (the frozen model's output).
+        lr_schedule: "constant" (as the paper) or "cosine", which decays `lr` to zero and so damps
+            the last oscillations of the adversarial game.
+        discriminator_input: "x0" (as the paper) or "scaled_x0", √ᾱ x̂0, in which the noise that the
+            prediction amplifies at high timesteps (15 times at the last one) stays bounded.
         weight_decay: of AdamW.
         discriminator_channels: channels of the discriminator's first block.
 
@@ -59,6 +66,8 @@ class DoCo(L.LightningModule):
         granularity: str = "tensor",
         surgery: str = "gradient",
         relearn_target: str = "noise",
+        lr_schedule: str = "constant",
+        discriminator_input: str = "x0",
         weight_decay: float = 1e-2,
         discriminator_channels: int = 64,
     ) -> None:
@@ -67,6 +76,8 @@ class DoCo(L.LightningModule):
             ("surgery", surgery, SURGERY),
             ("relearn_target", relearn_target, RELEARN),
             ("granularity", granularity, GRANULARITIES),
+            ("lr_schedule", lr_schedule, SCHEDULES),
+            ("discriminator_input", discriminator_input, INPUTS),
         ):
             if value not in allowed:
                 raise ValueError(f"method.{key}={value!r}: allowed are {list(allowed)}")
@@ -96,9 +107,12 @@ class DoCo(L.LightningModule):
         return generator, critic
 
     def x0(self, output: Tensor, z_t: Tensor, timesteps: Tensor) -> Tensor:
-        """x̂0 of the model's output."""
+        """What the discriminator sees of the model's output: x̂0, or √ᾱ x̂0 (scaled_x0)."""
         kind = self.hparams.prediction_type
-        return predict_x0(output, z_t, timesteps, self.alphas_cumprod, kind)
+        x0 = predict_x0(output, z_t, timesteps, self.alphas_cumprod, kind)
+        if self.hparams.discriminator_input == "x0":
+            return x0
+        return self.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1) * x0
 
     @torch.no_grad()
     def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
@@ -203,6 +217,13 @@ class DoCo(L.LightningModule):
         metrics["surgery/update_cosine"] = update_stats.cosine  # of -Δθ and g_r, before projection
         return metrics
 
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Of the keys and values at a step of `steps`; the cosine starts after the warm-up."""
+        if self.hparams.lr_schedule == "constant":
+            return float(self.hparams.lr)
+        progress = (step - self.hparams.warm_up) / (steps - self.hparams.warm_up)
+        return float(self.hparams.lr * (1 + math.cos(math.pi * progress)) / 2)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One DoCo step, or one warm-up step of the discriminator alone."""
         generator, critic = self.optimizers()  # type: ignore[misc]
@@ -214,6 +235,8 @@ class DoCo(L.LightningModule):
             count = len(g_u)
             reduced = self.reduce([*g_u, *g_r, *g_d])
             g_u, g_r, g_d = reduced[:count], reduced[count : 2 * count], reduced[2 * count :]
+            for group in generator.param_groups:
+                group["lr"] = self.learning_rate(batch_idx, int(self.trainer.num_training_batches))
             metrics |= self.step(generator, g_u, g_r)
         step_with(critic, list(self.discriminator.parameters()), g_d)
         self.log_dict(metrics, prog_bar=False)
