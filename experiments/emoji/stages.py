@@ -345,7 +345,8 @@ class CLIPStage(Stage):
         images = CLIPImageProcessor(
             size={"height": 64, "width": 64}, do_center_crop=False, image_mean=half, image_std=half
         )
-        CLIPProcessor(images, self.tokenizer).save_pretrained(folder / "clip")
+        fresh = train_tokenizer(self.words, folder / "tokenizer")  # one that never padded
+        CLIPProcessor(images, fresh).save_pretrained(folder / "clip")
 
 
 class UNetStage(Stage):
