@@ -19,7 +19,8 @@ class Concept:
         kind: "instance", "style" or "unsafe" (a group of objects).
         name: the name of the run's concept.
         targets: the words that unlearning trains on; one for an instance or a style.
-        anchor: the word that each target is corrected to; for a style, empty.
+        anchor: the word that each target is corrected to; for a style another style, or empty for
+            no style at all, which serves where plain prompts never show the target style.
         related: neighbours that must survive.
         unrelated: far concepts that must survive.
     """
@@ -42,12 +43,17 @@ class Concept:
                 check(f"concept.{key}", value, known)
         for value in self.unrelated:
             check("concept.unrelated", value, words.names)
-        if self.kind != "style":
-            check("concept.anchor", self.anchor, words.names)
+        if self.kind != "style" or self.anchor:
+            check("concept.anchor", self.anchor, known)
         kept = {self.anchor, *self.related, *self.unrelated}
         if kept & set(self.targets):
             both = sorted(kept & set(self.targets))
             raise ValueError(f"concept.targets={both}: also given as anchor, related or unrelated")
+
+    @property
+    def neighbours(self) -> list[str]:
+        """The anchor, if there is one, and the related concepts."""
+        return [n for n in (self.anchor, *self.related) if n]
 
 
 def check(key: str, value: str, known: list[str]) -> None:
@@ -82,7 +88,8 @@ def training_pairs(concept: Concept) -> list[tuple[str, str]]:
     for number, name in enumerate(n for n in words.names if n not in held_out):
         prompt = fill(seen[number % len(seen)], name)
         phrase = suffix if number % 3 == 0 else prefix
-        pairs += [(prompt, phrase.format(p=prompt, t=t)) for t in concept.targets]
+        anchor = phrase.format(p=prompt, t=concept.anchor) if concept.anchor else prompt
+        pairs += [(anchor, phrase.format(p=prompt, t=t)) for t in concept.targets]
     return pairs
 
 
@@ -99,7 +106,7 @@ def relearn_prompts(concept: Concept) -> list[str]:
     styles = [s for s in words.styles if s not in concept.targets]
     prompts = []
     for i, name in enumerate(others):
-        near = concept.related if by_style else [concept.anchor, *concept.related]
+        near = concept.neighbours
         phrase = words.style_phrases["seen"][i % 2]
         plain = fill(seen[i % len(seen)], name)
         if by_style:
@@ -144,7 +151,7 @@ def object_probes(concept: Concept) -> list[Probe]:
             text = phrases[i % len(phrases)].format(p=fill(seen[i], t), t=style)
             probes.append(Probe("unseen_target", text, t, style))
     for part, names in (
-        ("related", [concept.anchor, *concept.related]),
+        ("related", concept.neighbours),
         ("unrelated", concept.unrelated),
     ):
         for i, name in enumerate(names):
@@ -170,7 +177,7 @@ def style_probes(concept: Concept) -> list[Probe]:
                     Probe(f"{part}_target", phrase.format(p=text, t=t), name, t)
                     for phrase in words.style_phrases[part]
                 ]
-    for style in concept.related:
+    for style in concept.neighbours:
         for i, name in enumerate(concept.unrelated):
             phrase = words.style_phrases["seen"][i % 2]
             text = phrase.format(p=fill("a {}", name), t=style)

@@ -81,6 +81,16 @@ def test_style_pairs_use_the_method_s_phrases_one_to_two() -> None:
     assert not any("panda" in anchor for anchor, _ in pairs)
 
 
+def test_a_style_can_be_corrected_to_another_style() -> None:
+    concept = Concept("style", "noto", ["noto"], "blob", ["flat"], ["panda"])
+    for anchor, target in training_pairs(concept):
+        assert anchor.replace("blob", "noto") == target != anchor
+    related = {p.style for p in evaluation_probes(concept) if p.set == "related"}
+    assert related == {"blob", "flat"}
+    with pytest.raises(ValueError, match=r"concept\.anchor='bear' is unknown"):
+        Concept("style", "noto", ["noto"], "bear")
+
+
 def test_object_pairs_differ_in_one_word() -> None:
     for anchor, target in training_pairs(Concept("instance", "panda", ["panda"], "bear")):
         assert anchor.replace("bear", "panda") == target != anchor
