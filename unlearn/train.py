@@ -57,17 +57,7 @@ def train(config: DictConfig) -> Path:
     module = PairDataModule(
         data, config.steps, config.batch_size, config.seed, schedule.config.num_train_timesteps
     )
-    trainer = L.Trainer(
-        **OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
-        max_epochs=1,
-        logger=CSVLogger(run, name="", version=""),
-        callbacks=[
-            ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False),
-            TQDMProgressBar(refresh_rate=5),
-        ],
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = build_trainer(config, run)
     trainer.fit(method, module)
     if not trainer.is_global_zero:
         return run
@@ -82,3 +72,18 @@ def train(config: DictConfig) -> Path:
     (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
     evaluate(config, run)
     return run
+
+
+def build_trainer(config: DictConfig, run: Path) -> L.Trainer:
+    """A trainer of one epoch that writes its metrics and its checkpoint to the run directory."""
+    return L.Trainer(
+        **OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
+        max_epochs=1,
+        logger=CSVLogger(run, name="", version=""),
+        callbacks=[
+            ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False),
+            TQDMProgressBar(refresh_rate=5),
+        ],
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
