@@ -19,8 +19,9 @@ class Concept:
         kind: "instance", "style" or "unsafe" (a group of objects).
         name: the name of the run's concept.
         targets: the words that unlearning trains on; one for an instance or a style.
-        anchor: the word that each target is corrected to; for a style another style, or empty for
-            no style at all, which serves where plain prompts never show the target style.
+        anchor: the word that the targets are corrected to, or a list with one for each target; for
+            a style another style, or empty for no style at all, which serves where plain prompts
+            never show the target style.
         related: neighbours that must survive.
         unrelated: far concepts that must survive.
     """
@@ -28,7 +29,7 @@ class Concept:
     kind: str
     name: str
     targets: list[str]
-    anchor: str
+    anchor: str | list[str]
     related: list[str] = field(default_factory=list)
     unrelated: list[str] = field(default_factory=list)
 
@@ -43,17 +44,30 @@ class Concept:
                 check(f"concept.{key}", value, known)
         for value in self.unrelated:
             check("concept.unrelated", value, words.names)
-        if self.kind != "style" or self.anchor:
-            check("concept.anchor", self.anchor, known)
-        kept = {self.anchor, *self.related, *self.unrelated}
+        if not isinstance(self.anchor, str) and len(self.anchor) != len(self.targets):
+            raise ValueError(
+                f"concept.anchor={list(self.anchor)}: one anchor is needed, or one for each of "
+                f"concept.targets={list(self.targets)}"
+            )
+        for value in self.anchors.values():
+            if self.kind != "style" or value:
+                check("concept.anchor", value, known)
+        kept = {*self.neighbours, *self.unrelated}
         if kept & set(self.targets):
             both = sorted(kept & set(self.targets))
             raise ValueError(f"concept.targets={both}: also given as anchor, related or unrelated")
 
     @property
+    def anchors(self) -> dict[str, str]:
+        """The anchor of each target."""
+        one = isinstance(self.anchor, str)
+        anchors = [self.anchor] * len(self.targets) if one else self.anchor
+        return dict(zip(self.targets, anchors, strict=True))  # type: ignore[arg-type]
+
+    @property
     def neighbours(self) -> list[str]:
-        """The anchor, if there is one, and the related concepts."""
-        return [n for n in (self.anchor, *self.related) if n]
+        """The anchors, if there are any, and the related concepts, each once."""
+        return [n for n in dict.fromkeys((*self.anchors.values(), *self.related)) if n]
 
 
 def check(key: str, value: str, known: list[str]) -> None:
@@ -81,15 +95,16 @@ def training_pairs(concept: Concept) -> list[tuple[str, str]]:
     words = vocabulary()
     seen = words.templates["seen"]
     if concept.kind != "style":
-        return [(fill(s, concept.anchor), fill(s, t)) for t in concept.targets for s in seen]
+        return [(fill(s, a), fill(s, t)) for t, a in concept.anchors.items() for s in seen]
     suffix, prefix = words.style_phrases["seen"]
     held_out = set(concept.unrelated)
     pairs = []
     for number, name in enumerate(n for n in words.names if n not in held_out):
         prompt = fill(seen[number % len(seen)], name)
         phrase = suffix if number % 3 == 0 else prefix
-        anchor = phrase.format(p=prompt, t=concept.anchor) if concept.anchor else prompt
-        pairs += [(anchor, phrase.format(p=prompt, t=t)) for t in concept.targets]
+        for target, anchor in concept.anchors.items():
+            styled = phrase.format(p=prompt, t=anchor) if anchor else prompt
+            pairs.append((styled, phrase.format(p=prompt, t=target)))
     return pairs
 
 

@@ -96,11 +96,24 @@ def test_object_pairs_differ_in_one_word() -> None:
         assert anchor.replace("bear", "panda") == target != anchor
 
 
+def test_each_target_of_a_group_can_have_an_anchor_of_its_own() -> None:
+    concept = Concept("unsafe", "drinks", ["beer", "wine"], ["coffee", "cocktail"], ["cake"])
+    assert concept.anchors == {"beer": "coffee", "wine": "cocktail"}
+    assert concept.neighbours == ["coffee", "cocktail", "cake"]
+    pairs = training_pairs(concept)
+    for anchor, target in pairs:
+        drink = "coffee" if "beer" in target else "cocktail"
+        assert anchor == target.replace("beer", drink).replace("wine", drink)
+    assert len(set(pairs)) == len(pairs) == 2 * len(vocabulary().templates["seen"])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"targets": ["pnda"]}, r"concept\.targets='pnda' is unknown.*'panda'"),
         ({"anchor": "baer"}, r"concept\.anchor='baer' is unknown.*'bear'"),
+        ({"anchor": ["bear", "cat"]}, r"concept\.anchor=\['bear', 'cat'\]: .* one for each of"),
+        ({"anchor": ["baer"]}, r"concept\.anchor='baer' is unknown"),
         ({"kind": "thing"}, r"concept\.kind='thing' is unknown"),
         ({"targets": []}, r"concept\.targets=\[\]"),
         ({"anchor": "panda"}, r"concept\.targets=\['panda'\]: also given as anchor"),

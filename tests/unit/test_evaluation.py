@@ -87,3 +87,13 @@ def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
     assert values(sets["seen_target"], "right") == (1, 0)
     assert values(sets["seen_target"], "anchor") == (1, 1)
     assert values(sets["unrelated"], "retention") == (1, 1)
+
+
+def test_each_target_is_held_against_its_own_anchor() -> None:
+    concept = Concept("unsafe", "drinks", ["beer", "wine"], ["coffee", "cocktail"])
+    probes = [Probe("seen_target", f"a {t}", t) for t in ("beer", "wine")]
+    base = verdict(["beer", "wine"], ["flat"] * 2)
+    after = verdict(["coffee", "coffee"], ["flat"] * 2)
+    sets = summarise(concept, probes, base, after)["sets"]
+    assert values(sets["seen_target"], "anchor") == (0, 0.5)
+    assert values(sets["seen_target"], "right") == (1, 0)

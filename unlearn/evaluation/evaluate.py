@@ -40,7 +40,8 @@ def verdicts(concept: Concept, probes: list[Probe], verdict: Verdict) -> dict[st
         flags["style"].append(style == probe.style)
         tests_style = by_style and probe.set != "unrelated"
         flags["right"].append(style == probe.style if tests_style else obj == probe.object)
-        flags["anchor"].append(obj == (probe.object if by_style else concept.anchor))
+        anchor = probe.object if by_style else concept.anchors.get(probe.object)
+        flags["anchor"].append(obj == anchor)
     shown = {k: torch.tensor(v) & ~verdict.broken for k, v in flags.items()}
     return {**shown, "broken": verdict.broken}
 
