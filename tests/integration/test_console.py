@@ -101,6 +101,7 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["concept.kind=thing"], "concept.kind='thing' is unknown"),
         (["concept.targets=[pnda]"], "concept.targets='pnda' is unknown"),
         (["model.pretrained=."], "model.pretrained='.': no model_index.json"),
         (["evaluation.judge=nowhere"], "evaluation.judge='nowhere': no model.safetensors"),
