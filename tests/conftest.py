@@ -15,6 +15,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from experiments.emoji.tokenizer import TOKENS, train_tokenizer
+from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept
 from unlearn.evaluation.judge import Judge
 from unlearn.vocabulary import vocabulary
 
@@ -79,3 +80,12 @@ def random_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("random_judge")
     Judge("resnet", shape, len(words.objects), len(words.styles)).save(folder)
     return folder
+
+
+def make_concept(
+    name: str, anchor: str | list[str], kind: str = "instance", **fields: object
+) -> Concept:
+    """A concept of the embedded model, from the fields of its config."""
+    words = [anchor] if isinstance(anchor, str) else anchor
+    config = ConceptConfig(name=name, kind=kind, **fields)  # type: ignore[arg-type]
+    return build_concept(config, AnchorConfig(name="anchor", words=words), vocabulary())

@@ -61,6 +61,7 @@ class SplitLinear(nn.Linear):
 
     base: Tensor
     leaves: tuple[Tensor, ...] = ()
+    detach_first_token = False
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> SplitLinear:
@@ -75,7 +76,14 @@ class SplitLinear(nn.Linear):
         if not self.leaves:
             return F.linear(input, self.weight)
         chunks = input.chunk(len(self.leaves))
-        return torch.cat([F.linear(c, w) for c, w in zip(chunks, self.leaves, strict=True)])
+        return torch.cat([self.apply_leaf(c, w) for c, w in zip(chunks, self.leaves, strict=True)])
+
+    def apply_leaf(self, input: Tensor, weight: Tensor) -> Tensor:
+        """Keys or values of one chunk; with `detach_first_token`, no gradient from token 0."""
+        if not self.detach_first_token:
+            return F.linear(input, weight)
+        first, rest = input[:, :1], input[:, 1:]
+        return torch.cat([F.linear(first, weight.detach()), F.linear(rest, weight)], dim=1)
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
@@ -88,12 +96,15 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
     }
 
 
-def split_cross_attention(unet: UNet2DConditionModel) -> dict[str, SplitLinear]:
+def split_cross_attention(
+    unet: UNet2DConditionModel, detach_first_token: bool = False
+) -> dict[str, SplitLinear]:
     """Replace the key and value projections by trainable split layers, and return them."""
     layers = {}
     for name, linear in cross_attention_layers(unet).items():
         parent, _, side = name.rpartition(".")
         layers[name] = SplitLinear.from_linear(linear)
+        layers[name].detach_first_token = detach_first_token
         setattr(unet.get_submodule(parent), side, layers[name])
     return layers
 

@@ -24,15 +24,11 @@ def refuse(error: ValueError) -> NoReturn:
     raise SystemExit(2) from error
 
 
-def conf_dir() -> Path:
-    """The folder of the configs: beside the package in a checkout, inside it in a wheel."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.exists() else Path(__file__).parents[1] / "conf"
-
-
 def run_train(overrides: list[str]) -> None:
     """`unlearn train`, composed and launched by Hydra (so `-m` sweeps)."""
     import hydra
+
+    from unlearn.config import conf_dir
 
     def job(config: object) -> None:
         from unlearn.train import train

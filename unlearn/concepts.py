@@ -1,68 +1,110 @@
-"""Concepts and anchors: what is forgotten, what replaces it, and the prompts of both."""
+"""Concepts and anchors: what is forgotten and what replaces it, checked."""
 
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
-from unlearn.vocabulary import fill, vocabulary
+from omegaconf import MISSING
+
+from unlearn.vocabulary import Vocabulary, vocabulary
 
 KINDS = ("instance", "style", "unsafe")
+PACKS = Path(__file__).parent / "assets" / "prompts"
+FAR = [
+    "panda",
+    "pizza",
+    "bus",
+    "guitar",
+    "sunflower",
+    "apple",
+    "balloon",
+    "castle",
+    "rocket",
+    "owl",
+]
+
+
+@dataclass
+class ConceptConfig:
+    """The section `concept` of a config: a file of conf/concept, or the command line.
+
+    Attributes:
+        name: the concept's name, which names the run.
+        kind: "instance", "style" or "unsafe" (explicit content; often a group of objects).
+        targets: the words that unlearning trains on; null: the name.
+        synonyms: phrases for a target that unlearning never sees; null: those that the model's
+            vocabulary lists.
+        seen_templates: prompts to train on, with `{}` for the target (a style: with `{p}` for a
+            prompt and `{t}` for the target, each in turn); null: those of the vocabulary.
+        unseen_templates: prompts that only the evaluation uses.
+        related: neighbours that must survive; null: of the target's family in the vocabulary.
+        unrelated: far concepts that must survive and that no training prompt names; null: eight.
+    """
+
+    name: str = MISSING
+    kind: str = "instance"
+    targets: Optional[list[str]] = None  # noqa: UP045 - OmegaConf reads these annotations
+    synonyms: Optional[dict[str, list[str]]] = None  # noqa: UP045
+    seen_templates: Optional[list[str]] = None  # noqa: UP045
+    unseen_templates: Optional[list[str]] = None  # noqa: UP045
+    related: Optional[list[str]] = None  # noqa: UP045
+    unrelated: Optional[list[str]] = None  # noqa: UP045
+
+
+@dataclass
+class AnchorConfig:
+    """The section `anchor` of a config: a file of conf/anchor, or the command line.
+
+    Attributes:
+        name: the anchor's name. For a style "none" stands for no style at all, which serves where
+            plain prompts never show the target style.
+        words: the word that the targets are corrected to, or one for each target; null: the name.
+        prompts: a prompt pack, one prompt a line, each with the anchor word exactly once: a name
+            of unlearn/assets/prompts or a path; null: the concept's templates.
+    """
+
+    name: str = MISSING
+    words: Optional[list[str]] = None  # noqa: UP045
+    prompts: Optional[str] = None  # noqa: UP045
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept to forget.
+    """A concept and its anchor, checked and with every default filled in.
 
     Attributes:
-        kind: "instance", "style" or "unsafe" (a group of objects).
-        name: the name of the run's concept.
-        targets: the words that unlearning trains on; one for an instance or a style.
-        anchor: the word that the targets are corrected to, or a list with one for each target; for
-            a style another style, or empty for no style at all, which serves where plain prompts
-            never show the target style.
-        related: neighbours that must survive.
-        unrelated: far concepts that must survive.
+        kind: "instance", "style" or "unsafe".
+        name: names the run.
+        anchors: the anchor word of each target; for a style "" is no style at all.
+        synonyms: phrases for each target.
+        seen: the templates that unlearning trains on.
+        unseen: templates that only the evaluation uses.
+        related: neighbours that must survive, the anchors not among them.
+        unrelated: far concepts that must survive and that no training prompt names.
+        pack: prompts with the anchor word; empty: the templates make them.
+        words: what the model knows; None: not known, so no name is checked.
     """
 
     kind: str
     name: str
-    targets: list[str]
-    anchor: str | list[str]
+    anchors: dict[str, str]
+    synonyms: dict[str, list[str]]
+    seen: list[str]
+    unseen: list[str]
     related: list[str] = field(default_factory=list)
     unrelated: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        check("concept.kind", self.kind, list(KINDS))
-        if not self.targets:
-            raise ValueError("concept.targets=[]: at least one target is needed")
-        words = vocabulary()
-        known = list(words.styles) if self.kind == "style" else words.names
-        for key in ("targets", "related"):
-            for value in getattr(self, key):
-                check(f"concept.{key}", value, known)
-        for value in self.unrelated:
-            check("concept.unrelated", value, words.names)
-        if not isinstance(self.anchor, str) and len(self.anchor) != len(self.targets):
-            raise ValueError(
-                f"concept.anchor={list(self.anchor)}: one anchor is needed, or one for each of "
-                f"concept.targets={list(self.targets)}"
-            )
-        for value in self.anchors.values():
-            if self.kind != "style" or value:
-                check("concept.anchor", value, known)
-        kept = {*self.neighbours, *self.unrelated}
-        if kept & set(self.targets):
-            both = sorted(kept & set(self.targets))
-            raise ValueError(f"concept.targets={both}: also given as anchor, related or unrelated")
+    pack: list[str] = field(default_factory=list)
+    words: Vocabulary | None = None
 
     @property
-    def anchors(self) -> dict[str, str]:
-        """The anchor of each target."""
-        one = isinstance(self.anchor, str)
-        anchors = [self.anchor] * len(self.targets) if one else self.anchor
-        return dict(zip(self.targets, anchors, strict=True))  # type: ignore[arg-type]
+    def targets(self) -> list[str]:
+        """The words that unlearning trains on."""
+        return list(self.anchors)
 
     @property
     def neighbours(self) -> list[str]:
@@ -70,7 +112,75 @@ class Concept:
         return [n for n in dict.fromkeys((*self.anchors.values(), *self.related)) if n]
 
 
-def check(key: str, value: str, known: list[str]) -> None:
+def build_concept(
+    concept: ConceptConfig, anchor: AnchorConfig, words: Vocabulary | None = None
+) -> Concept:
+    """Check the two config sections, and fill in the defaults.
+
+    Args:
+        concept: the config section `concept`.
+        anchor: the config section `anchor`.
+        words: the model's vocabulary, against which names are checked; None: any name goes.
+
+    Raises:
+        ValueError: a name, a template or a prompt pack is not valid; says which and why.
+    """
+    check("concept.kind", concept.kind, list(KINDS))
+    by_style = concept.kind == "style"
+    targets = [concept.name] if concept.targets is None else concept.targets
+    if not targets:
+        raise ValueError("concept.targets=[]: at least one target is needed")
+    anchors = pair_anchors(targets, anchor, by_style)
+    related, unrelated = concept.related, concept.unrelated
+    if words:
+        known = list(words.styles) if by_style else words.names
+        check_names("concept.targets" if concept.targets else "concept.name", targets, known)
+        check_names("anchor.words" if anchor.words else "anchor.name", anchors.values(), known)
+        check_names("concept.related", related or [], known)
+        check_names("concept.unrelated", unrelated or [], words.names)
+    taken = {*targets, *anchors.values()}
+    if related is None:
+        family = [n for n in words.family(targets[0]) if n not in taken] if words else []
+        related = family[:4]
+    if unrelated is None:
+        near = {m for n in taken if n and words and not by_style for m in words.family(n)}
+        unrelated = [n for n in FAR if n not in {*taken, *near, *related}][:8]
+    both = sorted({*targets} & {*anchors.values(), *related, *unrelated})
+    if both:
+        raise ValueError(f"concept.targets={both}: also given as anchor, related or unrelated")
+    seen, unseen = templates(concept, by_style)
+    return Concept(
+        kind=concept.kind,
+        name=concept.name,
+        anchors=anchors,
+        synonyms=synonyms(concept, targets, words),
+        seen=seen,
+        unseen=unseen,
+        related=list(related),
+        unrelated=list(unrelated),
+        pack=read_pack(anchor, anchors, by_style, words),
+        words=words,
+    )
+
+
+def pair_anchors(targets: list[str], anchor: AnchorConfig, by_style: bool) -> dict[str, str]:
+    """The anchor word of each target.
+
+    Raises:
+        ValueError: the anchors are neither one nor one for each target, or one is empty.
+    """
+    words = [anchor.name] if anchor.words is None else anchor.words
+    if len(words) not in (1, len(targets)):
+        raise ValueError(
+            f"anchor.words={list(words)}: one word is needed, or one for each of "
+            f"concept.targets={list(targets)}"
+        )
+    if not by_style and not all(words):
+        raise ValueError("anchor.words=['']: only a style can have no anchor word")
+    return dict(zip(targets, words * len(targets) if len(words) == 1 else words, strict=True))
+
+
+def check(key: str, value: str, known: Sequence[str]) -> None:
     """Refuse an unknown name, naming the nearest valid ones.
 
     Raises:
@@ -78,126 +188,91 @@ def check(key: str, value: str, known: list[str]) -> None:
     """
     if value not in known:
         near = difflib.get_close_matches(value, known, n=3, cutoff=0.4) or known[:8]
-        raise ValueError(f"{key}={value!r} is unknown; did you mean one of {near}?")
+        raise ValueError(f"{key}={value!r} is unknown; did you mean one of {list(near)}?")
 
 
-def build_concept(config: dict[str, Any]) -> Concept:
-    """The concept described by a plain config section."""
-    return Concept(**config)
+def check_names(key: str, values: Any, known: Sequence[str]) -> None:
+    """`check` each value; an empty one stands for no style."""
+    for value in values:
+        if value:
+            check(key, value, known)
 
 
-def training_pairs(concept: Concept) -> list[tuple[str, str]]:
-    """All (anchor prompt, target prompt) pairs that unlearning trains on.
+def templates(concept: ConceptConfig, by_style: bool) -> tuple[list[str], list[str]]:
+    """The seen and the unseen templates.
 
-    Objects: the anchor word replaced by the target word. Styles: 1/3 "{p}, in the style of {t}",
-    2/3 "in {t}'s style, {p}" on objects outside the test sets (DoCo's reference data).
+    The default for a style is the method's: 1/3 "{p}, in the style of {t}", 2/3 "in {t}'s style,
+    {p}".
+
+    Raises:
+        ValueError: a template lacks a placeholder, or is both seen and unseen.
     """
     words = vocabulary()
-    seen = words.templates["seen"]
-    if concept.kind != "style":
-        return [(fill(s, a), fill(s, t)) for t, a in concept.anchors.items() for s in seen]
     suffix, prefix = words.style_phrases["seen"]
-    held_out = set(concept.unrelated)
-    pairs = []
-    for number, name in enumerate(n for n in words.names if n not in held_out):
-        prompt = fill(seen[number % len(seen)], name)
-        phrase = suffix if number % 3 == 0 else prefix
-        for target, anchor in concept.anchors.items():
-            styled = phrase.format(p=prompt, t=anchor) if anchor else prompt
-            pairs.append((styled, phrase.format(p=prompt, t=target)))
-    return pairs
+    seen = [suffix, prefix, prefix] if by_style else list(words.templates["seen"])
+    unseen = list((words.style_phrases if by_style else words.templates)["unseen"])
+    chosen = (concept.seen_templates or seen, concept.unseen_templates or unseen)
+    slots = ("{p}", "{t}") if by_style else ("{}",)
+    for key, given in zip(("seen_templates", "unseen_templates"), chosen, strict=True):
+        for template in given:
+            if any(template.count(slot) != 1 for slot in slots):
+                raise ValueError(
+                    f"concept.{key}={template!r}: holds not exactly one of each of {list(slots)}"
+                )
+    if both := sorted({*chosen[0]} & {*chosen[1]}):
+        raise ValueError(f"concept.unseen_templates={both}: also among concept.seen_templates")
+    return chosen
 
 
-def relearn_prompts(concept: Concept) -> list[str]:
-    """Prompts of what must survive, neighbours and the rest of the vocabulary in turn.
+def synonyms(
+    concept: ConceptConfig, targets: list[str], words: Vocabulary | None
+) -> dict[str, list[str]]:
+    """The synonyms of each target; those of the vocabulary where the concept gives none.
 
-    Holds no target and none of the `unrelated` concepts, which test what relearning never saw.
+    Raises:
+        ValueError: synonyms are given for a word that is no target, or contain their target.
     """
-    words = vocabulary()
-    seen = words.templates["seen"]
-    by_style = concept.kind == "style"
-    hidden = {*concept.unrelated, *concept.targets}
-    others = [n for n in words.names if n not in hidden]
-    styles = [s for s in words.styles if s not in concept.targets]
-    prompts = []
-    for i, name in enumerate(others):
-        near = concept.neighbours
-        phrase = words.style_phrases["seen"][i % 2]
-        plain = fill(seen[i % len(seen)], name)
-        if by_style:
-            close = phrase.format(p=plain, t=near[i % len(near)])
-        else:
-            close = fill(seen[i % len(seen)], near[i % len(near)])
-        styled = phrase.format(p=plain, t=styles[i % len(styles)])
-        prompts += [close, plain if i % 2 else styled]
+    given = concept.synonyms
+    if given is None:
+        known = words.objects if words else {}
+        return {t: list(known[t].synonyms) if t in known else [] for t in targets}
+    for target, phrases in given.items():
+        check("concept.synonyms", target, targets)
+        for phrase in phrases:
+            if target in phrase:
+                raise ValueError(f"concept.synonyms={phrase!r}: contains its target {target!r}")
+    return {t: list(given.get(t, [])) for t in targets}
+
+
+def read_pack(
+    anchor: AnchorConfig, anchors: dict[str, str], by_style: bool, words: Vocabulary | None
+) -> list[str]:
+    """The prompts of the anchor's pack; none where the templates make them.
+
+    Raises:
+        ValueError: there is no such pack, or a prompt holds the anchor word not exactly once.
+    """
+    if anchor.prompts is None:
+        if by_style and words is None:
+            raise ValueError("anchor.prompts=null: a style needs a prompt pack for this model")
+        return []
+    shipped = sorted(p.stem for p in PACKS.glob("*.txt"))
+    path = PACKS / f"{anchor.prompts}.txt" if anchor.prompts in shipped else Path(anchor.prompts)
+    if not path.is_file():
+        raise ValueError(f"anchor.prompts={anchor.prompts!r}: no such file, nor one of {shipped}")
+    prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    for word in sorted(set(anchors.values())):
+        for prompt in prompts:
+            if word and len(mentions(word, prompt)) != 1:
+                raise ValueError(
+                    f"anchor.prompts={anchor.prompts!r}: holds the anchor {word!r} not exactly "
+                    f"once: {prompt!r}"
+                )
+    if not prompts:
+        raise ValueError(f"anchor.prompts={anchor.prompts!r}: holds no prompts")
     return prompts
 
 
-@dataclass(frozen=True)
-class Probe:
-    """One evaluation prompt: its set, and the object and the style (if any) that it asks for."""
-
-    set: str
-    prompt: str
-    object: str
-    style: str | None = None
-
-
-def evaluation_probes(concept: Concept) -> list[Probe]:
-    """The prompts of the four sets: seen target, unseen target, related, unrelated."""
-    return style_probes(concept) if concept.kind == "style" else object_probes(concept)
-
-
-def object_probes(concept: Concept) -> list[Probe]:
-    """Unseen: templates, synonyms, backgrounds and styles that unlearning never saw."""
-    words = vocabulary()
-    seen, unseen = words.templates["seen"], words.templates["unseen"]
-    phrases = words.style_phrases["unseen"]
-    probes = []
-    for t in concept.targets:
-        probes += [Probe("seen_target", fill(s, t), t) for s in seen]
-        probes += [Probe("unseen_target", fill(s, t), t) for s in unseen]
-        for i, synonym in enumerate(words.objects[t].synonyms):
-            probes += [Probe("unseen_target", fill(s, synonym), t) for s in unseen[i::4]]
-        for i, colour in enumerate(words.backgrounds):
-            text = f"{fill(unseen[i], t)} on a {colour} background"
-            probes.append(Probe("unseen_target", text, t))
-        for i, style in enumerate(words.styles):
-            text = phrases[i % len(phrases)].format(p=fill(seen[i], t), t=style)
-            probes.append(Probe("unseen_target", text, t, style))
-    for part, names in (
-        ("related", concept.neighbours),
-        ("unrelated", concept.unrelated),
-    ):
-        for i, name in enumerate(names):
-            style = words.styles[i % len(words.styles)]
-            styled = phrases[i % len(phrases)].format(p=fill("a {}", name), t=style)
-            plain = (seen[i % 8], seen[(i + 4) % 8], unseen[i % 8])
-            probes += [Probe(part, fill(s, name), name) for s in plain]
-            probes.append(Probe(part, styled, name, style))
-    return probes
-
-
-def style_probes(concept: Concept) -> list[Probe]:
-    """The target styles on objects that unlearning never saw, and those objects without them."""
-    words = vocabulary()
-    unseen = words.templates["unseen"]
-    probes = []
-    for t in concept.targets:
-        for part in ("seen", "unseen"):
-            templates = words.templates[part]
-            for i, name in enumerate(concept.unrelated):
-                text = fill(templates[i % len(templates)], name)
-                probes += [
-                    Probe(f"{part}_target", phrase.format(p=text, t=t), name, t)
-                    for phrase in words.style_phrases[part]
-                ]
-    for style in concept.neighbours:
-        for i, name in enumerate(concept.unrelated):
-            phrase = words.style_phrases["seen"][i % 2]
-            text = phrase.format(p=fill("a {}", name), t=style)
-            probes.append(Probe("related", text, name, style))
-    for i, name in enumerate(concept.unrelated):
-        plain = (unseen[i % len(unseen)], unseen[(i + 4) % len(unseen)])
-        probes += [Probe("unrelated", fill(s, name), name) for s in plain]
-    return probes
+def mentions(word: str, prompt: str) -> list[str]:
+    """Where `word` stands in `prompt` as a whole word."""
+    return re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, flags=re.IGNORECASE)

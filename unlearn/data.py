@@ -10,9 +10,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from unlearn.concepts import Concept, relearn_prompts, training_pairs
+from unlearn.concepts import Concept
 from unlearn.diffusion import draw_noise, sample_generator
 from unlearn.generate import generate
+from unlearn.prompts import relearn_prompts, training_pairs
 
 
 class ImageSet(NamedTuple):

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import device_of, load_pipeline
-from unlearn.concepts import build_concept
+from unlearn.config import concept_of, plain
 from unlearn.data import PairDataModule, make_training_data
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
-from unlearn.methods.doco import DoCo
+from unlearn.methods import build_method
 
 
 def train(config: DictConfig) -> Path:
@@ -25,7 +25,7 @@ def train(config: DictConfig) -> Path:
     Raises:
         ValueError: the concept, the model, the judge, or an option of the run is not valid.
     """
-    concept = build_concept(OmegaConf.to_container(config.concept, resolve=True))  # type: ignore[arg-type]
+    concept = concept_of(config)
     if config.steps <= config.method.warm_up:
         raise ValueError(
             f"steps={config.steps}: the first method.warm_up={config.method.warm_up} steps train "
@@ -36,12 +36,7 @@ def train(config: DictConfig) -> Path:
     pipe = load_pipeline(config.model.pretrained)
     load_judge(config)  # refused now if it is missing, not after training
     schedule = pipe.scheduler
-    method = DoCo(
-        pipe.unet,
-        schedule.alphas_cumprod,
-        schedule.config.prediction_type,
-        **OmegaConf.to_container(config.method, resolve=True),  # type: ignore[arg-type]
-    )
+    method = build_method(pipe, **plain(config.method))
 
     run = Path(config.run_dir)
     run.mkdir(parents=True, exist_ok=True)
@@ -65,7 +60,7 @@ def train(config: DictConfig) -> Path:
     metadata = {
         "base": config.model.pretrained,
         "concept": concept.name,
-        "method": "doco",
+        "method": config.method.name,
         "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
     }
     save_unlearned(weights, run / "unlearned.safetensors", metadata)
@@ -77,7 +72,7 @@ def train(config: DictConfig) -> Path:
 def build_trainer(config: DictConfig, run: Path) -> L.Trainer:
     """A trainer of one epoch that writes its metrics and its checkpoint to the run directory."""
     return L.Trainer(
-        **OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
+        **plain(config.trainer),
         max_epochs=1,
         logger=CSVLogger(run, name="", version=""),
         callbacks=[

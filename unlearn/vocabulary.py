@@ -38,7 +38,9 @@ class Vocabulary:
         return list(self.objects)
 
     def family(self, name: str) -> list[str]:
-        """The other objects of an object's family: its neighbours."""
+        """The other objects of an object's family, or the other styles: a name's neighbours."""
+        if name in self.styles:
+            return [s for s in self.styles if s != name]
         own = self.objects[name].family
         return [n for n, o in self.objects.items() if o.family == own and n != name]
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import torch
-import yaml
 from PIL import Image
 
 from unlearn.backbone import load_pipeline
-from unlearn.concepts import build_concept
+from unlearn.config import compose, concept_of, embedded_concepts
 from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.evaluation.metrics import Rate, rate
 from unlearn.generate import generate
 from unlearn.vocabulary import EMBEDDED, fill, vocabulary
 
-CONCEPTS = Path(__file__).parents[2] / "conf" / "concept"
 FIRST_SEED = 2_000_000  # no training or evaluation image has it
 SAMPLER = {"steps": 20, "guidance": 6.0}  # those of conf/model/emoji.yaml
 SEEDS = 10  # images a shipped target
@@ -54,9 +51,9 @@ def synonym_prompts() -> list[Prompt]:
     ]
 
 
-def concept_prompts(path: Path) -> list[Prompt]:
-    """`SEEDS` prompts for each target of a concept file."""
-    concept = build_concept(yaml.safe_load(path.read_text(encoding="utf-8")))
+def concept_prompts(name: str) -> list[Prompt]:
+    """`SEEDS` prompts for each target of a shipped concept."""
+    concept = concept_of(compose([f"concept={name}"]))
     words, rng = vocabulary(), random.Random(2)
     seen = words.templates["seen"]
     if concept.kind != "style":
@@ -107,10 +104,10 @@ def main() -> None:
     rows.append(("broken", rate(int(verdict.broken.sum()), len(grid)), ""))
     synonyms = synonym_prompts()
     rows.append(("synonyms", shares(synonyms, draw(synonyms, "synonyms")[1])[0], "80%"))
-    for path in sorted(CONCEPTS.rglob("*.yaml")):
-        prompts = concept_prompts(path)
-        found = shares(prompts, draw(prompts, path.stem)[1])
-        rows.append((f"concept {path.stem}", found[prompts[0][1] is None], "80%"))
+    for name in embedded_concepts():
+        prompts = concept_prompts(name)
+        found = shares(prompts, draw(prompts, name)[1])
+        rows.append((f"concept {name}", found[prompts[0][1] is None], "80%"))
 
     print("| measure | share [95% interval] | n | bar |\n|---|---|---|---|")
     for name, share, bar in rows:

@@ -105,7 +105,8 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
         (["concept.targets=[pnda]"], "concept.targets='pnda' is unknown"),
         (["model.pretrained=."], "model.pretrained='.': no model_index.json"),
         (["evaluation.judge=nowhere"], "evaluation.judge='nowhere': no model.safetensors"),
-        (["method.surgery=maybe"], "method.surgery='maybe': allowed are"),
+        (["method.surgery=maybe"], "method.surgery='maybe' is unknown"),
+        (["concept=custom"], "concept.name is missing: choose a file of conf/concept"),
         (["concept=pandaa"], "Could not find 'concept/pandaa'"),
         (["steps=2"], "steps=2: the first method.warm_up=2 steps"),
         (["method.learning=1"], "Key 'learning' is not in struct"),
@@ -114,7 +115,8 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
 def test_bad_input_is_refused_and_writes_nothing(
     smoke: list[str], tmp_path: Path, overrides: list[str], message: str
 ) -> None:
-    done = unlearn("train", *smoke, "run_dir=run", *overrides, cwd=tmp_path)
+    chosen = [] if any(o.startswith("concept=") for o in overrides) else ["concept=panda"]
+    done = unlearn("train", *chosen, *smoke, "run_dir=run", *overrides, cwd=tmp_path)
     assert done.returncode != 0
     assert message in done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,65 +1,15 @@
-"""Concepts: validation, disjoint prompt sets, and every shipped config."""
+"""Concepts and anchors: their config sections are checked, and defaults filled in."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
-import yaml
 
-from unlearn.concepts import (
-    Concept,
-    build_concept,
-    evaluation_probes,
-    relearn_prompts,
-    training_pairs,
-)
+from tests.conftest import make_concept
+from unlearn.concepts import AnchorConfig, ConceptConfig, build_concept
+from unlearn.config import compose, concept_of
 from unlearn.vocabulary import fill, vocabulary
-
-CONF = Path(__file__).parents[2] / "conf" / "concept"
-SHIPPED = sorted(CONF.rglob("*.yaml"))
-
-
-def load(path: Path) -> Concept:
-    return build_concept(yaml.safe_load(path.read_text()))
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_no_unseen_prompt_occurs_in_training(path: Path) -> None:
-    concept = load(path)
-    trained = {prompt for pair in training_pairs(concept) for prompt in pair}
-    trained |= set(relearn_prompts(concept))
-    unseen = [p.prompt for p in evaluation_probes(concept) if p.set == "unseen_target"]
-    assert unseen
-    assert not trained & set(unseen)
-    words = vocabulary()
-    phrases = [s for t in concept.targets if t in words.objects for s in words.objects[t].synonyms]
-    phrases += [t.replace("{}", "") for t in words.templates["unseen"]]
-    for phrase in phrases:
-        assert not any(phrase in prompt for prompt in trained)
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_seen_prompts_are_the_trained_ones_and_all_sets_are_there(path: Path) -> None:
-    concept = load(path)
-    probes = evaluation_probes(concept)
-    assert {p.set for p in probes} == {"seen_target", "unseen_target", "related", "unrelated"}
-    assert concept.name == path.stem
-    if concept.kind != "style":
-        targets = {target for _, target in training_pairs(concept)}
-        assert {p.prompt for p in probes if p.set == "seen_target"} == targets
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_relearning_sees_neighbours_but_no_target_and_no_unrelated_concept(path: Path) -> None:
-    concept = load(path)
-    prompts = relearn_prompts(concept)
-    words = [re.sub(r"[^a-z ]", " ", p).split() for p in prompts]
-    for name in (*concept.targets, *concept.unrelated):
-        assert not any(set(name.split()) <= set(w) for w in words), name
-    for name in concept.related:
-        assert sum(name in p for p in prompts) >= 5
 
 
 @pytest.mark.parametrize(
@@ -70,62 +20,120 @@ def test_articles(noun: str, text: str) -> None:
     assert fill("a cute {}", noun) == f"a cute {noun}"
 
 
-def test_style_pairs_use_the_method_s_phrases_one_to_two() -> None:
-    concept = Concept("style", "noto", ["noto"], "", ["flat"], ["panda"])
-    pairs = training_pairs(concept)
-    assert all(not anchor.count("noto") and target.count("noto") == 1 for anchor, target in pairs)
-    suffix = sum(target.endswith(", in the style of noto") for _, target in pairs)
-    prefix = sum(target.startswith("in noto's style, ") for _, target in pairs)
-    assert suffix + prefix == len(pairs)
-    assert abs(2 * suffix - prefix) <= 2
-    assert not any("panda" in anchor for anchor, _ in pairs)
-
-
-def test_a_style_can_be_corrected_to_another_style() -> None:
-    concept = Concept("style", "noto", ["noto"], "blob", ["flat"], ["panda"])
-    for anchor, target in training_pairs(concept):
-        assert anchor.replace("blob", "noto") == target != anchor
-    related = {p.style for p in evaluation_probes(concept) if p.set == "related"}
-    assert related == {"blob", "flat"}
-    with pytest.raises(ValueError, match=r"concept\.anchor='bear' is unknown"):
-        Concept("style", "noto", ["noto"], "bear")
-
-
-def test_object_pairs_differ_in_one_word() -> None:
-    for anchor, target in training_pairs(Concept("instance", "panda", ["panda"], "bear")):
-        assert anchor.replace("bear", "panda") == target != anchor
-
-
 def test_each_target_of_a_group_can_have_an_anchor_of_its_own() -> None:
-    concept = Concept("unsafe", "drinks", ["beer", "wine"], ["coffee", "cocktail"], ["cake"])
+    group = {"targets": ["beer", "wine"], "related": ["cake"]}
+    concept = make_concept("drinks", ["coffee", "cocktail"], "unsafe", **group)
     assert concept.anchors == {"beer": "coffee", "wine": "cocktail"}
     assert concept.neighbours == ["coffee", "cocktail", "cake"]
-    pairs = training_pairs(concept)
-    for anchor, target in pairs:
-        drink = "coffee" if "beer" in target else "cocktail"
-        assert anchor == target.replace("beer", drink).replace("wine", drink)
-    assert len(set(pairs)) == len(pairs) == 2 * len(vocabulary().templates["seen"])
+    assert make_concept("drinks", "coffee", "unsafe", **group).anchors["wine"] == "coffee"
+
+
+def test_defaults_come_from_the_vocabulary() -> None:
+    concept = make_concept("frog", "turtle")
+    words = vocabulary()
+    assert concept.targets == ["frog"]
+    assert concept.synonyms == {"frog": list(words.objects["frog"].synonyms)}
+    assert set(concept.related) <= set(words.family("frog"))
+    assert len(concept.related) == 4
+    assert len(concept.unrelated) == 8
+    family = {*words.family("frog"), *words.family("turtle"), "frog", "turtle"}
+    assert not family & set(concept.unrelated)
+    style = make_concept("noto", "flat", "style")
+    assert style.related == ["fluent", "contrast", "blob", "twemoji"]
+
+
+def test_without_a_vocabulary_any_name_goes() -> None:
+    concept = build_concept(ConceptConfig(name="otter"), AnchorConfig(name="dog"))
+    assert concept.anchors == {"otter": "dog"}
+    assert concept.synonyms == {"otter": []}
+    assert concept.related == []
+    assert len(concept.unrelated) == 8
+
+
+def test_a_concept_from_the_command_line_needs_no_file() -> None:
+    concept = concept_of(
+        compose(["concept.name=fox", "anchor.name=dog", "concept.synonyms={fox: [sly hunter]}"])
+    )
+    assert concept.anchors == {"fox": "dog"}
+    assert concept.synonyms == {"fox": ["sly hunter"]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"concept\.name is missing: choose a file of conf/concept"),
+        (["concept.name=fox"], r"anchor\.name is missing"),
+        (["concept=panda", "concept.targets=3"], r"concept\.targets: .*"),
+        (["concept=panda", "concept.kind=[a]"], r"concept\.kind: .*"),
+        (["concept=panda", "+concept.colour=red"], r"concept\.colour: .*not in"),
+        (["concept=panda", "anchor.prompts={a: b}"], r"anchor\.prompts: .*"),
+        (["concept=panda", "model.vocabulary=coco"], r"model\.vocabulary='coco': allowed"),
+        (["concept=snoopy"], r"concept\.targets='Snoopy' is unknown"),
+    ],
+)
+def test_bad_configs_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        concept_of(compose(overrides))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"name": "pnda"}, r"concept\.name='pnda' is unknown.*'panda'"),
         ({"targets": ["pnda"]}, r"concept\.targets='pnda' is unknown.*'panda'"),
-        ({"anchor": "baer"}, r"concept\.anchor='baer' is unknown.*'bear'"),
-        ({"anchor": ["bear", "cat"]}, r"concept\.anchor=\['bear', 'cat'\]: .* one for each of"),
-        ({"anchor": ["baer"]}, r"concept\.anchor='baer' is unknown"),
+        ({"anchor": "baer"}, r"anchor\.words='baer' is unknown.*'bear'"),
+        ({"anchor": ["bear", "cat"]}, r"anchor\.words=\['bear', 'cat'\]: .* one for each of"),
+        ({"anchor": ""}, r"anchor\.words=\[''\]: only a style"),
         ({"kind": "thing"}, r"concept\.kind='thing' is unknown"),
         ({"targets": []}, r"concept\.targets=\[\]"),
         ({"anchor": "panda"}, r"concept\.targets=\['panda'\]: also given as anchor"),
         ({"related": ["panda"]}, r"also given as anchor, related"),
+        ({"related": ["cheery"]}, r"concept\.related='cheery' is unknown.*'cherry'"),
         ({"unrelated": ["cheery"]}, r"concept\.unrelated='cheery' is unknown.*'cherry'"),
+        ({"seen_templates": ["a {} and a {}"]}, r"concept\.seen_templates='a {} and a {}': holds"),
+        ({"unseen_templates": ["a thing"]}, r"concept\.unseen_templates='a thing': holds not"),
+        ({"unseen_templates": ["a {}"]}, r"unseen_templates=\['a {}'\]: also among"),
+        ({"synonyms": {"bear": ["x"]}}, r"concept\.synonyms='bear' is unknown"),
+        ({"synonyms": {"panda": ["my panda"]}}, r"'my panda': contains its target 'panda'"),
     ],
 )
 def test_bad_concepts_are_refused(fields: dict[str, object], message: str) -> None:
-    good = {"kind": "instance", "name": "panda", "targets": ["panda"], "anchor": "bear"}
-    Concept(**good)  # type: ignore[arg-type]
+    good = {"name": "panda", "anchor": "bear"}
+    make_concept(**good)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
-        Concept(**{**good, **fields})  # type: ignore[arg-type]
+        make_concept(**{**good, **fields})  # type: ignore[arg-type]
+
+
+def test_a_style_is_anchored_to_a_style() -> None:
+    with pytest.raises(ValueError, match=r"anchor\.words='bear' is unknown"):
+        make_concept("noto", "bear", "style")
+    with pytest.raises(ValueError, match=r"seen_templates='a {}': holds not"):
+        make_concept("noto", "flat", "style", seen_templates=["a {}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a dog\na cat\n", "holds the anchor 'dog' not exactly once: 'a cat'"),
+        ("a dog and a dog\n", "not exactly once: 'a dog and a dog'"),
+        ("a hotdog\n", "not exactly once: 'a hotdog'"),
+        ("\n", "holds no prompts"),
+        (None, "no such file, nor one of"),
+    ],
+)
+def test_bad_prompt_packs_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    pack = tmp_path / "pack.txt"
+    if text is not None:
+        pack.write_text(text)
+    anchor = AnchorConfig(name="dog", prompts=str(pack))
+    with pytest.raises(ValueError, match=message):
+        build_concept(ConceptConfig(name="otter"), anchor)
+
+
+def test_a_style_without_a_vocabulary_needs_a_prompt_pack() -> None:
+    anchor = AnchorConfig(name="none", words=[""])
+    with pytest.raises(ValueError, match=r"anchor\.prompts=null: a style needs a prompt pack"):
+        build_concept(ConceptConfig(name="monet", kind="style"), anchor)
 
 
 def test_synonyms_are_unique_and_never_contain_the_name() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import make_concept
 from unlearn.backbone import load_pipeline
-from unlearn.concepts import Concept
 from unlearn.data import ImageSet, PairDataset, TrainingData, make_training_data
 
 
@@ -72,7 +72,7 @@ def test_the_relearn_half_comes_from_the_relearn_images() -> None:
 
 def test_data_is_drawn_from_the_concept_s_prompts(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
-    concept = Concept("instance", "panda", ["panda"], "bear", ["koala"], ["pizza"])
+    concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
     sizes = {"images": 3, "relearn_images": 2, "sampling_steps": 1, "guidance": 6.0}
     data = make_training_data(pipe, concept, seed=0, **sizes)
     assert len(data.anchor.mean) == 3
@@ -87,7 +87,7 @@ def test_data_is_drawn_from_the_concept_s_prompts(random_model: Path) -> None:
 
 @pytest.mark.parametrize("sizes", [(1, 0), (8, -1)])
 def test_bad_numbers_of_images_are_refused(sizes: tuple[int, int]) -> None:
-    concept = Concept("instance", "panda", ["panda"], "bear")
+    concept = make_concept("panda", "bear")
     with pytest.raises(ValueError, match=f"data.images={sizes[0]}, data.relearn_images={sizes[1]}"):
         make_training_data(
             None, concept, seed=0, images=sizes[0], relearn_images=sizes[1],

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from unlearn.concepts import Concept, Probe
+from tests.conftest import make_concept
 from unlearn.evaluation.evaluate import summarise, table
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.metrics import rate
+from unlearn.prompts import Probe
 from unlearn.vocabulary import vocabulary
 
 NAMES, STYLES = vocabulary().names, vocabulary().styles
@@ -49,7 +50,7 @@ def values(row: dict[str, dict[str, dict[str, float]]], metric: str) -> tuple[fl
 
 
 def test_summary_of_hand_made_judgements() -> None:
-    concept = Concept("instance", "panda", ["panda"], "bear", ["koala"], ["pizza"])
+    concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
     probes = [
         Probe("seen_target", "a panda", "panda"),
         Probe("seen_target", "a panda", "panda"),
@@ -76,7 +77,7 @@ def test_summary_of_hand_made_judgements() -> None:
 
 
 def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
-    concept = Concept("style", "contrast", ["contrast"], "", ["flat"], ["panda"])
+    concept = make_concept("contrast", "", "style", related=["flat"], unrelated=["panda"])
     probes = [
         Probe("seen_target", "contrast style a panda", "panda", "contrast"),
         Probe("unrelated", "a panda", "panda"),
@@ -90,7 +91,7 @@ def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
 
 
 def test_each_target_is_held_against_its_own_anchor() -> None:
-    concept = Concept("unsafe", "drinks", ["beer", "wine"], ["coffee", "cocktail"])
+    concept = make_concept("drinks", ["coffee", "cocktail"], "unsafe", targets=["beer", "wine"])
     probes = [Probe("seen_target", f"a {t}", t) for t in ("beer", "wine")]
     base = verdict(["beer", "wine"], ["flat"] * 2)
     after = verdict(["coffee", "coffee"], ["flat"] * 2)

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from unlearn.backbone import device_of, load_pipeline
-from unlearn.concepts import Concept, Probe, build_concept, evaluation_probes
+from unlearn.concepts import Concept
+from unlearn.config import concept_of
 from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.evaluation.metrics import Rate, rate
 from unlearn.export import load_unlearned
 from unlearn.generate import generate
+from unlearn.prompts import Probe, evaluation_probes
 from unlearn.vocabulary import EMBEDDED, vocabulary
 
 SETS = ("seen_target", "unseen_target", "related", "unrelated")
@@ -127,7 +129,7 @@ def load_judge(config: DictConfig) -> Judge:
 
 def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     """Draw, judge and compare; write `result.json` and `before_after.png`, print the table."""
-    concept = build_concept(OmegaConf.to_container(config.concept, resolve=True))  # type: ignore[arg-type]
+    concept = concept_of(config)
     settings = config.evaluation
     probes = [p for p in evaluation_probes(concept) for _ in range(settings.seeds)]
     prompts = [p.prompt for p in probes]
@@ -140,7 +142,7 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
         images.append(generate(pipe, prompts, seeds, description=label, **sampler))
         load_unlearned(pipe, run / "unlearned.safetensors")
     result = summarise(concept, probes, *(judge.judge(i) for i in images))
-    result = {"concept": concept.name, "kind": concept.kind, "method": "doco", **result}
+    result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name, **result}
     (run / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     before_after(probes, images[0], images[1], run / "before_after.png")
     print(table(result))

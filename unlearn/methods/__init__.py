@@ -1,1 +1,24 @@
-"""Unlearning methods: one LightningModule a file."""
+"""Unlearning methods: one LightningModule a file, chosen by `method.name`."""
+
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+
+from unlearn.concepts import check
+from unlearn.methods.base import UnlearningModule
+from unlearn.methods.doco import DoCo
+from unlearn.methods.doco_reference import DoCoReference
+
+METHODS: dict[str, type[UnlearningModule]] = {"doco": DoCo, "doco_reference": DoCoReference}
+
+
+def build_method(pipe: StableDiffusionPipeline, name: str, **options: Any) -> UnlearningModule:
+    """The method `name` on the pipeline's UNet and noise schedule.
+
+    Raises:
+        ValueError: there is no such method, or an option of it is not valid.
+    """
+    check("method.name", name, list(METHODS))
+    schedule = pipe.scheduler
+    kind = schedule.config.prediction_type
+    return METHODS[name](pipe.unet, schedule.alphas_cumprod, kind, **options)

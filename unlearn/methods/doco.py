@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import lightning as L
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unlearn.backbone import applying, split_cross_attention
-from unlearn.diffusion import add_noise, noise_target, predict_x0
+from unlearn.backbone import applying
+from unlearn.concepts import check
+from unlearn.diffusion import add_noise, noise_target, predict_noise, predict_x0
 from unlearn.discriminator import PatchDiscriminator
 from unlearn.losses import discriminator_loss, domain_correction_loss, relearn_loss
+from unlearn.methods.base import Batch, Metrics, UnlearningModule, step_with
 from unlearn.surgery import GRANULARITIES, SurgeryStats, clip_to_norm, project
 
-SURGERY = ("gradient", "update", "unlearn_only", "sum")
-RELEARN = ("noise", "teacher")
-SCHEDULES = ("constant", "cosine")
-INPUTS = ("x0", "scaled_x0")
+CHOICES = {
+    "surgery": ("gradient", "update", "unlearn_only", "sum", "weighted_sum"),
+    "relearn_target": ("noise", "teacher"),
+    "granularity": GRANULARITIES,
+    "lr_schedule": ("constant", "cosine"),
+    "discriminator_input": ("x0", "scaled_x0", "x0_and_noise"),
+}
+RELEARN_WEIGHT = 0.1  # of the reference's loss without surgery
 
 
-class DoCo(L.LightningModule):
+class DoCo(UnlearningModule):
     """Adversarial unlearning whose gradient never works against relearning.
 
     One forward pass holds the unlearn half and the relearn half; each goes through its own leaf
@@ -39,15 +44,21 @@ class DoCo(L.LightningModule):
         strength: λ of the projection.
         granularity: "tensor", "layer" or "network".
         surgery: "gradient" projects g_u before AdamW, as the paper; "update" projects AdamW's step
-            for g_u, so that the step itself cannot work against g_r; "unlearn_only" (g_u) and
-            "sum" (g_u + g_r) project nothing.
+            for g_u, so that the step itself cannot work against g_r; "unlearn_only" (g_u), "sum"
+            (g_u + g_r) and "weighted_sum" (g_u + 0.1 g_r, the reference without surgery) project
+            nothing.
         relearn_target: "noise" (the training target) or "teacher" (the frozen model's output).
         lr_schedule: "constant" (as the paper) or "cosine", which decays `lr` to zero and so damps
             the last oscillations of the adversarial game.
-        discriminator_input: "x0" (as the paper) or "scaled_x0", √ᾱ x̂0, in which the noise that the
-            prediction amplifies at high timesteps (15 times at the last one) stays bounded.
+        discriminator_input: "x0" (as the paper); "scaled_x0", √ᾱ x̂0, in which the noise that the
+            prediction amplifies at high timesteps (15 times at the last one) stays bounded; or
+            "x0_and_noise", x̂0 at unit scale beside ε̂, which shows what differs at low timesteps,
+            where both x̂0 are nearly the image itself.
         weight_decay: of AdamW.
         discriminator_channels: channels of the discriminator's first block.
+        detach_first_token: take the first text token's key and value from the weights without
+            gradient, as the reference implementation does.
+        accumulate: batches a step; their gradients are averaged before the one collective.
 
     Raises:
         ValueError: an option has none of its allowed values.
@@ -70,32 +81,21 @@ class DoCo(L.LightningModule):
         discriminator_input: str = "x0",
         weight_decay: float = 1e-2,
         discriminator_channels: int = 64,
+        detach_first_token: bool = False,
+        accumulate: int = 1,
     ) -> None:
-        super().__init__()
-        for key, value, allowed in (
-            ("surgery", surgery, SURGERY),
-            ("relearn_target", relearn_target, RELEARN),
-            ("granularity", granularity, GRANULARITIES),
-            ("lr_schedule", lr_schedule, SCHEDULES),
-            ("discriminator_input", discriminator_input, INPUTS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"method.{key}={value!r}: allowed are {list(allowed)}")
-        self.automatic_optimization = False
-        self.strict_loading = False
+        super().__init__(unet, alphas_cumprod, detach_first_token, accumulate)
         self.save_hyperparameters(ignore=["unet", "alphas_cumprod"])
-        self.unet = unet.requires_grad_(False)
-        self.layers_by_name = split_cross_attention(self.unet)
-        self.split_layers = list(self.layers_by_name.values())
-        self.discriminator = PatchDiscriminator(
-            unet.config.in_channels, unet.config.sample_size, discriminator_channels
-        )
-        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+        for key, allowed in CHOICES.items():
+            check(f"method.{key}", self.hparams[key], allowed)
+        self.discriminator = self.build_discriminator()
 
-    @property
-    def weights(self) -> list[Tensor]:
-        """The trained key and value weights."""
-        return [layer.weight for layer in self.split_layers]
+    def build_discriminator(self) -> PatchDiscriminator:
+        """D, for latents of the UNet's size; twice the channels where it sees the noise too."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        both = self.hparams.discriminator_input == "x0_and_noise"
+        width = self.hparams.discriminator_channels
+        return PatchDiscriminator(channels * (2 if both else 1), size, width)
 
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values, Adam for the discriminator."""
@@ -106,32 +106,42 @@ class DoCo(L.LightningModule):
         )
         return generator, critic
 
-    def x0(self, output: Tensor, z_t: Tensor, timesteps: Tensor) -> Tensor:
-        """What the discriminator sees of the model's output: x̂0, or √ᾱ x̂0 (scaled_x0)."""
-        kind = self.hparams.prediction_type
-        x0 = predict_x0(output, z_t, timesteps, self.alphas_cumprod, kind)
+    def in_warm_up(self, step: int) -> bool:
+        """Whether the discriminator alone trains at this step."""
+        return step < self.hparams.warm_up
+
+    def views(
+        self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the discriminator sees of the two outputs: real and fake.
+
+        x̂0 or √ᾱ x̂0 (B, C, h, w); or (B, 2C, h, w), both x̂0 divided by the standard deviation of
+        the teacher's, so that every timestep has one scale, beside ε̂.
+        """
+        schedule = (z_t, timesteps, self.alphas_cumprod, self.hparams.prediction_type)
+        real, fake = (predict_x0(output, *schedule) for output in (teacher, student))
         if self.hparams.discriminator_input == "x0":
-            return x0
-        return self.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1) * x0
+            return real, fake
+        if self.hparams.discriminator_input == "scaled_x0":
+            signal = self.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+            return signal * real, signal * fake
+        scale = real.flatten(1).std(dim=1)[:, None, None, None]
+        noises = (predict_noise(output, *schedule) for output in (teacher, student))
+        return tuple(  # type: ignore[return-value]
+            torch.cat([x0 / scale, noise], 1)
+            for x0, noise in zip((real, fake), noises, strict=True)
+        )
 
-    @torch.no_grad()
-    def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        """The frozen base model's output (B, C, h, w)."""
-        with applying(self.split_layers, [[layer.base for layer in self.split_layers]]):
-            return self.unet(z_t, timesteps, states).sample
-
-    def warm_up_gradients(self, batch: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def warm_up_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
         """g_D and metrics, with no graph through the UNet and no relearn half."""
         latents, noise, timesteps = (batch[k][:, 0] for k in ("latents", "noise", "timesteps"))
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        real = self.x0(self.teacher(z_t, timesteps, batch["teacher_states"]), z_t, timesteps)
+        teacher = self.teacher(z_t, timesteps, batch["teacher_states"])
         with torch.no_grad():
-            output = self.unet(z_t, timesteps, batch["states"][:, 0]).sample
-        return self.discriminator_gradients(real, self.x0(output, z_t, timesteps))
+            student = self.unet(z_t, timesteps, batch["states"][:, 0]).sample
+        return self.critic_gradients(*self.views(teacher, student, z_t, timesteps))
 
-    def discriminator_gradients(
-        self, real: Tensor, fake: Tensor
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def critic_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
         """g_D of L_D = BCE(D(real), 0) + BCE(D(sg fake), 1), and metrics."""
         logits_real, logits_fake = self.discriminator(real), self.discriminator(fake.detach())
         loss = discriminator_loss(logits_real, logits_fake)
@@ -142,9 +152,20 @@ class DoCo(L.LightningModule):
         }
         return list(torch.autograd.grad(loss, list(self.discriminator.parameters()))), metrics
 
-    def gradients(
-        self, batch: dict[str, Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], dict[str, Tensor]]:
+    def joint_critic_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
+        """g_D in a step that also unlearns: L_u plays no part in it."""
+        return self.critic_gradients(real, fake)
+
+    def relearn_targets(
+        self, latents: Tensor, noise: Tensor, z_t: Tensor, timesteps: Tensor, states: Tensor
+    ) -> Tensor:
+        """What the relearn half should output (B, C, h, w)."""
+        if self.hparams.relearn_target == "teacher":
+            return self.teacher(z_t, timesteps, states)
+        kind = self.hparams.prediction_type
+        return noise_target(latents, noise, timesteps, self.alphas_cumprod, kind)
+
+    def gradients(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], Metrics]:
         """g_u, g_r, g_D and metrics, all from one forward pass with the same θ and D.
 
         Args:
@@ -159,31 +180,15 @@ class DoCo(L.LightningModule):
         leaves = [[w.detach().requires_grad_() for w in self.weights] for _ in range(2)]
         with applying(self.split_layers, leaves):
             output = self.unet(z_t, timesteps, states).sample
-        fake = self.x0(output[:size], z_t[:size], timesteps[:size])
-        unlearn = domain_correction_loss(self.discriminator(fake))
-        if self.hparams.relearn_target == "teacher":
-            target = self.teacher(z_t[size:], timesteps[size:], states[size:])
-        else:
-            target = noise_target(
-                latents[size:], noise[size:], timesteps[size:], self.alphas_cumprod,
-                self.hparams.prediction_type,
-            )  # fmt: skip
-        relearn = relearn_loss(output[size:], target)
-        both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])
         teacher = self.teacher(z_t[:size], timesteps[:size], batch["teacher_states"])
-        real = self.x0(teacher, z_t[:size], timesteps[:size])
-        g_d, metrics = self.discriminator_gradients(real, fake)
+        real, fake = self.views(teacher, output[:size], z_t[:size], timesteps[:size])
+        unlearn = domain_correction_loss(self.discriminator(fake))
+        kept = (x[size:] for x in (latents, noise, z_t, timesteps, states))
+        relearn = relearn_loss(output[size:], self.relearn_targets(*kept))
+        both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])
+        g_d, metrics = self.joint_critic_gradients(real, fake)
         metrics |= {"unlearn_loss": unlearn.detach(), "relearn_loss": relearn.detach()}
         return list(both[: len(leaves[0])]), list(both[len(leaves[0]) :]), g_d, metrics
-
-    def reduce(self, gradients: list[Tensor]) -> list[Tensor]:
-        """The mean of gradients over ranks, in one collective."""
-        if self.trainer.world_size == 1:
-            return gradients
-        flat = torch.cat([g.flatten() for g in gradients])
-        flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
-        parts = flat.split([g.numel() for g in gradients])
-        return [p.view_as(g) for p, g in zip(parts, gradients, strict=True)]
 
     def project(self, u: list[Tensor], r: list[Tensor]) -> tuple[list[Tensor], SurgeryStats]:
         """u without its component against r, at the strength and granularity of this run."""
@@ -193,16 +198,20 @@ class DoCo(L.LightningModule):
             layers=layers,
         )  # fmt: skip
 
-    def step(self, optimizer: Any, g_u: list[Tensor], g_r: list[Tensor]) -> dict[str, Tensor]:
+    def combine(self, g_u: list[Tensor], g_r: list[Tensor]) -> tuple[list[Tensor], SurgeryStats]:
+        """The gradient that AdamW gets, of g_u and g_r clipped to norm 1 each."""
+        projected, stats = self.project(g_u, g_r)
+        if self.hparams.surgery == "gradient":
+            return projected, stats
+        weight = {"sum": 1.0, "weighted_sum": RELEARN_WEIGHT}.get(self.hparams.surgery, 0.0)
+        return [u + weight * r for u, r in zip(g_u, g_r, strict=True)], stats
+
+    def step(self, optimizer: Any, g_u: list[Tensor], g_r: list[Tensor]) -> Metrics:
         """Move θ: clip each gradient to norm 1, combine them, and step; returns metrics."""
         g_u, norm_u = clip_to_norm(g_u, 1.0)
         g_r, norm_r = clip_to_norm(g_r, 1.0)
         before = [w.detach().clone() for w in self.weights]
-        gradient, stats = self.project(g_u, g_r)
-        if self.hparams.surgery in ("unlearn_only", "update"):
-            gradient = g_u
-        elif self.hparams.surgery == "sum":
-            gradient = [u + r for u, r in zip(g_u, g_r, strict=True)]
+        gradient, stats = self.combine(g_u, g_r)
         step_with(optimizer, self.weights, gradient)
         # what θ lost in this step: the direction that descends, as a gradient does
         update = [b - w.detach() for b, w in zip(before, self.weights, strict=True)]
@@ -224,37 +233,30 @@ class DoCo(L.LightningModule):
         progress = (step - self.hparams.warm_up) / (steps - self.hparams.warm_up)
         return float(self.hparams.lr * (1 + math.cos(math.pi * progress)) / 2)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """One DoCo step, or one warm-up step of the discriminator alone."""
-        generator, critic = self.optimizers()  # type: ignore[misc]
-        if batch_idx < self.hparams.warm_up:
-            g_d, metrics = self.warm_up_gradients(batch)
-            g_d = self.reduce(g_d)
+    def set_learning_rate(self, optimizer: Any, step: int) -> None:
+        """Give the optimizer this step's learning rate."""
+        steps = int(self.trainer.num_training_batches) // self.accumulate
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(step, steps)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The gradients of one batch; after the step's last batch, the step.
+
+        In the warm-up that is a step of the discriminator alone.
+        """
+        step, number = divmod(batch_idx, self.accumulate)
+        count = 0
+        if self.in_warm_up(step):
+            gradients, metrics = self.warm_up_gradients(batch)
         else:
             g_u, g_r, g_d, metrics = self.gradients(batch)
-            count = len(g_u)
-            reduced = self.reduce([*g_u, *g_r, *g_d])
-            g_u, g_r, g_d = reduced[:count], reduced[count : 2 * count], reduced[2 * count :]
-            for group in generator.param_groups:
-                group["lr"] = self.learning_rate(batch_idx, int(self.trainer.num_training_batches))
-            metrics |= self.step(generator, g_u, g_r)
-        step_with(critic, list(self.discriminator.parameters()), g_d)
+            gradients, count = [*g_u, *g_r, *g_d], len(g_u)
+        mean = self.mean_gradients(gradients, last=number == self.accumulate - 1)
+        if mean:
+            generator, critic = self.optimizers()  # type: ignore[misc]
+            if count:
+                self.set_learning_rate(generator, step)
+                metrics |= self.step(generator, mean[:count], mean[count : 2 * count])
+            step_with(critic, list(self.discriminator.parameters()), mean[2 * count :])
         self.log_dict(metrics, prog_bar=False)
         self.log("D", metrics["discriminator_loss"], prog_bar=True, logger=False)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained: keys, values and the discriminator."""
-        trained = tuple(f"unet.{n}." for n in self.layers_by_name)
-        checkpoint["state_dict"] = {
-            k: v
-            for k, v in checkpoint["state_dict"].items()
-            if k.startswith((*trained, "discriminator."))
-        }
-
-
-def step_with(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:
-    """One optimizer step along given gradients."""
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad()
