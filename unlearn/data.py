@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -24,12 +25,14 @@ class ImageSet(NamedTuple):
         std: posterior standard deviations, same shape.
         prompt: the prompt that each image was drawn from (N,).
         states: text states of the prompts (P, T, D).
+        phrase: what was done to each image (N,): 0 nothing, i the i-th of `RESCALED`.
     """
 
     mean: Tensor
     std: Tensor
     prompt: Tensor
     states: Tensor
+    phrase: Tensor
 
 
 class TrainingData(NamedTuple):
@@ -37,13 +40,47 @@ class TrainingData(NamedTuple):
 
     Attributes:
         anchor: images of the anchor concept.
-        target_states: text states of the target prompts (P, T, D), one for each anchor prompt.
+        target_states: text states of the target prompts (1 or 5, P, T, D): plain, then with each
+            phrase of `RESCALED`; one for each anchor prompt.
         relearn: images of what must survive; None: the anchor's.
     """
 
     anchor: ImageSet
     target_states: Tensor
     relearn: ImageSet | None = None
+
+
+RESCALED = ("far away", "very small", "zoomed in", "close up")
+FAR, NEAR = (0.4, 0.6), (1.2, 1.4)  # scales of the first two, and of the last two
+
+
+def rescaled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Each image smaller on grey, or cropped and larger, and its phrase's number from 1.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        generator: draws the scales and the phrases.
+
+    Source: the augmentation of DoCo's reference implementation, after Custom Diffusion (Kumari et
+    al. 2023, section 3.2).
+    """
+    size = images.shape[-1]
+    phrases = torch.randint(1, len(RESCALED) + 1, (len(images),), generator=generator)
+    output = torch.full_like(images, 128)
+    for i, phrase in enumerate(phrases.tolist()):
+        low, high = FAR if phrase <= 2 else NEAR
+        scale = low + (high - low) * torch.rand((), generator=generator).item()
+        side = round(scale * size)
+        image = F.interpolate(
+            images[i : i + 1].float(), (side, side), mode="bilinear", antialias=True
+        )
+        image = image.round().clamp(0, 255).to(torch.uint8)[0]
+        edge = abs(side - size) // 2
+        if side <= size:
+            output[i, :, edge : edge + side, edge : edge + side] = image
+        else:
+            output[i] = image[:, edge : edge + size, edge : edge + size]
+    return output, phrases
 
 
 @torch.inference_mode()
@@ -67,19 +104,31 @@ def draw_images(
     prompts: list[str],
     seeds: range,
     description: str,
+    flip: bool,
+    rescale: bool,
     **sampler: Any,
 ) -> ImageSet:
-    """One base-model image a seed, of the prompts in turn, as posterior moments."""
+    """One base-model image a seed, of the prompts in turn, as posterior moments.
+
+    With `flip` each image comes mirrored too, with `rescale` once more at another scale.
+    """
     states = encode_prompts(pipe, prompts).cpu()  # before the images: refuses what is too long
     prompt = torch.arange(len(seeds)) % len(prompts)
     texts = [prompts[i] for i in prompt.tolist()]
-    images = generate(pipe, texts, seeds, description=description, **sampler)
+    images = generate(pipe, texts, seeds, description=description, cached=True, **sampler)
+    phrase = torch.zeros(len(images), dtype=torch.long)
+    if rescale:
+        scaled, phrases = rescaled(images, torch.Generator().manual_seed(seeds.start))
+        images, phrase = torch.cat([images, scaled]), torch.cat([phrase, phrases])
+    if flip:
+        images, phrase = torch.cat([images, images.flip(-1)]), phrase.repeat(2)
     moments = []
     for chunk in images.split(64):
         posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
         moments.append(torch.stack([posterior.mean, posterior.std]).cpu())
     mean, std = torch.cat(moments, dim=1) * pipe.vae.config.scaling_factor
-    return ImageSet(mean.clone(), std.clone(), prompt, states)
+    prompt = prompt.repeat(len(images) // len(prompt))
+    return ImageSet(mean.clone(), std.clone(), prompt, states, phrase)
 
 
 def make_training_data(
@@ -90,6 +139,8 @@ def make_training_data(
     images: int,
     relearn_images: int,
     sampling_steps: int,
+    flip: bool,
+    rescale: bool,
     guidance: float,
 ) -> TrainingData:
     """Draw the anchor images and the relearn images with the base model.
@@ -102,6 +153,9 @@ def make_training_data(
         relearn_images: number of images of what must survive; 0: relearn on anchor images, as
             the paper does.
         sampling_steps: of DPM-Solver++.
+        flip: also train on each image mirrored.
+        rescale: also train on each anchor image at another scale, with a phrase that says so added
+            to the target prompt alone; not for a style.
         guidance: scale of classifier-free guidance.
 
     Raises:
@@ -115,13 +169,15 @@ def make_training_data(
     anchors, targets = map(list, zip(*training_pairs(concept), strict=True))
     total = images + relearn_images
     seeds = range(seed * total, (seed + 1) * total)
-    target_states = encode_prompts(pipe, targets).cpu()
-    sampler = {"steps": sampling_steps, "guidance": guidance}
-    anchor = draw_images(pipe, anchors, seeds[:images], "anchor images", **sampler)
+    rescale = rescale and concept.kind != "style"
+    phrased = [targets, *([f"{t}, {p}" for t in targets] for p in RESCALED if rescale)]
+    target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
+    sampler: dict[str, Any] = {"steps": sampling_steps, "guidance": guidance, "flip": flip}
+    anchor = draw_images(pipe, anchors, seeds[:images], "anchor images", rescale=rescale, **sampler)
     if not relearn_images:
         return TrainingData(anchor, target_states)
     prompts = relearn_prompts(concept)
-    relearn = draw_images(pipe, prompts, seeds[images:], "relearn images", **sampler)
+    relearn = draw_images(pipe, prompts, seeds[images:], "relearn images", rescale=False, **sampler)
     return TrainingData(anchor, target_states, relearn)
 
 
@@ -154,13 +210,13 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         draw = draw_noise(self.seed, step, [2 * i, 2 * i + 1], shape, self.num_timesteps)
         mean = torch.stack([anchor.mean[first], relearn.mean[second]])
         std = torch.stack([anchor.std[first], relearn.std[second]])
-        pair = anchor.prompt[first]
+        pair, phrase = anchor.prompt[first], anchor.phrase[first]
         kept = relearn.states[relearn.prompt[second]]
         return {
             "latents": mean + std * draw.posterior_noise,  # (2, C, h, w): unlearn, relearn half
             "noise": draw.noise,
             "timesteps": draw.timesteps,
-            "states": torch.stack([self.data.target_states[pair], kept]),
+            "states": torch.stack([self.data.target_states[phrase, pair], kept]),
             "teacher_states": anchor.states[pair],
         }
 

@@ -9,6 +9,8 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from unlearn.cache import ImageCache, cache_folder
+
 
 def generate(
     pipe: StableDiffusionPipeline,
@@ -19,6 +21,7 @@ def generate(
     guidance: float,
     batch_size: int = 32,
     description: str = "generating",
+    cached: bool = False,
 ) -> Tensor:
     """Images of the prompts, uint8 (N, 3, H, W).
 
@@ -33,22 +36,33 @@ def generate(
         guidance: scale of classifier-free guidance.
         batch_size: images a call.
         description: of the progress bar.
+        cached: keep the images in the cache, and draw only those that it lacks.
     """
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    images = []
-    with tqdm(total=len(prompts), desc=description, unit="image") as progress:
-        for start in range(0, len(prompts), batch_size):
-            texts, chunk = list(prompts[start : start + batch_size]), seeds[start:][:batch_size]
-            missing = batch_size - len(texts)
-            numbers = [*chunk, *[0] * missing]
+    sampler = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
+    cache = ImageCache(cache_folder(), pipe, **sampler) if cached else None
+    images: list[Tensor | None] = [None] * len(prompts)
+    if cache:
+        images = [cache.get(p, s) for p, s in zip(prompts, seeds, strict=True)]
+    missing = [i for i, image in enumerate(images) if image is None]
+    found = len(prompts) - len(missing)
+    with tqdm(total=len(prompts), initial=found, desc=description, unit="image") as progress:
+        for start in range(0, len(missing), batch_size):
+            chunk = missing[start : start + batch_size]
+            padding = batch_size - len(chunk)
+            numbers = [*(seeds[i] for i in chunk), *[0] * padding]
             output = pipe(
-                [*texts, *[""] * missing],
+                [*(prompts[i] for i in chunk), *[""] * padding],
                 generator=[torch.Generator().manual_seed(n) for n in numbers],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 output_type="pt",
-            ).images[: len(texts)]
-            images.append((output.float().clamp(0, 1) * 255).round().byte().cpu())
-            progress.update(len(texts))
-    return torch.cat(images)
+            ).images[: len(chunk)]
+            drawn = (output.float().clamp(0, 1) * 255).round().byte().cpu()
+            for i, image in zip(chunk, drawn, strict=True):
+                images[i] = image
+                if cache:
+                    cache.put(prompts[i], seeds[i], image)
+            progress.update(len(chunk))
+    return torch.stack(images)  # type: ignore[arg-type]

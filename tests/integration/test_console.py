@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,11 @@ SCRIPT = Path(sys.executable).parent / "unlearn"
 RESULT = ["before_after.png", "checkpoints", "config.yaml", "metrics.csv", "result.json"]
 
 
-def unlearn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
+def unlearn(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        [SCRIPT, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +84,9 @@ def test_only_cross_attention_keys_and_values_are_saved(run: Path, random_model:
 
 def test_the_same_seed_gives_the_same_bytes(run: Path, smoke: list[str], tmp_path: Path) -> None:
     for seed, same in ((0, True), (1, False)):
-        done = unlearn(
-            "train", "concept=panda", *smoke, "run_dir=run", f"seed={seed}", cwd=tmp_path
-        )
+        overrides = ["concept=panda", *smoke, "run_dir=run", f"seed={seed}"]
+        own_cache = str(tmp_path / f"cache{seed}")  # the anchor images are drawn again
+        done = unlearn("train", *overrides, cwd=tmp_path, UNLEARN_CACHE=own_cache)
         assert done.returncode == 0, done.stderr[-3000:]
         files = [(r / "unlearned.safetensors").read_bytes() for r in (run, tmp_path / "run")]
         assert (files[0] == files[1]) == same

@@ -26,8 +26,8 @@ def main():
                 discriminator_channels=8)
     states = torch.randn(2, 2, 32, 32)
     images = ImageSet(torch.randn(6, 4, 16, 16), torch.full((6, 4, 16, 16), 0.1),
-                      torch.arange(6) % 2, states[0])
-    data = TrainingData(images, states[1])
+                      torch.arange(6) % 2, states[0], torch.zeros(6, dtype=torch.long))
+    data = TrainingData(images, states[1:])
     module = PairDataModule(data, steps=6, batch_size=4 // devices, seed=3, num_timesteps=1000)
     trainer = L.Trainer(accelerator="cpu", devices=devices, max_epochs=1, logger=False,
                         strategy="ddp_spawn" if devices > 1 else "auto",

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from tests.conftest import make_concept
 from unlearn.backbone import load_pipeline
-from unlearn.data import ImageSet, PairDataset, TrainingData, make_training_data
+from unlearn.data import (
+    RESCALED,
+    ImageSet,
+    PairDataset,
+    TrainingData,
+    make_training_data,
+    rescaled,
+)
+
+PLAIN = {"sampling_steps": 1, "guidance": 6.0, "flip": False, "rescale": False}
 
 
 def make_images(images: int, first: float, seed: int = 0) -> ImageSet:
@@ -18,12 +27,16 @@ def make_images(images: int, first: float, seed: int = 0) -> ImageSet:
     shape = (images, 4, 4, 4)
     states = torch.tensor([first, first + 1])[:, None, None]
     return ImageSet(
-        torch.randn(shape, generator=g), torch.full(shape, 0.5), torch.arange(images) % 2, states
+        torch.randn(shape, generator=g),
+        torch.full(shape, 0.5),
+        torch.arange(images) % 2,
+        states,
+        torch.zeros(images, dtype=torch.long),
     )
 
 
 def make_data(images: int = 5) -> TrainingData:
-    return TrainingData(make_images(images, 10.0), torch.tensor([20.0, 21.0])[:, None, None])
+    return TrainingData(make_images(images, 10.0), torch.tensor([[20.0, 21.0]])[..., None, None])
 
 
 def test_a_sample_depends_on_its_step_and_place_alone() -> None:
@@ -73,14 +86,14 @@ def test_the_relearn_half_comes_from_the_relearn_images() -> None:
 def test_data_is_drawn_from_the_concept_s_prompts(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
     concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
-    sizes = {"images": 3, "relearn_images": 2, "sampling_steps": 1, "guidance": 6.0}
+    sizes = {"images": 3, "relearn_images": 2, **PLAIN}
     data = make_training_data(pipe, concept, seed=0, **sizes)
     assert len(data.anchor.mean) == 3
     assert len(data.relearn.mean) == 2
-    assert len(data.anchor.states) == len(data.target_states)
+    assert data.target_states.shape[:2] == (1, len(data.anchor.states))
     expected = pipe.encode_prompt(["a bear", "a panda"], "cpu", 1, False)[0]
     torch.testing.assert_close(data.anchor.states[1], expected[0])
-    torch.testing.assert_close(data.target_states[1], expected[1])
+    torch.testing.assert_close(data.target_states[0, 1], expected[1])
     other = make_training_data(pipe, concept, seed=1, **sizes)
     assert not torch.equal(data.anchor.mean[0], other.anchor.mean[0])
 
@@ -91,5 +104,41 @@ def test_bad_numbers_of_images_are_refused(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"data.images={sizes[0]}, data.relearn_images={sizes[1]}"):
         make_training_data(
             None, concept, seed=0, images=sizes[0], relearn_images=sizes[1],
-            sampling_steps=1, guidance=6.0,
+            **PLAIN,
         )  # fmt: skip
+
+
+def test_augmentations_add_mirrored_and_rescaled_images(random_model: Path) -> None:
+    pipe = load_pipeline(str(random_model))
+    concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
+    options = {**PLAIN, "flip": True, "rescale": True}
+    data = make_training_data(pipe, concept, seed=0, images=3, relearn_images=2, **options)
+    assert len(data.anchor.mean) == 12
+    assert data.anchor.prompt.tolist() == [0, 1, 2] * 4
+    assert data.anchor.phrase[:3].tolist() == data.anchor.phrase[6:9].tolist() == [0, 0, 0]
+    assert data.anchor.phrase[3:6].min() >= 1
+    assert len(data.relearn.mean) == 4  # mirrored alone
+    assert not data.relearn.phrase.any()
+    text = f"panda, {RESCALED[2]}"
+    expected = pipe.encode_prompt([text], "cpu", 1, False)[0][0]
+    torch.testing.assert_close(data.target_states[3, 0], expected)
+    sample = PairDataset(data, 1, 1, seed=0, num_timesteps=1000)
+    for number in range(len(sample)):
+        assert sample[number]["states"].shape == (2, 32, 32)
+    style = make_concept("noto", "flat", "style")
+    data = make_training_data(pipe, style, seed=0, images=3, relearn_images=0, **options)
+    assert len(data.anchor.mean) == 6
+    assert len(data.target_states) == 1
+
+
+def test_rescaled_images_are_smaller_on_grey_or_cropped() -> None:
+    images = torch.zeros(40, 3, 64, 64, dtype=torch.uint8)
+    images[:, :, 24:40, 24:40] = 255
+    output, phrases = rescaled(images, torch.Generator().manual_seed(0))
+    assert set(phrases.tolist()) == {1, 2, 3, 4}
+    for image, phrase in zip(output, phrases.tolist(), strict=True):
+        area = (image[0] > 200).sum().item()
+        far = phrase <= 2
+        assert (image[0, 0, 0] == 128) == far
+        low, high = (0.4, 0.6) if far else (1.2, 1.4)
+        assert (16 * low - 2) ** 2 < area < (16 * high + 2) ** 2

@@ -139,7 +139,8 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     judge = load_judge(config)
     images = []
     for label in ("base images", "unlearned images"):
-        images.append(generate(pipe, prompts, seeds, description=label, **sampler))
+        cached = label == "base images"
+        images.append(generate(pipe, prompts, seeds, description=label, cached=cached, **sampler))
         load_unlearned(pipe, run / "unlearned.safetensors")
     result = summarise(concept, probes, *(judge.judge(i) for i in images))
     result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name, **result}

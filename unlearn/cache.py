@@ -1,0 +1,76 @@
+"""Images of base models on disk, named by the hash of all that decides them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+
+def cache_folder() -> Path:
+    """`$UNLEARN_CACHE`, or `unlearn` in the user's cache folder."""
+    own = os.environ.get("UNLEARN_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own) if own else home / "unlearn"
+
+
+def fingerprint(pipe: StableDiffusionPipeline) -> str:
+    """A hash of the pipeline's weights, tokenizer and scheduler, and of what computes with them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        digest.update(str(type(module)).encode())
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.device.type}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    facts = [pipe.tokenizer.get_vocab(), dict(pipe.scheduler.config), pipe.tokenizer.padding_side]
+    facts += [torch.__version__, diffusers.__version__]
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+class ImageCache:
+    """One lossless PNG an image, shared by all runs and processes.
+
+    A file appears whole or not at all, so a killed run loses nothing that it drew, and two
+    processes can write one image at the same time. A file that cannot be read is drawn again.
+
+    Args:
+        folder: where the images lie, in `images/`.
+        pipe: the pipeline that draws them.
+        settings: what else decides an image: steps, guidance.
+    """
+
+    def __init__(self, folder: Path, pipe: StableDiffusionPipeline, **settings: Any) -> None:
+        self.folder = folder / "images"
+        self.key = json.dumps([fingerprint(pipe), settings], sort_keys=True)
+
+    def path(self, prompt: str, seed: int) -> Path:
+        """The file of one image."""
+        text = f"{self.key}\n{seed}\n{prompt}".encode()
+        name = hashlib.blake2b(text, digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name}.png"
+
+    def get(self, prompt: str, seed: int) -> Tensor | None:
+        """The image (3, H, W), uint8; None where it is not there, or not readable."""
+        try:
+            with Image.open(self.path(prompt, seed)) as image:
+                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except (OSError, SyntaxError):  # absent, truncated, or not a PNG
+            return None
+
+    def put(self, prompt: str, seed: int, image: Tensor) -> None:
+        """Store an image (3, H, W), uint8."""
+        path = self.path(prompt, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
+        os.replace(partial, path)
