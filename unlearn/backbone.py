@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from unlearn.vocabulary import EMBEDDED
 
@@ -32,16 +33,16 @@ def load_pipeline(pretrained: str) -> StableDiffusionPipeline:
     if path.exists() and not (path / "model_index.json").exists():
         raise ValueError(f"model.pretrained={pretrained!r}: no model_index.json in that folder")
     diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     source = str(path) if path.exists() else pretrained
     pipe = StableDiffusionPipeline.from_pretrained(
         source,
-        torch_dtype=torch.float32,
         use_safetensors=True,
         safety_checker=None,
         low_cpu_mem_usage=False,  # True needs accelerate, and says so
     )
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-        module.eval().requires_grad_(False)
+        module.float().eval().requires_grad_(False)
     if not torch.cuda.is_available():  # on CPU, fused attention is slower in the backward pass
         pipe.unet.set_attn_processor(AttnProcessor())
     return pipe

@@ -2,19 +2,73 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, NoReturn
 
-USAGE = """usage: unlearn COMMAND [key=value ...]
+USAGE = """usage: unlearn COMMAND ...
 
-commands:
-  train     forget a concept, evaluate, and write a run directory
-            unlearn train concept=panda model=emoji
-  evaluate  evaluate a finished run again
-            unlearn evaluate RUN_DIR
-  sample    draw prompts with a run's weights, base beside unlearned
-            unlearn sample RUN_DIR "a panda" "a picture of a fox"
+  train        forget a concept, evaluate, and write a run directory
+  evaluate     evaluate a finished run again
+  sample       draw prompts with a run's weights, base beside unlearned
+  export       write a run as a whole diffusers folder with a model card
+  new-concept  write a commented file for a concept of your own
+
+`unlearn COMMAND --help` says more.
+"""
+HELP = {
+    "train": """usage: unlearn train [-m] concept=NAME [key=value ...]
+
+  unlearn train concept=panda                       on the embedded model
+  unlearn train concept=van_gogh model=sd14         on Stable Diffusion 1.4
+  unlearn train concept.name=fox concept.kind=instance anchor.name=dog
+  unlearn train -m concept=panda,rabbit seed=0,1    every combination, one run each
+  unlearn train concept=panda trainer=ddp           all GPUs
+  unlearn train concept=panda --cfg job --resolve   print the configuration, run nothing
+
+choices (files of conf/; your own in ./conf/ are found too):
+{choices}
+
+Any key of the configuration can be given: steps=500 method.lr=1e-4 data.images=64
+""",
+    "evaluate": """usage: unlearn evaluate RUN_DIR
+
+Draws the four prompt sets again, and writes result.json and before_after.png.
+""",
+    "sample": """usage: unlearn sample RUN_DIR "PROMPT" ["PROMPT" ...]
+
+Writes RUN_DIR/sample.png: one row a prompt, the base model beside the unlearned one.
+""",
+    "export": """usage: unlearn export RUN_DIR [OUT_DIR]
+
+Writes OUT_DIR (RUN_DIR/export): a diffusers folder, the delta, and a model card.
+""",
+    "new-concept": """usage: unlearn new-concept NAME
+
+Writes conf/concept/NAME.yaml under this folder, to edit; then: unlearn train concept=NAME
+""",
+}
+
+
+NEW_CONCEPT = """# A concept of one's own: unlearn train concept={name}
+defaults:
+  - custom
+  - _self_
+  - override /anchor@_global_.anchor: custom   # or a file of conf/anchor; else anchor.name=...
+
+name: {name}
+kind: instance          # instance | style | unsafe (explicit content; may be a group of objects)
+
+# What is null here has a default that the embedded model's vocabulary gives; for Stable Diffusion
+# name at least some related concepts.
+targets: null           # words to forget; null: the name
+synonyms: null          # phrases that unlearning never sees: {{{name}: [a phrase, another]}}
+seen_templates: null    # to train on: ["a photo of a {{}}"]; a style: ["{{p}} in {{t}}'s style"]
+unseen_templates: null  # only for evaluation
+related: null           # neighbours that must survive
+unrelated: null         # far concepts that must survive, in no training prompt
 """
 
 
@@ -24,21 +78,31 @@ def refuse(error: ValueError) -> NoReturn:
     raise SystemExit(2) from error
 
 
+def conf_dir() -> Path:
+    """The folder of the configs: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.exists() else Path(__file__).parents[1] / "conf"
+
+
 def run_train(overrides: list[str]) -> None:
     """`unlearn train`, composed and launched by Hydra (so `-m` sweeps)."""
     import hydra
 
-    from unlearn.config import conf_dir
+    command_line = list(sys.argv)
 
     def job(config: object) -> None:
         from unlearn.train import train
 
+        sys.argv = command_line  # Lightning starts the other ranks of DDP with it
         try:
             train(config)  # type: ignore[arg-type]
         except ValueError as error:
             refuse(error)
 
-    sys.argv = ["unlearn train", *overrides]
+    own = Path("conf").resolve()  # files of one's own, beside the shipped ones
+    if own.is_dir() and own != conf_dir():
+        overrides = ["--config-dir", str(own), *overrides]
+    sys.argv = [command_line[0], *overrides]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
 
 
@@ -90,18 +154,64 @@ def run_sample(arguments: list[str]) -> None:
     print(folder / "sample.png")
 
 
+def run_export(arguments: list[str]) -> None:
+    """`unlearn export RUN_DIR [OUT_DIR]`."""
+    if len(arguments) not in (1, 2):
+        raise ValueError("usage: unlearn export RUN_DIR [OUT_DIR]")
+    config, folder = load_run(arguments[0])
+    from unlearn.export import export_run
+
+    out = Path(arguments[1]) if len(arguments) == 2 else folder / "export"
+    print(export_run(config, folder, out))
+
+
+def run_new_concept(arguments: list[str]) -> None:
+    """`unlearn new-concept NAME`."""
+    if len(arguments) != 1 or not arguments[0].replace("_", "").isalnum():
+        raise ValueError("usage: unlearn new-concept NAME (letters, digits and _)")
+    path = Path("conf") / "concept" / f"{arguments[0]}.yaml"
+    if path.exists():
+        raise ValueError(f"{path}: exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(NEW_CONCEPT.format(name=arguments[0]), encoding="utf-8")
+    print(path)
+
+
+def choices() -> str:
+    """The choices of every group of conf/, one line a group."""
+    folder = conf_dir()
+    lines = []
+    for group in sorted(p for p in folder.iterdir() if p.is_dir()):
+        files = sorted(group.rglob("*.yaml"))
+        names = ", ".join(p.relative_to(group).with_suffix("").as_posix() for p in files)
+        prefix = f"  {group.name:<11} "
+        lines.append(textwrap.fill(names, 98, initial_indent=prefix, subsequent_indent=" " * 14))
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Dispatch; a user's error is one line on stderr and exit status 2."""
-    commands = {"train": run_train, "evaluate": run_evaluate, "sample": run_sample}
+    commands = {
+        "train": run_train,
+        "evaluate": run_evaluate,
+        "sample": run_sample,
+        "export": run_export,
+        "new-concept": run_new_concept,
+    }
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return
-    if arguments[0] not in commands:
-        print(f"unlearn: {arguments[0]!r} is not a command\n\n{USAGE}", file=sys.stderr)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # advice on packages not used here
+    command, *rest = arguments
+    if command not in commands:
+        print(f"unlearn: {command!r} is not a command\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
+    if {"-h", "--help"} & {*rest}:
+        print(HELP[command].replace("{choices}", choices()))
+        return
     try:
-        commands[arguments[0]](arguments[1:])
+        commands[command](rest)
     except ValueError as error:
         refuse(error)
 

@@ -2,31 +2,95 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, TypeVar
+import inspect
+from dataclasses import dataclass, make_dataclass
+from typing import Any, Optional, TypeVar, get_type_hints
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept
+from unlearn.cli import conf_dir
+from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept, check
 from unlearn.vocabulary import vocabulary
 
 Schema = TypeVar("Schema")
+PRECISIONS = ("32-true", "bf16-mixed", "auto")
+LOGGERS = ("csv", "wandb", "tensorboard")
 
 
-def section(config: DictConfig, key: str, schema: type[Schema]) -> Schema:
-    """The section `key` of a config as a `schema` object.
+@dataclass
+class ModelConfig:
+    """The section `model`: see conf/model."""
+
+    pretrained: str = MISSING
+    vocabulary: Optional[str] = None  # noqa: UP045 - OmegaConf reads these annotations
+    guidance: float = MISSING
+    by_kind: dict[str, Any] = MISSING
+
+
+@dataclass
+class DataConfig:
+    """The section `data`: see conf/data."""
+
+    images: int = MISSING
+    relearn_images: int = MISSING
+    sampling_steps: int = MISSING
+    flip: bool = MISSING
+    rescale: bool = MISSING
+
+
+@dataclass
+class EvaluationConfig:
+    """The section `evaluation`: see conf/evaluation."""
+
+    seeds: int = MISSING
+    first_seed: int = MISSING
+    sampling_steps: int = MISSING
+    judge: Optional[str] = None  # noqa: UP045
+
+
+@dataclass
+class LoggerConfig:
+    """The section `logger`: see conf/logger."""
+
+    name: str = MISSING
+    images_every: int = MISSING
+    project: str = "unlearn"
+    group: str = ""
+    mode: str = "online"
+
+
+@dataclass
+class RunConfig:
+    """What stands at the top of conf/train.yaml."""
+
+    seed: int = MISSING
+    steps: int = MISSING
+    batch_size: int = MISSING
+    run_dir: str = MISSING
+
+
+def section(config: Any, key: str, schema: type[Schema]) -> Schema:
+    """A config section as a `schema` object.
+
+    Args:
+        config: the section.
+        key: its name, for the message.
+        schema: a dataclass.
 
     Raises:
         ValueError: a value is missing, has the wrong type, or has no place in the schema.
     """
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(schema), config[key])
+        typed = OmegaConf.merge(OmegaConf.structured(schema), plain(config))
         return OmegaConf.to_object(typed)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        name = f"{key}.{error.full_key}" if getattr(error, "full_key", None) else key
+        name = ".".join(filter(None, (key, getattr(error, "full_key", None))))
         raise ValueError(f"{name}: {reason}") from error
 
 
@@ -46,16 +110,100 @@ def concept_of(config: DictConfig) -> Concept:
     if known not in (None, "emoji"):
         raise ValueError(f"model.vocabulary={known!r}: allowed are 'emoji' and null")
     return build_concept(
-        section(config, "concept", ConceptConfig),
-        section(config, "anchor", AnchorConfig),
+        section(config.concept, "concept", ConceptConfig),
+        section(config.anchor, "anchor", AnchorConfig),
         vocabulary() if known else None,
     )
 
 
-def conf_dir() -> Path:
-    """The folder of the configs: beside the package in a checkout, inside it in a wheel."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.exists() else Path(__file__).parents[1] / "conf"
+def check_config(config: DictConfig) -> Concept:
+    """Refuse what a run could not do, before any work; returns the run's concept.
+
+    Raises:
+        ValueError: names the key, the value and what is allowed.
+    """
+    from unlearn.methods import METHODS
+
+    concept = concept_of(config)
+    section(config.model, "model", ModelConfig)
+    data = section(config.data, "data", DataConfig)
+    evaluation = section(config.evaluation, "evaluation", EvaluationConfig)
+    logger = section(config.logger, "logger", LoggerConfig)
+    run = section({k: config[k] for k in RunConfig.__annotations__}, "", RunConfig)
+    check("logger.name", logger.name, LOGGERS)
+    check("method.name", config.method.name, list(METHODS))
+    section(config.method, "method", options_schema(METHODS[config.method.name]))
+    for key, value, least in (
+        ("batch_size", run.batch_size, 1),
+        ("data.images", data.images, 2),
+        ("data.relearn_images", data.relearn_images, 0),
+        ("data.sampling_steps", data.sampling_steps, 1),
+        ("evaluation.seeds", evaluation.seeds, 1),
+        ("evaluation.sampling_steps", evaluation.sampling_steps, 1),
+        ("logger.images_every", logger.images_every, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{key}={value}: at least {least} is needed")
+    if run.steps <= config.method.warm_up:
+        raise ValueError(
+            f"steps={run.steps}: the first method.warm_up={config.method.warm_up} steps train "
+            "the discriminator alone; more steps than those are needed"
+        )
+    precision_of(config)
+    check_sweep(config)
+    return concept
+
+
+def options_schema(method: type) -> type:
+    """A dataclass of a method's options: the keyword arguments of its constructors."""
+    fields: dict[str, tuple[type, Any]] = {"name": (str, MISSING)}
+    for part in reversed(method.__mro__):
+        if "__init__" in vars(part) and part.__module__.startswith("unlearn.methods"):
+            hints = get_type_hints(part.__init__)  # type: ignore[misc]
+            for name, parameter in inspect.signature(part.__init__).parameters.items():  # type: ignore[misc]
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    fields[name] = hints[name], parameter.default
+    return make_dataclass("Options", [(k, *v) for k, v in fields.items()])
+
+
+def precision_of(config: DictConfig) -> str:
+    """Lightning's precision; "auto" is bf16 where the machine has it natively, else fp32.
+
+    Raises:
+        ValueError: another precision; fp16 with the reason.
+    """
+    precision = str(config.trainer.precision)
+    if "16" in precision and "bf16" not in precision:
+        raise ValueError(
+            f"trainer.precision={precision!r}: the gradients of unlearning and relearning are "
+            "combined by hand, where fp16's loss scaling cannot reach; allowed are "
+            f"{list(PRECISIONS)}"
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={precision!r}: allowed are {list(PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def check_sweep(config: DictConfig) -> None:
+    """Refuse a sweep over jobs that start processes of their own: their ranks would mix up.
+
+    Raises:
+        ValueError: several devices in a sweep, with a strategy that does not spawn.
+    """
+    trainer = config.trainer
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    several = str(trainer.devices) not in ("1", "[0]") or trainer.num_nodes != 1
+    if sweeping and several and "spawn" not in str(trainer.strategy):
+        raise ValueError(
+            f"trainer.devices={trainer.devices}, trainer.strategy={trainer.strategy!r}: in a sweep "
+            "each job has one device (trainer.devices=1), or trainer.strategy=ddp_spawn"
+        )
 
 
 def shipped_concepts() -> list[str]:
@@ -77,6 +225,8 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         return hydra.compose(root, overrides)
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """A config section as a plain dict, interpolations resolved."""
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+def plain(config: Any) -> Any:
+    """A config as plain containers, interpolations resolved."""
+    if not OmegaConf.is_config(config):
+        return config
+    return OmegaConf.to_container(config, resolve=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from transformers import CLIPTokenizer
 
 from unlearn.concepts import Concept
 from unlearn.diffusion import draw_noise, sample_generator
@@ -83,6 +85,23 @@ def rescaled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return output, phrases
 
 
+def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
+    """Refuse prompts over the token limit.
+
+    Raises:
+        ValueError: a prompt is too long; says which of its words would be cut.
+    """
+    limit = tokenizer.model_max_length
+    for prompt in prompts:
+        ids = tokenizer(prompt).input_ids
+        if len(ids) > limit:
+            cut = tokenizer.decode(ids[limit - 1 : -1])
+            raise ValueError(
+                f"prompt {prompt!r} has {len(ids)} tokens; the limit is {limit}, so {cut!r} "
+                "would be cut"
+            )
+
+
 @torch.inference_mode()
 def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
     """`encoder_hidden_states` (P, T, D) of prompts; refuses those over the token limit.
@@ -90,10 +109,7 @@ def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
     Raises:
         ValueError: a prompt is longer than the tokenizer's limit.
     """
-    limit = pipe.tokenizer.model_max_length
-    for prompt in prompts:
-        if (length := len(pipe.tokenizer(prompt).input_ids)) > limit:
-            raise ValueError(f"prompt {prompt!r} has {length} tokens; the limit is {limit}")
+    check_lengths(pipe.tokenizer, prompts)
     tokens = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt")
     return pipe.text_encoder(tokens.input_ids.to(pipe.device))[0].clone()
 
@@ -112,7 +128,7 @@ def draw_images(
 
     With `flip` each image comes mirrored too, with `rescale` once more at another scale.
     """
-    states = encode_prompts(pipe, prompts).cpu()  # before the images: refuses what is too long
+    states = encode_prompts(pipe, prompts).cpu()
     prompt = torch.arange(len(seeds)) % len(prompts)
     texts = [prompts[i] for i in prompt.tolist()]
     images = generate(pipe, texts, seeds, description=description, cached=True, **sampler)
@@ -159,13 +175,8 @@ def make_training_data(
         guidance: scale of classifier-free guidance.
 
     Raises:
-        ValueError: a number of images is too small, or a prompt is too long.
+        ValueError: a prompt is too long.
     """
-    if images < 2 or relearn_images < 0:
-        raise ValueError(
-            f"data.images={images}, data.relearn_images={relearn_images}: at least 2 anchor "
-            "images are needed, and 0 or more relearn images"
-        )
     anchors, targets = map(list, zip(*training_pairs(concept), strict=True))
     total = images + relearn_images
     seeds = range(seed * total, (seed + 1) * total)
@@ -225,18 +236,23 @@ class PairDataModule(L.LightningDataModule):
     """One epoch is the whole run: `steps` global batches, split over the ranks in order."""
 
     def __init__(
-        self, data: TrainingData, steps: int, batch_size: int, seed: int, num_timesteps: int
+        self,
+        data: TrainingData,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        num_timesteps: int,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.data, self.steps, self.batch_size = data, steps, batch_size
-        self.seed, self.num_timesteps = seed, num_timesteps
+        self.seed, self.num_timesteps, self.accumulate = seed, num_timesteps, accumulate
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Batches of `batch_size` a rank."""
+        """Batches of `batch_size` a rank, `accumulate` of them a step."""
         world = self.trainer.world_size if self.trainer else 1
-        dataset = PairDataset(
-            self.data, self.steps, self.batch_size * world, self.seed, self.num_timesteps
-        )
+        size = self.batch_size * world * self.accumulate
+        dataset = PairDataset(self.data, self.steps, size, self.seed, self.num_timesteps)
         rank = self.trainer.global_rank if self.trainer else 0
         sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(
             dataset, num_replicas=world, rank=rank, shuffle=False

@@ -75,6 +75,12 @@ def relearn_prompts(concept: Concept) -> list[str]:
     return prompts
 
 
+def all_prompts(concept: Concept) -> set[str]:
+    """Every prompt that a run uses."""
+    pairs = {prompt for pair in training_pairs(concept) for prompt in pair}
+    return pairs | {*relearn_prompts(concept)} | {p.prompt for p in evaluation_probes(concept)}
+
+
 @dataclass(frozen=True)
 class Probe:
     """One evaluation prompt: its set, and the object and the style (if any) that it asks for."""

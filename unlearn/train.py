@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import device_of, load_pipeline
-from unlearn.config import concept_of, plain
-from unlearn.data import PairDataModule, make_training_data
+from unlearn.config import check_config, plain, precision_of
+from unlearn.data import PairDataModule, check_lengths, make_training_data
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
 from unlearn.methods import build_method
+from unlearn.prompts import all_prompts
+from unlearn.tracking import ProgressPictures, build_loggers, log_result
 
 
 def train(config: DictConfig) -> Path:
@@ -25,60 +28,65 @@ def train(config: DictConfig) -> Path:
     Raises:
         ValueError: the concept, the model, the judge, or an option of the run is not valid.
     """
-    concept = concept_of(config)
-    if config.steps <= config.method.warm_up:
-        raise ValueError(
-            f"steps={config.steps}: the first method.warm_up={config.method.warm_up} steps train "
-            "the discriminator alone; more steps than those are needed"
-        )
+    concept = check_config(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
     pipe = load_pipeline(config.model.pretrained)
+    check_lengths(pipe.tokenizer, all_prompts(concept))
     load_judge(config)  # refused now if it is missing, not after training
-    schedule = pipe.scheduler
+    num_timesteps = pipe.scheduler.config.num_train_timesteps
     method = build_method(pipe, **plain(config.method))
 
     run = Path(config.run_dir)
     run.mkdir(parents=True, exist_ok=True)
     resolved = OmegaConf.to_yaml(config, resolve=True)
     (run / "config.yaml").write_text(resolved, encoding="utf-8")
-    data = make_training_data(
-        pipe.to(device_of(config.trainer.accelerator)),
-        concept,
-        seed=config.seed,
-        guidance=config.model.guidance,
-        **config.data,
-    )
-    module = PairDataModule(
-        data, config.steps, config.batch_size, config.seed, schedule.config.num_train_timesteps
-    )
-    trainer = build_trainer(config, run)
-    trainer.fit(method, module)
-    if not trainer.is_global_zero:
-        return run
-    weights = {f"{name}.weight": layer.weight for name, layer in method.layers_by_name.items()}
-    metadata = {
-        "base": config.model.pretrained,
-        "concept": concept.name,
-        "method": config.method.name,
-        "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
-    }
-    save_unlearned(weights, run / "unlearned.safetensors", metadata)
-    (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
-    evaluate(config, run)
+    loggers = build_loggers(config, run)
+    try:
+        pipe.to(device_of(config.trainer.accelerator))
+        guidance = config.model.guidance
+        data = make_training_data(pipe, concept, seed=config.seed, guidance=guidance, **config.data)
+        accumulate = config.method.accumulate
+        module = PairDataModule(
+            data, config.steps, config.batch_size, config.seed, num_timesteps, accumulate
+        )
+        callbacks: list[Callback] = [
+            ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False),
+            TQDMProgressBar(refresh_rate=5),
+        ]
+        if every := config.logger.images_every:
+            sampler = {"steps": config.evaluation.sampling_steps, "guidance": guidance}
+            callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
+        trainer = build_trainer(config, loggers, callbacks)
+        trainer.fit(method, module)
+        if not trainer.is_global_zero:
+            return run
+        weights = {f"{n}.weight": layer.weight for n, layer in method.layers_by_name.items()}
+        metadata = {
+            "base": config.model.pretrained,
+            "concept": concept.name,
+            "method": config.method.name,
+            "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
+        }
+        save_unlearned(weights, run / "unlearned.safetensors", metadata)
+        (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
+        log_result(loggers, evaluate(config, run), run, config.steps)
+    finally:
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish()  # or the next job of a sweep would go on in this one's W&B run
     return run
 
 
-def build_trainer(config: DictConfig, run: Path) -> L.Trainer:
-    """A trainer of one epoch that writes its metrics and its checkpoint to the run directory."""
+def build_trainer(
+    config: DictConfig, loggers: list[Logger], callbacks: list[Callback]
+) -> L.Trainer:
+    """A trainer of one epoch, which is the whole run."""
+    options = {**plain(config.trainer), "precision": precision_of(config)}
     return L.Trainer(
-        **plain(config.trainer),
+        **options,
         max_epochs=1,
-        logger=CSVLogger(run, name="", version=""),
-        callbacks=[
-            ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False),
-            TQDMProgressBar(refresh_rate=5),
-        ],
+        logger=loggers,
+        callbacks=callbacks,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )

@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors import safe_open
@@ -126,8 +128,59 @@ def test_bad_input_is_refused_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_help_and_unknown_commands(tmp_path: Path) -> None:
-    assert "unlearn train concept=panda" in unlearn("--help", cwd=tmp_path).stdout
-    wrong = unlearn("trian", cwd=tmp_path)
-    assert wrong.returncode == 2
-    assert "'trian' is not a command" in wrong.stderr
+def test_help_at_every_level_is_quick_and_names_the_choices(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    usage = unlearn("--help", cwd=tmp_path).stdout
+    assert time.perf_counter() - start < 2
+    for command in ("train", "evaluate", "sample", "export", "new-concept"):
+        assert command in usage
+        assert f"usage: unlearn {command}" in unlearn(command, "--help", cwd=tmp_path).stdout
+    choices = unlearn("train", "--help", cwd=tmp_path).stdout
+    for name in ("van_gogh", "development/tiger", "doco_reference", "sd14", "wandb", "paper"):
+        assert name in choices
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "'trian' is not a command"),
+        (["evaluate"], "usage: unlearn evaluate RUN_DIR"),
+        (["sample", "run"], "usage: unlearn sample RUN_DIR"),
+        (["export", "nowhere"], "nowhere: not a finished run directory, config.yaml is missing"),
+        (["new-concept", "../x"], "usage: unlearn new-concept NAME"),
+    ],
+)
+def test_wrong_commands_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = unlearn(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_concept_file_is_found_and_trains(smoke: list[str], tmp_path: Path) -> None:
+    assert unlearn("new-concept", "mine", cwd=tmp_path).returncode == 0
+    again = unlearn("new-concept", "mine", cwd=tmp_path)
+    assert "conf/concept/mine.yaml: exists already" in again.stderr
+    file = tmp_path / "conf" / "concept" / "mine.yaml"
+    file.write_text(file.read_text().replace("targets: null", "targets: [fox]"))
+    done = unlearn("train", "concept=mine", "anchor=bear", *smoke, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "runs" / "mine-doco-0" / "unlearned.safetensors").exists()
+
+
+def test_a_run_is_exported_as_a_plain_diffusers_folder(run: Path, random_model: Path) -> None:
+    done = unlearn("export", str(run), cwd=run.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = run / "export"
+    plain = StableDiffusionPipeline.from_pretrained(out, use_safetensors=True)
+    delta = load_file(run / "unlearned.safetensors")
+    base = load_pipeline(str(random_model)).unet.state_dict()
+    for name, tensor in plain.unet.state_dict().items():
+        expected = delta.get(f"unet.{name}", base[name])
+        assert torch.equal(tensor, expected), name
+    card = (out / "README.md").read_text()
+    for text in ("**panda** (instance)", "panda (to bear)", "| seen_target |", "## Limits"):
+        assert text in card
+    again = unlearn("export", str(run), cwd=run.parent)
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr

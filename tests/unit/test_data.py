@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -96,16 +95,6 @@ def test_data_is_drawn_from_the_concept_s_prompts(random_model: Path) -> None:
     torch.testing.assert_close(data.target_states[0, 1], expected[1])
     other = make_training_data(pipe, concept, seed=1, **sizes)
     assert not torch.equal(data.anchor.mean[0], other.anchor.mean[0])
-
-
-@pytest.mark.parametrize("sizes", [(1, 0), (8, -1)])
-def test_bad_numbers_of_images_are_refused(sizes: tuple[int, int]) -> None:
-    concept = make_concept("panda", "bear")
-    with pytest.raises(ValueError, match=f"data.images={sizes[0]}, data.relearn_images={sizes[1]}"):
-        make_training_data(
-            None, concept, seed=0, images=sizes[0], relearn_images=sizes[1],
-            **PLAIN,
-        )  # fmt: skip
 
 
 def test_augmentations_add_mirrored_and_rescaled_images(random_model: Path) -> None:

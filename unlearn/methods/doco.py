@@ -259,4 +259,5 @@ class DoCo(UnlearningModule):
                 metrics |= self.step(generator, mean[:count], mean[count : 2 * count])
             step_with(critic, list(self.discriminator.parameters()), mean[2 * count :])
         self.log_dict(metrics, prog_bar=False)
+        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
         self.log("D", metrics["discriminator_loss"], prog_bar=True, logger=False)
