@@ -72,7 +72,7 @@ unrelated: null         # far concepts that must survive, in no training prompt
 """
 
 
-def refuse(error: ValueError) -> NoReturn:
+def refuse(error: Exception) -> NoReturn:
     """A user's error: one line on stderr and exit status 2."""
     print(f"unlearn: {error}", file=sys.stderr)
     raise SystemExit(2) from error
@@ -91,12 +91,12 @@ def run_train(overrides: list[str]) -> None:
     command_line = list(sys.argv)
 
     def job(config: object) -> None:
-        from unlearn.train import train
+        from unlearn.train import LostRankError, train
 
         sys.argv = command_line  # Lightning starts the other ranks of DDP with it
         try:
             train(config)  # type: ignore[arg-type]
-        except ValueError as error:
+        except (ValueError, LostRankError) as error:
             refuse(error)
 
     own = Path("conf").resolve()  # files of one's own, beside the shipped ones

@@ -71,6 +71,7 @@ class RunConfig:
     seed: int = MISSING
     steps: int = MISSING
     batch_size: int = MISSING
+    checkpoint_every: int = MISSING
     run_dir: str = MISSING
 
 
@@ -135,6 +136,7 @@ def check_config(config: DictConfig) -> Concept:
     section(config.method, "method", options_schema(METHODS[config.method.name]))
     for key, value, least in (
         ("batch_size", run.batch_size, 1),
+        ("checkpoint_every", run.checkpoint_every, 1),
         ("data.images", data.images, 2),
         ("data.relearn_images", data.relearn_images, 0),
         ("data.sampling_steps", data.sampling_steps, 1),

@@ -5,17 +5,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def domain_correction_loss(fake_logits: Tensor) -> Tensor:
+def domain_correction_loss(fake_logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """Returns the unlearning loss BCE(D(fake), 0), a 0-dim tensor.
 
     It falls as the discriminator takes the trained model's target for the base model's anchor.
 
     Args:
         fake_logits: D's logits on the trained model's x̂0 under the target prompt, (B, 1, m, m).
+        weights: One factor a sample, (B,); by default 1.
 
     Source: DoCo (arXiv 2405.15304), domain correction.
     """
-    return _bce(fake_logits, 0.0)
+    if weights is None:
+        return _bce(fake_logits, 0.0)
+    losses = F.softplus(_widen(fake_logits)).flatten(1).mean(dim=1)
+    return (weights * losses).mean()
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 GRANULARITIES = ("tensor", "layer", "network")
+ROUNDING = 1e-5  # a g_r this much smaller than g_u is rounding, and has no direction
 
 
 class SurgeryStats(NamedTuple):
@@ -38,7 +39,9 @@ def project(
     """Returns g_u without its component against g_r, and statistics.
 
     In each group where ⟨g_u, g_r⟩ < 0 the result is g_u - λ ⟨g_u, g_r⟩/‖g_r‖² g_r, elsewhere g_u.
-    With λ = 1 the result has no negative inner product with g_r in any group, up to rounding.
+    With λ = 1 the result has no negative inner product with g_r in any group, up to rounding. A
+    group whose ‖g_r‖ is under 1e-5 ‖g_u‖ stays as it is: such a g_r is rounding, as at the first
+    step of relearning from the teacher, where student and teacher are equal.
 
     Args:
         g_u: The N gradients to project.
@@ -55,7 +58,8 @@ def project(
     member = _membership(len(g_u), granularity, layers).to(g_u[0].device)
     inner, u_sq, r_sq = _inner(g_u, g_r), _inner(g_u, g_u), _inner(g_r, g_r)
     group_inner, group_r_sq = (member * inner).sum(dim=1), (member * r_sq).sum(dim=1)
-    conflict = (group_inner < 0) & (group_r_sq > 0)
+    floor = ROUNDING**2 * (member * u_sq).sum(dim=1)
+    conflict = (group_inner < 0) & (group_r_sq > floor)
     coefficient = torch.where(conflict, strength * group_inner / group_r_sq, 0.0)
     coefficient = (member * coefficient[:, None]).sum(dim=0)
     stats = _stats(inner, u_sq, r_sq, coefficient, conflict)

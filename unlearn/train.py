@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,7 +40,7 @@ def train(config: DictConfig) -> Path:
     num_timesteps = pipe.scheduler.config.num_train_timesteps
     method = build_method(pipe, **plain(config.method))
 
-    run = Path(config.run_dir)
+    run = Path(str(config.run_dir))
     run.mkdir(parents=True, exist_ok=True)
     resolved = OmegaConf.to_yaml(config, resolve=True)
     (run / "config.yaml").write_text(resolved, encoding="utf-8")
@@ -51,14 +54,14 @@ def train(config: DictConfig) -> Path:
             data, config.steps, config.batch_size, config.seed, num_timesteps, accumulate
         )
         callbacks: list[Callback] = [
-            ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False),
+            Checkpoints(run / "checkpoints", config.checkpoint_every),
             TQDMProgressBar(refresh_rate=5),
         ]
         if every := config.logger.images_every:
             sampler = {"steps": config.evaluation.sampling_steps, "guidance": guidance}
             callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
         trainer = build_trainer(config, loggers, callbacks)
-        trainer.fit(method, module)
+        fit(trainer, method, module, run)
         if not trainer.is_global_zero:
             return run
         weights = {f"{n}.weight": layer.weight for n, layer in method.layers_by_name.items()}
@@ -88,5 +91,62 @@ def build_trainer(
         logger=loggers,
         callbacks=callbacks,
         enable_model_summary=False,
+        enable_checkpointing=False,  # `Checkpoints` counts our steps, not the optimizers'
         use_distributed_sampler=False,
     )
+
+
+class LostRankError(RuntimeError):
+    """A process of a DDP run is gone."""
+
+
+def fit(trainer: L.Trainer, method: L.LightningModule, data: PairDataModule, run: Path) -> None:
+    """Train; where another process is gone, say so and what is left.
+
+    Raises:
+        LostRankError: another process of the run died or could not be reached.
+    """
+    try:
+        trainer.fit(method, data)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+        if trainer.world_size == 1 or not lost:
+            raise
+        raise LostRankError(
+            f"a process of this run died or could not be reached ({reason}); the weights of its "
+            f"last checkpoint are in {run / 'checkpoints' / 'last.ckpt'}"
+        ) from error
+
+
+class Checkpoints(Callback):
+    """Every `every` steps, and at the end, what was trained and both optimizers: `last.ckpt`.
+
+    Written aside and renamed, so that the file is always whole.
+
+    Args:
+        folder: where `last.ckpt` lies.
+        every: steps between checkpoints.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path, self.every = folder / "last.ckpt", every
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save after the steps that the interval ends with."""
+        step, rest = divmod(batch_idx + 1, module.accumulate)
+        if not rest and step % self.every == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Save the last state."""
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Called on every rank; rank 0 writes."""
+        partial = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.path)

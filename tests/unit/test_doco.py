@@ -218,6 +218,18 @@ def test_with_both_views_the_gradients_equal_plain_autograd(random_model: Path) 
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-7)
 
 
+def test_signal_weighting_counts_each_sample_by_its_signal(random_model: Path) -> None:
+    doco = make_doco(random_model, timestep_weighting="signal")
+    batch = make_batch()
+    *_, metrics = doco.gradients(batch)
+    alpha = doco.alphas_cumprod[batch["timesteps"][:, 0]][:, None, None, None]
+    z_t = alpha.sqrt() * batch["latents"][:, 0] + (1 - alpha).sqrt() * batch["noise"][:, 0]
+    student = doco.unet(z_t, batch["timesteps"][:, 0], batch["states"][:, 0]).sample
+    logits = doco.discriminator((z_t - (1 - alpha).sqrt() * student) / alpha.sqrt())
+    expected = (alpha.sqrt() * F.softplus(logits)).mean()
+    torch.testing.assert_close(metrics["unlearn_loss"], expected.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_the_first_token_can_be_detached(random_model: Path) -> None:
     """Same output, and the gradient that is left when token 0's key and value are constants."""
     layer = torch.nn.Linear(5, 4, bias=False)
@@ -256,7 +268,7 @@ def test_the_cosine_schedule_starts_after_the_warm_up_and_ends_at_zero(random_mo
 
 @pytest.mark.parametrize(
     "option",
-    ["surgery", "relearn_target", "granularity", "lr_schedule", "discriminator_input"],
+    ["surgery", "relearn_target", "lr_schedule", "discriminator_input", "timestep_weighting"],
 )
 def test_an_unknown_option_is_refused(random_model: Path, option: str) -> None:
     with pytest.raises(ValueError, match=rf"method\.{option}='nonsense' is unknown"):

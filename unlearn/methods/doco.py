@@ -23,6 +23,7 @@ CHOICES = {
     "granularity": GRANULARITIES,
     "lr_schedule": ("constant", "cosine"),
     "discriminator_input": ("x0", "scaled_x0", "x0_and_noise"),
+    "timestep_weighting": ("uniform", "signal"),
 }
 RELEARN_WEIGHT = 0.1  # of the reference's loss without surgery
 
@@ -54,6 +55,9 @@ class DoCo(UnlearningModule):
             prediction amplifies at high timesteps (15 times at the last one) stays bounded; or
             "x0_and_noise", x̂0 at unit scale beside ε̂, which shows what differs at low timesteps,
             where both x̂0 are nearly the image itself.
+        timestep_weighting: "uniform" (as the paper), or "signal": L_u of a sample counts √ᾱ times.
+            x̂0 turns a change of the output into one 1/√ᾱ times as large, so high timesteps would
+            make up nearly all of the uniform gradient, and low ones would hardly be unlearned.
         weight_decay: of AdamW.
         discriminator_channels: channels of the discriminator's first block.
         detach_first_token: take the first text token's key and value from the weights without
@@ -79,6 +83,7 @@ class DoCo(UnlearningModule):
         relearn_target: str = "noise",
         lr_schedule: str = "constant",
         discriminator_input: str = "x0",
+        timestep_weighting: str = "uniform",
         weight_decay: float = 1e-2,
         discriminator_channels: int = 64,
         detach_first_token: bool = False,
@@ -156,6 +161,12 @@ class DoCo(UnlearningModule):
         """g_D in a step that also unlearns: L_u plays no part in it."""
         return self.critic_gradients(real, fake)
 
+    def sample_weights(self, timesteps: Tensor) -> Tensor | None:
+        """What each sample of L_u counts (B,); None: all the same."""
+        if self.hparams.timestep_weighting == "uniform":
+            return None
+        return self.alphas_cumprod[timesteps].sqrt()
+
     def relearn_targets(
         self, latents: Tensor, noise: Tensor, z_t: Tensor, timesteps: Tensor, states: Tensor
     ) -> Tensor:
@@ -182,7 +193,9 @@ class DoCo(UnlearningModule):
             output = self.unet(z_t, timesteps, states).sample
         teacher = self.teacher(z_t[:size], timesteps[:size], batch["teacher_states"])
         real, fake = self.views(teacher, output[:size], z_t[:size], timesteps[:size])
-        unlearn = domain_correction_loss(self.discriminator(fake))
+        unlearn = domain_correction_loss(
+            self.discriminator(fake), self.sample_weights(timesteps[:size])
+        )
         kept = (x[size:] for x in (latents, noise, z_t, timesteps, states))
         relearn = relearn_loss(output[size:], self.relearn_targets(*kept))
         both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])
