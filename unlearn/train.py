@@ -61,7 +61,7 @@ def train(config: DictConfig) -> Path:
             sampler = {"steps": config.evaluation.sampling_steps, "guidance": guidance}
             callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
         trainer = build_trainer(config, loggers, callbacks)
-        fit(trainer, method, module, run)
+        trainer.fit(method, module)
         if not trainer.is_global_zero:
             return run
         weights = {f"{n}.weight": layer.weight for n, layer in method.layers_by_name.items()}
@@ -100,29 +100,11 @@ class LostRankError(RuntimeError):
     """A process of a DDP run is gone."""
 
 
-def fit(trainer: L.Trainer, method: L.LightningModule, data: PairDataModule, run: Path) -> None:
-    """Train; where another process is gone, say so and what is left.
-
-    Raises:
-        LostRankError: another process of the run died or could not be reached.
-    """
-    try:
-        trainer.fit(method, data)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
-        if trainer.world_size == 1 or not lost:
-            raise
-        raise LostRankError(
-            f"a process of this run died or could not be reached ({reason}); the weights of its "
-            f"last checkpoint are in {run / 'checkpoints' / 'last.ckpt'}"
-        ) from error
-
-
 class Checkpoints(Callback):
     """Every `every` steps, and at the end, what was trained and both optimizers: `last.ckpt`.
 
-    Written aside and renamed, so that the file is always whole.
+    Written aside and renamed, so that the file is always whole. Where another process of a DDP run
+    is gone, says so and where the checkpoint is.
 
     Args:
         folder: where `last.ckpt` lies.
@@ -143,6 +125,20 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Save the last state."""
         self.save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        """At once, since Lightning kills the remaining processes within seconds.
+
+        Raises:
+            LostRankError: another process of the run died or could not be reached.
+        """
+        lost = isinstance(exception, torch.distributed.DistError) or "gloo" in str(exception)
+        if trainer.world_size > 1 and lost:
+            reason = str(exception).strip().splitlines()[0]
+            raise LostRankError(
+                f"a process of this run died or could not be reached; its last checkpoint is "
+                f"{self.path} ({reason})"
+            ) from exception
 
     def save(self, trainer: L.Trainer) -> None:
         """Called on every rank; rank 0 writes."""

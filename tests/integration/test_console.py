@@ -116,6 +116,9 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
         (["concept=pandaa"], "Could not find 'concept/pandaa'"),
         (["steps=2"], "steps=2: the first method.warm_up=2 steps"),
         (["method.learning=1"], "Key 'learning' is not in struct"),
+        (["-m", "seed=0,1", "trainer.devices=2"], "in a sweep each job has one device"),
+        (["trainer.precision=16-mixed"], "where fp16's loss scaling cannot reach"),
+        (["anchor.name=panda"], "concept.targets=['panda']: also given as anchor"),
     ],
 )
 def test_bad_input_is_refused_and_writes_nothing(

@@ -1,0 +1,91 @@
+"""Configs: every choice composes and is accepted, and what a run could not do is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from unlearn.backbone import load_pipeline
+from unlearn.cli import conf_dir
+from unlearn.config import check_config, compose, embedded_concepts, plain, precision_of
+from unlearn.methods import build_method
+
+EMBEDDED = embedded_concepts()
+CHOICES = [
+    (group.name, file.relative_to(group).with_suffix("").as_posix())
+    for group in sorted(p for p in conf_dir().iterdir() if p.is_dir())
+    for file in sorted(group.rglob("*.yaml"))
+    if file.stem != "custom"
+]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_is_accepted(group: str, choice: str) -> None:
+    overrides = [f"{group}={choice}"]
+    if group == "concept":
+        overrides.append("model=emoji" if choice in EMBEDDED else "model=sd14")
+    elif group == "anchor":  # a name that no model is asked about
+        overrides += ["concept.name=otter", "concept.related=[dog]", "model=sd14"]
+        words = compose([*overrides]).anchor.words
+        if words == [""]:
+            overrides.append("concept.kind=style")
+        elif words is not None and len(words) > 1:
+            overrides.append(f"concept.targets={[f'target {i}' for i in range(len(words))]}")
+    else:
+        overrides.append("concept=panda" if choice != "sd14" else "concept=snoopy")
+    config = compose(overrides)
+    concept = check_config(config)
+    assert concept.anchors
+    assert OmegaConf.to_yaml(config, resolve=True)
+
+
+@pytest.mark.parametrize("method", ["doco", "doco_reference"])
+@pytest.mark.parametrize("concept", ["panda", "contrast", "unsafe"])
+def test_every_method_is_built_from_its_config(
+    random_model: Path, method: str, concept: str
+) -> None:
+    config = compose([f"concept={concept}", f"method={method}"])
+    built = build_method(load_pipeline(str(random_model)), **plain(config.method))
+    assert built.hparams.lr == config.model.by_kind[config.concept.kind].lr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.lr=fast"], r"method\.lr: Value 'fast' of type 'str' could not be converted"),
+        (["method.accumulate=1.5"], r"method\.accumulate: Value '1.5'"),
+        (["+method.momentum=0.9"], r"method\.momentum: Key 'momentum' not in"),
+        (["method.name=docco"], r"method\.name='docco' is unknown; .*'doco'"),
+        (["data.images=many"], r"data\.images: Value 'many'"),
+        (["data.images=1"], r"data\.images=1: at least 2 is needed"),
+        (["data.relearn_images=-1"], r"data\.relearn_images=-1: at least 0 is needed"),
+        (["data.flip=perhaps"], r"data\.flip: Value 'perhaps' is not a valid bool"),
+        (["model.guidance=high"], r"model\.guidance: Value 'high'"),
+        (["batch_size=0"], r"batch_size=0: at least 1 is needed"),
+        (["checkpoint_every=0"], r"checkpoint_every=0: at least 1 is needed"),
+        (["evaluation.seeds=0"], r"evaluation\.seeds=0: at least 1 is needed"),
+        (["evaluation.sampling_steps=0"], r"evaluation\.sampling_steps=0: at least 1"),
+        (["steps=ten"], r"steps: Value 'ten'"),
+        (["steps=100"], r"steps=100: the first method\.warm_up=100 steps train"),
+        (["logger.name=csv2"], r"logger\.name='csv2' is unknown; .*'csv'"),
+        (["trainer.precision=16-mixed"], r"trainer\.precision='16-mixed': .*loss scaling"),
+        (["trainer.precision=64-true"], r"trainer\.precision='64-true': allowed are"),
+    ],
+)
+def test_what_a_run_could_not_do_is_refused(overrides: list[str], message: str) -> None:
+    check_config(compose(["concept=panda"]))
+    with pytest.raises(ValueError, match=message):
+        check_config(compose(["concept=panda", *overrides]))
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_precision_is_bf16_where_it_is_native(
+    monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    overrides = ["concept=panda", "trainer.precision=auto", "trainer.accelerator=cpu"]
+    assert precision_of(compose(overrides)) == precision
+    assert precision_of(compose(["concept=panda"])) == "32-true"
