@@ -116,7 +116,6 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
         (["concept=pandaa"], "Could not find 'concept/pandaa'"),
         (["steps=2"], "steps=2: the first method.warm_up=2 steps"),
         (["method.learning=1"], "Key 'learning' is not in struct"),
-        (["-m", "seed=0,1", "trainer.devices=2"], "in a sweep each job has one device"),
         (["trainer.precision=16-mixed"], "where fp16's loss scaling cannot reach"),
         (["anchor.name=panda"], "concept.targets=['panda']: also given as anchor"),
     ],
@@ -129,6 +128,14 @@ def test_bad_input_is_refused_and_writes_nothing(
     assert done.returncode != 0
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_over_ddp_is_refused(smoke: list[str], tmp_path: Path) -> None:
+    overrides = ["-m", "concept=panda", *smoke, "seed=0,1", "trainer.devices=2"]
+    done = unlearn("train", *overrides, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "trainer.devices=2, trainer.strategy='auto': in a sweep each job has" in done.stderr
+    assert [p.name for p in tmp_path.rglob("*")] == ["runs", "multirun.yaml"]  # Hydra's own
 
 
 def test_help_at_every_level_is_quick_and_names_the_choices(tmp_path: Path) -> None:
