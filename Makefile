@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 comma := ,
 
-.PHONY: help install quickstart shown-concepts test test-slow lint
+.PHONY: help install quickstart shown-concepts bench test test-slow lint
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ SHOWN := panda,rabbit,strawberry,rocket,contrast,noto,unsafe
 shown-concepts: install  ## the quickstart for every shown concept, and a summary of all of them
 	$(BIN)/unlearn train -m concept=$(SHOWN)
 	$(BIN)/python -m experiments.summary $(foreach c,$(subst $(comma), ,$(SHOWN)),runs/$(c)-doco-0)
+
+bench: install  ## time the step against a plain implementation of it
+	$(BIN)/python -m experiments.bench.step
 
 test test-slow: export OMP_NUM_THREADS = 1  # tiny networks: more threads only wait for each other
 

@@ -1,0 +1,39 @@
+"""The benchmark compares equal things: all its steps give the same gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+from experiments.bench.step import (
+    OurStep,
+    PlainStep,
+    largest_difference,
+    make_batch,
+    measure,
+    with_processor,
+)
+from unlearn.backbone import load_pipeline
+
+
+def test_every_variant_gives_the_plain_gradients(random_model: Path) -> None:
+    pipe = load_pipeline(str(random_model))
+    batch = make_batch(pipe, 2)
+    variants = {
+        "plain": with_processor(PlainStep(pipe, batch), AttnProcessor2_0()),
+        "cached": with_processor(PlainStep(pipe, batch, encode=False), AttnProcessor2_0()),
+        "ours": with_processor(OurStep(pipe, batch), AttnProcessor()),
+    }
+    gradients = {name: step() for name, step in variants.items()}
+    assert all(g.abs().max() > 0 for g in gradients["plain"])
+    for name in ("cached", "ours"):
+        assert largest_difference(gradients[name], gradients["plain"]) < 1e-3, name
+
+
+def test_every_step_is_timed_in_every_round() -> None:
+    calls: list[str] = []
+    steps = {name: (lambda name=name: calls.append(name) or []) for name in ("a", "b")}
+    seconds = measure(steps, rounds=3)
+    assert calls == ["a", "b"] * 5  # two rounds to warm up
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
