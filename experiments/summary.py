@@ -60,14 +60,19 @@ def summarise(results: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"{total - missed} of {total} bars met."])
 
 
+def finished_runs(parser: argparse.ArgumentParser, runs: list[Path]) -> list[Path]:
+    """The run directories; ends the program where one of them is not finished."""
+    for run in runs:
+        if not (run / "result.json").exists():
+            parser.error(f"{run}: no result.json in it")
+    return runs
+
+
 def main() -> None:
     """Print the table of the runs named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
-    runs = parser.parse_args().runs
-    for run in runs:
-        if not (run / "result.json").exists():
-            parser.error(f"{run}: no result.json in it")
+    runs = finished_runs(parser, parser.parse_args().runs)
     print(summarise([json.loads((run / "result.json").read_text()) for run in runs]))
 
 

@@ -56,6 +56,11 @@ RESCALED = ("far away", "very small", "zoomed in", "close up")
 FAR, NEAR = (0.4, 0.6), (1.2, 1.4)  # scales of the first two, and of the last two
 
 
+def with_phrases(prompts: list[str]) -> list[list[str]]:
+    """The prompts as they are, and with each phrase of `RESCALED` added."""
+    return [prompts, *([f"{p}, {phrase}" for p in prompts] for phrase in RESCALED)]
+
+
 def rescaled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Each image smaller on grey, or cropped and larger, and its phrase's number from 1.
 
@@ -181,7 +186,7 @@ def make_training_data(
     total = images + relearn_images
     seeds = range(seed * total, (seed + 1) * total)
     rescale = rescale and concept.kind != "style"
-    phrased = [targets, *([f"{t}, {p}" for t in targets] for p in RESCALED if rescale)]
+    phrased = with_phrases(targets) if rescale else [targets]
     target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
     sampler: dict[str, Any] = {"steps": sampling_steps, "guidance": guidance, "flip": flip}
     anchor = draw_images(pipe, anchors, seeds[:images], "anchor images", rescale=rescale, **sampler)

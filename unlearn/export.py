@@ -126,7 +126,7 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
         concept=concept.name,
         kind=concept.kind,
         targets=", ".join(f"{t} (to {a or 'no style'})" for t, a in concept.anchors.items()),
-        table=table(result),
+        table=table(result) if result["sets"] else "Not judged.",
     )
     (out / "README.md").write_text(card, encoding="utf-8")
     for name in ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png"):

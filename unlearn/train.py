@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import device_of, load_pipeline
 from unlearn.config import check_config, plain, precision_of
-from unlearn.data import PairDataModule, check_lengths, make_training_data
+from unlearn.data import PairDataModule, check_lengths, make_training_data, with_phrases
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
 from unlearn.methods import build_method
@@ -35,7 +35,9 @@ def train(config: DictConfig) -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
     pipe = load_pipeline(config.model.pretrained)
-    check_lengths(pipe.tokenizer, all_prompts(concept))
+    prompts = sorted(all_prompts(concept))
+    for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
+        check_lengths(pipe.tokenizer, texts)
     load_judge(config)  # refused now if it is missing, not after training
     num_timesteps = pipe.scheduler.config.num_train_timesteps
     method = build_method(pipe, **plain(config.method))

@@ -130,6 +130,27 @@ def test_bad_input_is_refused_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_without_a_judge_is_pictured_and_not_judged(
+    random_model: Path, tmp_path: Path
+) -> None:
+    overrides = [
+        "concept=snoopy", "model=sd14", f"model.pretrained={random_model}", "steps=3",
+        "method.warm_up=2", "batch_size=2", "data.images=4", "data.relearn_images=0",
+        "data.sampling_steps=2", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
+        "run_dir=run",
+    ]  # fmt: skip
+    done = unlearn("train", *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    too_long = unlearn("train", *overrides, "data.rescale=true", "run_dir=other", cwd=tmp_path)
+    assert "the limit is 32" in too_long.stderr
+    assert not (tmp_path / "other").exists()
+    assert "not judged: no judge knows what this model draws" in done.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["sets"] == {}
+    assert Image.open(tmp_path / "run" / "before_after.png").size == (1174, 1072)
+    assert unlearn("export", "run", cwd=tmp_path).returncode == 0
+    assert "Not judged" in (tmp_path / "run" / "export" / "README.md").read_text()
+
+
 def test_a_sweep_over_ddp_is_refused(smoke: list[str], tmp_path: Path) -> None:
     overrides = ["-m", "concept=panda", *smoke, "seed=0,1", "trainer.devices=2"]
     done = unlearn("train", *overrides, cwd=tmp_path)

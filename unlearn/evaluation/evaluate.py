@@ -104,14 +104,21 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+PICTURED = 8  # prompts of each set in the picture
+
+
+def pictured(items: list[Any]) -> list[Any]:
+    """Up to `PICTURED` of the items, evenly spaced."""
+    return items[:: max(1, len(items) // PICTURED)][:PICTURED]
+
+
 def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -> None:
     """A picture: up to eight prompts a set, the base model's row above the unlearned model's."""
-    size, margin, columns = 2 * base.shape[-1], 150, 8
-    picture = Image.new("RGB", (margin + columns * size, len(SETS) * (2 * size + 12)), "white")
+    size, margin = 128, 150
+    picture = Image.new("RGB", (margin + PICTURED * size, len(SETS) * (2 * size + 12)), "white")
     draw = ImageDraw.Draw(picture)
     for row, name in enumerate(SETS):
-        chosen = [i for i, p in enumerate(probes) if p.set == name]
-        chosen = chosen[:: max(1, len(chosen) // columns)][:columns]
+        chosen = pictured([i for i, p in enumerate(probes) if p.set == name])
         for side, images in enumerate((base, after)):
             top = row * (2 * size + 12) + side * size
             label = f"{name.replace('_', ' ')}\n{('base', 'unlearned')[side]}"
@@ -122,31 +129,51 @@ def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -
     picture.save(path)
 
 
-def load_judge(config: DictConfig) -> Judge:
-    """The judge of `evaluation.judge`; by default the embedded model's."""
+def load_judge(config: DictConfig) -> Judge | None:
+    """The judge of `evaluation.judge`, by default the embedded model's; None for other models."""
+    if config.model.vocabulary is None:
+        return None
     return Judge.load(Path(config.evaluation.judge or EMBEDDED / "judges" / "judge"))
 
 
 def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
-    """Draw, judge and compare; write `result.json` and `before_after.png`, print the table."""
+    """Draw, judge and compare; write `result.json` and `before_after.png`, print the table.
+
+    Where no judge knows what the model draws (`model.vocabulary` is null), only the picture is
+    made, and `sets` in the result is empty.
+    """
     concept = concept_of(config)
     settings = config.evaluation
+    judge = load_judge(config)
     probes = [p for p in evaluation_probes(concept) for _ in range(settings.seeds)]
+    if judge is None:
+        probes = [p for name in SETS for p in pictured([q for q in probes if q.set == name])]
     prompts = [p.prompt for p in probes]
     seeds = [settings.first_seed + i for i in range(len(probes))]
     pipe = load_pipeline(config.model.pretrained).to(device_of(config.trainer.accelerator))
     sampler = {"steps": settings.sampling_steps, "guidance": config.model.guidance}
-    judge = load_judge(config)
     images = []
     for label in ("base images", "unlearned images"):
         cached = label == "base images"
         images.append(generate(pipe, prompts, seeds, description=label, cached=cached, **sampler))
         load_unlearned(pipe, run / "unlearned.safetensors")
-    result = summarise(concept, probes, *(judge.judge(i) for i in images))
-    result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name, **result}
+    result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name}
+    if judge:
+        result |= summarise(concept, probes, *(judge.judge(i) for i in images))
+    else:
+        result |= {"excluded_prompts": [], "sets": {}}
     (run / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     before_after(probes, images[0], images[1], run / "before_after.png")
-    print(table(result))
+    report(result, run)
+    return result
+
+
+def report(result: dict[str, Any], run: Path) -> None:
+    """Print the table, what was left out of it, and the paths of the files."""
+    if result["sets"]:
+        print(table(result))
+    else:
+        print("not judged: no judge knows what this model draws; before_after.png shows it")
     if excluded := result["excluded_prompts"]:
         print(
             f"{len(excluded)} target prompts left out, since the base model does not obey them "
@@ -154,4 +181,3 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
         )
     for name in ("before_after.png", "unlearned.safetensors", "result.json"):
         print(run / name)
-    return result
