@@ -11,11 +11,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from diffusers import StableDiffusionPipeline
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import device_of, load_pipeline
+from unlearn.concepts import Concept
 from unlearn.config import check_config, plain, precision_of
 from unlearn.data import PairDataModule, check_lengths, make_training_data, with_phrases
 from unlearn.evaluation.evaluate import evaluate, load_judge
@@ -49,37 +51,46 @@ def train(config: DictConfig) -> Path:
     loggers = build_loggers(config, run)
     try:
         pipe.to(device_of(config.trainer.accelerator))
-        guidance = config.model.guidance
-        data = make_training_data(pipe, concept, seed=config.seed, guidance=guidance, **config.data)
-        accumulate = config.method.accumulate
-        module = PairDataModule(
-            data, config.steps, config.batch_size, config.seed, num_timesteps, accumulate
+        data = make_training_data(
+            pipe, concept, seed=config.seed, guidance=config.model.guidance, **config.data
         )
-        callbacks: list[Callback] = [
-            Checkpoints(run / "checkpoints", config.checkpoint_every),
-            TQDMProgressBar(refresh_rate=5),
-        ]
-        if every := config.logger.images_every:
-            sampler = {"steps": config.evaluation.sampling_steps, "guidance": guidance}
-            callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
-        trainer = build_trainer(config, loggers, callbacks)
+        module = PairDataModule(
+            data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
+        )
+        trainer = build_trainer(config, loggers, build_callbacks(config, pipe, concept, run))
         trainer.fit(method, module)
         if not trainer.is_global_zero:
             return run
-        weights = {f"{n}.weight": layer.weight for n, layer in method.layers_by_name.items()}
         metadata = {
             "base": config.model.pretrained,
             "concept": concept.name,
             "method": config.method.name,
             "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
         }
-        save_unlearned(weights, run / "unlearned.safetensors", metadata)
+        save_unlearned(method.trained_weights, run / "unlearned.safetensors", metadata)
         (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
         log_result(loggers, evaluate(config, run), run, config.steps)
     finally:
         if wandb := sys.modules.get("wandb"):
             wandb.finish()  # or the next job of a sweep would go on in this one's W&B run
     return run
+
+
+def build_callbacks(
+    config: DictConfig, pipe: StableDiffusionPipeline, concept: Concept, run: Path
+) -> list[Callback]:
+    """Checkpoints, a progress bar, and pictures if the logger wants them."""
+    callbacks: list[Callback] = [
+        Checkpoints(run / "checkpoints", config.checkpoint_every),
+        TQDMProgressBar(refresh_rate=5),
+    ]
+    if every := config.logger.images_every:
+        sampler = {
+            "steps": config.evaluation.sampling_steps,
+            "guidance": config.model.guidance,
+        }
+        callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
+    return callbacks
 
 
 def build_trainer(

@@ -53,6 +53,11 @@ class UnlearningModule(L.LightningModule):
         """The trained key and value weights."""
         return [layer.weight for layer in self.split_layers]
 
+    @property
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The trained weights under their names in the UNet."""
+        return {f"{name}.weight": layer.weight for name, layer in self.layers_by_name.items()}
+
     @torch.no_grad()
     def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The frozen base model's output (B, C, h, w)."""
