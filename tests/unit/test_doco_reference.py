@@ -117,3 +117,5 @@ def test_first_token_is_detached_and_the_rate_is_constant(reference: DoCoReferen
 def test_options_that_the_reference_lacks_are_refused(random_model: Path) -> None:
     with pytest.raises(ValueError, match=r"method\.surgery='update': the reference has"):
         make_reference(random_model, surgery="update")
+    with pytest.raises(ValueError, match=r"method\.granularity='layer': the reference has no such"):
+        make_reference(random_model, granularity="layer")

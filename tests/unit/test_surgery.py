@@ -197,3 +197,13 @@ def test_clip_of_zero_is_zero() -> None:
     (clipped,), norm = clip_to_norm([torch.zeros(3)], 1.0)
     assert torch.equal(clipped, torch.zeros(3))
     assert norm == 0
+
+
+@pytest.mark.parametrize(("scale", "shielded"), [(1e-3, True), (1e-7, False)])
+def test_a_relearn_gradient_that_is_rounding_shields_nothing(scale: float, shielded: bool) -> None:
+    """‖g_r‖ = scale ‖g_u‖, straight against g_u."""
+    g_u, _ = gradients(0)
+    projected, stats = project(g_u, [-scale * u for u in g_u])
+    for u, c in zip(g_u, projected, strict=True):
+        torch.testing.assert_close(c, torch.zeros_like(u) if shielded else u)
+    assert stats.conflicting.item() == float(shielded)

@@ -38,7 +38,13 @@ class DoCoReference(DoCo):
     Source: the behaviour of the reference implementation of DoCo (arXiv 2405.15304).
     """
 
+    LACKS = ("granularity", "relearn_target", "lr_schedule", "discriminator_input",
+             "timestep_weighting", "detach_first_token")  # fmt: skip
+
     def __init__(self, *args: Any, surgery: str = "gradient", **options: Any) -> None:
+        for key in self.LACKS:
+            if key in options:
+                raise ValueError(f"method.{key}={options[key]!r}: the reference has no such option")
         if surgery not in ("gradient", "weighted_sum"):
             raise ValueError(
                 f"method.surgery={surgery!r}: the reference has 'gradient' and 'weighted_sum'"
