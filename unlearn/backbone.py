@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.attention_processor import Attention
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -43,8 +43,6 @@ def load_pipeline(pretrained: str) -> StableDiffusionPipeline:
     )
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.float().eval().requires_grad_(False)
-    if not torch.cuda.is_available():  # on CPU, fused attention is slower in the backward pass
-        pipe.unet.set_attn_processor(AttnProcessor())
     return pipe
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, make_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, make_dataclass
 from typing import Any, Optional, TypeVar, get_type_hints
 
 import hydra
@@ -120,20 +120,23 @@ def concept_of(config: DictConfig) -> Concept:
 def check_config(config: DictConfig) -> Concept:
     """Refuse what a run could not do, before any work; returns the run's concept.
 
+    The sections of `config` become what their schemas make of them: "8" an 8, where an int belongs.
+
     Raises:
         ValueError: names the key, the value and what is allowed.
     """
     from unlearn.methods import METHODS
 
     concept = concept_of(config)
-    section(config.model, "model", ModelConfig)
+    check("method.name", config.method.name, list(METHODS))
+    method = options_schema(METHODS[config.method.name])
+    model = section(config.model, "model", ModelConfig)
     data = section(config.data, "data", DataConfig)
     evaluation = section(config.evaluation, "evaluation", EvaluationConfig)
     logger = section(config.logger, "logger", LoggerConfig)
     run = section({k: config[k] for k in RunConfig.__annotations__}, "", RunConfig)
+    options = section(config.method, "method", method)
     check("logger.name", logger.name, LOGGERS)
-    check("method.name", config.method.name, list(METHODS))
-    section(config.method, "method", options_schema(METHODS[config.method.name]))
     for key, value, least in (
         ("batch_size", run.batch_size, 1),
         ("checkpoint_every", run.checkpoint_every, 1),
@@ -146,13 +149,16 @@ def check_config(config: DictConfig) -> Concept:
     ):
         if value < least:
             raise ValueError(f"{key}={value}: at least {least} is needed")
-    if run.steps <= config.method.warm_up:
+    if run.steps <= options.warm_up:
         raise ValueError(
-            f"steps={run.steps}: the first method.warm_up={config.method.warm_up} steps train "
+            f"steps={run.steps}: the first method.warm_up={options.warm_up} steps train "
             "the discriminator alone; more steps than those are needed"
         )
     precision_of(config)
     check_sweep(config)
+    typed = {"model": model, "data": data, "evaluation": evaluation, "logger": logger}
+    for key, value in {**typed, "method": options, **asdict(run)}.items():
+        config[key] = asdict(value) if is_dataclass(value) else value
     return concept
 
 

@@ -89,3 +89,10 @@ def test_auto_precision_is_bf16_where_it_is_native(
     overrides = ["concept=panda", "trainer.precision=auto", "trainer.accelerator=cpu"]
     assert precision_of(compose(overrides)) == precision
     assert precision_of(compose(["concept=panda"])) == "32-true"
+
+
+def test_the_checked_values_are_the_ones_that_a_run_uses() -> None:
+    config = compose(["concept=panda", "steps='150'", "data.images='16'", "method.lr='1e-3'"])
+    assert (config.steps, config.data.images, config.method.lr) == ("150", "16", "1e-3")
+    check_config(config)
+    assert (config.steps, config.data.images, config.method.lr) == (150, 16, 1e-3)

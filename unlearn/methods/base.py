@@ -95,8 +95,12 @@ class UnlearningModule(L.LightningModule):
 
 
 def step_with(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:
-    """One optimizer step along given gradients."""
+    """One optimizer step along given gradients.
+
+    They are made contiguous, as the parameters are: on CPU, fused optimizers read both in the order
+    of memory, whatever the strides, and double backward gives channels-last gradients.
+    """
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        parameter.grad = gradient.contiguous()
     optimizer.step()
     optimizer.zero_grad()
