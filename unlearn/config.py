@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass, is_dataclass, make_dataclass
+from dataclasses import asdict, dataclass, make_dataclass
 from typing import Any, Optional, TypeVar, get_type_hints
 
 import hydra
@@ -135,7 +135,7 @@ def check_config(config: DictConfig) -> Concept:
     evaluation = section(config.evaluation, "evaluation", EvaluationConfig)
     logger = section(config.logger, "logger", LoggerConfig)
     run = section({k: config[k] for k in RunConfig.__annotations__}, "", RunConfig)
-    options = section(config.method, "method", method)
+    options: Any = section(config.method, "method", method)
     check("logger.name", logger.name, LOGGERS)
     for key, value, least in (
         ("batch_size", run.batch_size, 1),
@@ -157,8 +157,9 @@ def check_config(config: DictConfig) -> Concept:
     precision_of(config)
     check_sweep(config)
     typed = {"model": model, "data": data, "evaluation": evaluation, "logger": logger}
-    for key, value in {**typed, "method": options, **asdict(run)}.items():
-        config[key] = asdict(value) if is_dataclass(value) else value
+    sections = {k: asdict(v) for k, v in {**typed, "method": options}.items()}
+    for key, value in {**sections, **asdict(run)}.items():
+        config[key] = value
     return concept
 
 

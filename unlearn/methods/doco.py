@@ -55,8 +55,8 @@ class DoCo(UnlearningModule):
         relearn_target: "noise" (the training target) or "teacher" (the frozen model's output).
         lr_schedule: "constant" (as the paper) or "cosine", which decays `lr` to zero and so damps
             the last oscillations of the adversarial game.
-        discriminator_input: "x0" (as the paper), or "scaled_x0", √ᾱ x̂0, in which the noise that
-            the prediction amplifies at high timesteps (15 times at the last one) stays bounded.
+        discriminator_input: "x0" (as the paper), or "scaled_x0", ᾱ^¼ x̂0: x̂0 amplifies the noise 15
+            times at the last timestep, and √ᾱ x̂0 all but vanishes there; this is their mean.
         paired: D compares the two outputs of one z_t (a relativistic loss) instead of judging
             each alone (as the paper): they differ far less than images do among themselves.
         gradient_penalty: γ of D's penalty on its slopes, on real and on fake; 0 as the paper.
@@ -119,13 +119,13 @@ class DoCo(UnlearningModule):
     def views(
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the discriminator sees of the two outputs: real and fake, x̂0 or √ᾱ x̂0."""
+        """What the discriminator sees of the two outputs: real and fake, x̂0 or ᾱ^¼ x̂0."""
         schedule = (z_t, timesteps, self.alphas_cumprod, self.hparams.prediction_type)
         real, fake = (predict_x0(output, *schedule) for output in (teacher, student))
         if self.hparams.discriminator_input == "x0":
             return real, fake
-        signal = self.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
-        return signal * real, signal * fake
+        scale = self.alphas_cumprod[timesteps].pow(0.25)[:, None, None, None]
+        return scale * real, scale * fake
 
     def warm_up_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
         """g_D and metrics, with no graph through the UNet and no relearn half."""
