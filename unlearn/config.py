@@ -29,7 +29,7 @@ class ModelConfig:
     pretrained: str = MISSING
     vocabulary: Optional[str] = None  # noqa: UP045 - OmegaConf reads these annotations
     guidance: float = MISSING
-    by_kind: dict[str, Any] = MISSING
+    settings: dict[str, Any] = MISSING
 
 
 @dataclass
@@ -149,9 +149,9 @@ def check_config(config: DictConfig) -> Concept:
     ):
         if value < least:
             raise ValueError(f"{key}={value}: at least {least} is needed")
-    if run.steps <= options.warm_up:
+    if run.steps <= (warm_up := getattr(options, "warm_up", 0)):
         raise ValueError(
-            f"steps={run.steps}: the first method.warm_up={options.warm_up} steps train "
+            f"steps={run.steps}: the first method.warm_up={warm_up} steps train "
             "the discriminator alone; more steps than those are needed"
         )
     precision_of(config)

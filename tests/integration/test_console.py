@@ -94,6 +94,22 @@ def test_the_same_seed_gives_the_same_bytes(run: Path, smoke: list[str], tmp_pat
         assert (files[0] == files[1]) == same
 
 
+def test_another_method_goes_the_same_way(smoke: list[str], tmp_path: Path) -> None:
+    overrides = [o for o in smoke if o != "method.warm_up=2"]
+    done = unlearn(
+        "train", "concept=panda", "method=concept_ablation", *overrides, "run_dir=run", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        *RESULT,
+        "unlearned.safetensors",
+    ]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["method"] == "concept_ablation"
+    row = next(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert set(row) == {"step", "unlearn_loss", "norm/unlearn"}
+
+
 def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
     done = unlearn("sample", str(run), "a panda", "a fox", cwd=run.parent)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from unlearn.backbone import load_pipeline
 from unlearn.cli import conf_dir
 from unlearn.config import check_config, compose, embedded_concepts, plain, precision_of
-from unlearn.methods import build_method
+from unlearn.methods import METHODS, build_method
 
 EMBEDDED = embedded_concepts()
 CHOICES = [
@@ -42,14 +42,14 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str) -> None:
     assert OmegaConf.to_yaml(config, resolve=True)
 
 
-@pytest.mark.parametrize("method", ["doco", "doco_reference"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("concept", ["panda", "contrast", "unsafe"])
 def test_every_method_is_built_from_its_config(
     random_model: Path, method: str, concept: str
 ) -> None:
     config = compose([f"concept={concept}", f"method={method}"])
     built = build_method(load_pipeline(str(random_model)), **plain(config.method))
-    assert built.hparams.lr == config.model.by_kind[config.concept.kind].lr
+    assert built.hparams.lr == config.model.settings[method][config.concept.kind].lr
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,15 @@ from diffusers import StableDiffusionPipeline
 
 from unlearn.concepts import check
 from unlearn.methods.base import UnlearningModule
+from unlearn.methods.concept_ablation import ConceptAblation
 from unlearn.methods.doco import DoCo
 from unlearn.methods.doco_reference import DoCoReference
 
-METHODS: dict[str, type[UnlearningModule]] = {"doco": DoCo, "doco_reference": DoCoReference}
+METHODS: dict[str, type[UnlearningModule]] = {
+    "doco": DoCo,
+    "doco_reference": DoCoReference,
+    "concept_ablation": ConceptAblation,
+}
 
 
 def build_method(pipe: StableDiffusionPipeline, name: str, **options: Any) -> UnlearningModule:

@@ -21,6 +21,7 @@ class UnlearningModule(L.LightningModule):
     Args:
         unet: the base network; its cross-attention keys and values are replaced and trained.
         alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
         detach_first_token: take the first text token's key and value from the weights without
             gradient.
         accumulate: batches a step.
@@ -33,6 +34,7 @@ class UnlearningModule(L.LightningModule):
         self,
         unet: UNet2DConditionModel,
         alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
         detach_first_token: bool = False,
         accumulate: int = 1,
     ) -> None:
@@ -41,7 +43,7 @@ class UnlearningModule(L.LightningModule):
             raise ValueError(f"method.accumulate={accumulate}: at least one batch a step is needed")
         self.automatic_optimization = False
         self.strict_loading = False
-        self.accumulate = accumulate
+        self.accumulate, self.prediction_type = accumulate, prediction_type
         self.unet = unet.requires_grad_(False)
         self.layers_by_name = split_cross_attention(self.unet, detach_first_token)
         self.split_layers = list(self.layers_by_name.values())

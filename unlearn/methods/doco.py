@@ -92,8 +92,8 @@ class DoCo(UnlearningModule):
         detach_first_token: bool = False,
         accumulate: int = 1,
     ) -> None:
-        super().__init__(unet, alphas_cumprod, detach_first_token, accumulate)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod"])
+        super().__init__(unet, alphas_cumprod, prediction_type, detach_first_token, accumulate)
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
         for key, allowed in CHOICES.items():
             check(f"method.{key}", self.hparams[key], allowed)
         self.discriminator = self.build_discriminator()
@@ -120,7 +120,7 @@ class DoCo(UnlearningModule):
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the discriminator sees of the two outputs: real and fake, x̂0 or ᾱ^¼ x̂0."""
-        schedule = (z_t, timesteps, self.alphas_cumprod, self.hparams.prediction_type)
+        schedule = (z_t, timesteps, self.alphas_cumprod, self.prediction_type)
         real, fake = (predict_x0(output, *schedule) for output in (teacher, student))
         if self.hparams.discriminator_input == "x0":
             return real, fake
@@ -168,7 +168,7 @@ class DoCo(UnlearningModule):
         """What the relearn half should output (B, C, h, w)."""
         if self.hparams.relearn_target == "teacher":
             return self.teacher(z_t, timesteps, states)
-        kind = self.hparams.prediction_type
+        kind = self.prediction_type
         return noise_target(latents, noise, timesteps, self.alphas_cumprod, kind)
 
     def gradients(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], Metrics]:

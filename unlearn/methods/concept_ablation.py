@@ -1,0 +1,90 @@
+"""Concept Ablation (Kumari et al. 2023, arXiv 2303.13516): regression of the target's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from unlearn.concepts import check
+from unlearn.diffusion import add_noise, noise_target
+from unlearn.methods.base import Batch, UnlearningModule, step_with
+from unlearn.surgery import clip_to_norm
+
+ABLATION_TARGETS = ("anchor", "noise")
+
+
+class ConceptAblation(UnlearningModule):
+    """The target prompt's output is trained towards the anchor's, by mean squared error.
+
+    Trains the cross-attention keys and values with AdamW. Nothing protects the rest of the model.
+
+    Args:
+        unet: the base network; its cross-attention keys and values are replaced and trained.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+        lr: learning rate.
+        ablation_target: "anchor" (model-based): what the current model itself outputs for the
+            anchor prompt, without gradient; "noise" (noise-based): the training target of the
+            anchor image.
+        weight_decay: of AdamW.
+        accumulate: batches a step.
+
+    Raises:
+        ValueError: an option has none of its allowed values.
+
+    Source: Kumari et al. 2023, equations 5 and 7.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        *,
+        lr: float = 1.6e-5,
+        ablation_target: str = "anchor",
+        weight_decay: float = 1e-2,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__(unet, alphas_cumprod, prediction_type, accumulate=accumulate)
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        check("method.ablation_target", ablation_target, ABLATION_TARGETS)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW for the keys and values."""
+        hp = self.hparams
+        return torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay, fused=True)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean squared error on the unlearn half of a batch, see `PairDataset`."""
+        latents, noise, timesteps, states = (
+            batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states")
+        )
+        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        if self.hparams.ablation_target == "noise":
+            target = noise_target(
+                latents, noise, timesteps, self.alphas_cumprod, self.prediction_type
+            )
+        else:
+            with torch.no_grad():
+                target = self.unet(z_t, timesteps, batch["teacher_states"]).sample
+        output = self.unet(z_t, timesteps, states).sample
+        return F.mse_loss(output.float(), target.float())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The gradient of one batch; after the step's last batch, the step."""
+        step, number = divmod(batch_idx, self.accumulate)
+        loss = self.loss(batch)
+        gradient = list(torch.autograd.grad(loss, self.weights))
+        mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
+        metrics = {"unlearn_loss": loss.detach()}
+        if mean:
+            mean, metrics["norm/unlearn"] = clip_to_norm(mean, 1.0)
+            step_with(self.optimizers(), self.weights, mean)
+        self.log_dict(metrics, prog_bar=False)
+        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
+        self.log("loss", metrics["unlearn_loss"], prog_bar=True, logger=False)
