@@ -54,11 +54,10 @@ def device_of(accelerator: str) -> str:
 class SplitLinear(nn.Linear):
     """A linear layer that applies one weight to each chunk of the batch.
 
-    `weight` keeps its name and place, so state dicts are those of the plain network. `base` is
-    the frozen original. Outside `applying`, the layer is an ordinary linear layer.
+    `weight` keeps its name and place, so state dicts are those of the plain network. Outside
+    `applying`, the layer is an ordinary linear layer.
     """
 
-    base: Tensor
     leaves: tuple[Tensor, ...] = ()
     detach_first_token = False
 
@@ -67,7 +66,6 @@ class SplitLinear(nn.Linear):
         """A split layer that shares nothing with `linear`."""
         split = cls(linear.in_features, linear.out_features, bias=False)
         split.weight.data.copy_(linear.weight.data)
-        split.register_buffer("base", linear.weight.detach().clone(), persistent=False)
         return split
 
     def forward(self, input: Tensor) -> Tensor:

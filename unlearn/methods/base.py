@@ -8,22 +8,22 @@ import lightning as L
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
+from torch.func import functional_call
 
-from unlearn.backbone import applying, split_cross_attention
+from unlearn.backbone import cross_attention_layers
+from unlearn.surgery import clip_to_norm
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
 
 
 class UnlearningModule(L.LightningModule):
-    """A UNet whose cross-attention keys and values train, by manual optimization.
+    """A UNet some of whose weights train, by manual optimization; the base model is its teacher.
 
     Args:
-        unet: the base network; its cross-attention keys and values are replaced and trained.
+        unet: the base network; its trained weights change in place.
         alphas_cumprod: ᾱ of the noise schedule (T,).
         prediction_type: "epsilon" or "v_prediction".
-        detach_first_token: take the first text token's key and value from the weights without
-            gradient.
         accumulate: batches a step.
 
     Raises:
@@ -35,7 +35,6 @@ class UnlearningModule(L.LightningModule):
         unet: UNet2DConditionModel,
         alphas_cumprod: Tensor,
         prediction_type: str = "epsilon",
-        detach_first_token: bool = False,
         accumulate: int = 1,
     ) -> None:
         super().__init__()
@@ -45,26 +44,28 @@ class UnlearningModule(L.LightningModule):
         self.strict_loading = False
         self.accumulate, self.prediction_type = accumulate, prediction_type
         self.unet = unet.requires_grad_(False)
-        self.layers_by_name = split_cross_attention(self.unet, detach_first_token)
-        self.split_layers = list(self.layers_by_name.values())
+        self.trained_weights = self.choose_weights()
+        for number, weight in enumerate(self.weights):
+            weight.requires_grad_(True)
+            self.register_buffer(f"base_{number}", weight.detach().clone(), persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
         self.sums: list[Tensor] = []  # of the gradients of the step's batches so far
 
-    @property
-    def weights(self) -> list[Tensor]:
-        """The trained key and value weights."""
-        return [layer.weight for layer in self.split_layers]
+    def choose_weights(self) -> dict[str, Tensor]:
+        """The weights that train, by their names in the UNet: cross-attention keys and values."""
+        layers = cross_attention_layers(self.unet)
+        return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
     @property
-    def trained_weights(self) -> dict[str, Tensor]:
-        """The trained weights under their names in the UNet."""
-        return {f"{name}.weight": layer.weight for name, layer in self.layers_by_name.items()}
+    def weights(self) -> list[Tensor]:
+        """The trained weights."""
+        return list(self.trained_weights.values())
 
     @torch.no_grad()
     def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        """The frozen base model's output (B, C, h, w)."""
-        with applying(self.split_layers, [[layer.base for layer in self.split_layers]]):
-            return self.unet(z_t, timesteps, states).sample
+        """The frozen base model's output (B, C, h, w): the same network with its own weights."""
+        base = {n: getattr(self, f"base_{i}") for i, n in enumerate(self.trained_weights)}
+        return functional_call(self.unet, base, (z_t, timesteps, states)).sample
 
     def mean_gradients(self, gradients: list[Tensor], last: bool) -> list[Tensor]:
         """After the step's last batch, the mean over its batches and the ranks; before, nothing.
@@ -87,13 +88,35 @@ class UnlearningModule(L.LightningModule):
         return [p.view_as(g) for p, g in zip(parts, gradients, strict=True)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained: keys, values and the discriminator."""
-        trained = tuple(f"unet.{n}." for n in self.layers_by_name)
+        """Keep only what was trained: the UNet's trained weights and all else of the method."""
+        trained = {f"unet.{name}" for name in self.trained_weights}
         checkpoint["state_dict"] = {
             k: v
             for k, v in checkpoint["state_dict"].items()
-            if k.startswith((*trained, "discriminator."))
+            if k in trained or not k.startswith("unet.")
         }
+
+
+class SingleLossModule(UnlearningModule):
+    """A method that follows the gradient of one loss, clipped to norm 1."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch, see `PairDataset`; a 0-dim tensor."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The gradient of one batch; after the step's last batch, the step."""
+        step, number = divmod(batch_idx, self.accumulate)
+        loss = self.loss(batch)
+        gradient = list(torch.autograd.grad(loss, self.weights))
+        mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
+        metrics = {"unlearn_loss": loss.detach()}
+        if mean:
+            mean, metrics["norm/unlearn"] = clip_to_norm(mean, 1.0)
+            step_with(self.optimizers(), self.weights, mean)
+        self.log_dict(metrics, prog_bar=False)
+        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
+        self.log("loss", metrics["unlearn_loss"], prog_bar=True, logger=False)
 
 
 def step_with(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from unlearn.concepts import check
 from unlearn.diffusion import add_noise, noise_target
-from unlearn.methods.base import Batch, UnlearningModule, step_with
-from unlearn.surgery import clip_to_norm
+from unlearn.methods.base import Batch, SingleLossModule
 
 ABLATION_TARGETS = ("anchor", "noise")
 
 
-class ConceptAblation(UnlearningModule):
+class ConceptAblation(SingleLossModule):
     """The target prompt's output is trained towards the anchor's, by mean squared error.
 
     Trains the cross-attention keys and values with AdamW. Nothing protects the rest of the model.
@@ -50,7 +49,7 @@ class ConceptAblation(UnlearningModule):
         weight_decay: float = 1e-2,
         accumulate: int = 1,
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type, accumulate=accumulate)
+        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
         self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
         check("method.ablation_target", ablation_target, ABLATION_TARGETS)
 
@@ -74,17 +73,3 @@ class ConceptAblation(UnlearningModule):
                 target = self.unet(z_t, timesteps, batch["teacher_states"]).sample
         output = self.unet(z_t, timesteps, states).sample
         return F.mse_loss(output.float(), target.float())
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """The gradient of one batch; after the step's last batch, the step."""
-        step, number = divmod(batch_idx, self.accumulate)
-        loss = self.loss(batch)
-        gradient = list(torch.autograd.grad(loss, self.weights))
-        mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
-        metrics = {"unlearn_loss": loss.detach()}
-        if mean:
-            mean, metrics["norm/unlearn"] = clip_to_norm(mean, 1.0)
-            step_with(self.optimizers(), self.weights, mean)
-        self.log_dict(metrics, prog_bar=False)
-        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
-        self.log("loss", metrics["unlearn_loss"], prog_bar=True, logger=False)

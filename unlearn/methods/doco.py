@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unlearn.backbone import applying
+from unlearn.backbone import applying, split_cross_attention
 from unlearn.concepts import check
 from unlearn.diffusion import add_noise, noise_target, predict_x0
 from unlearn.discriminator import PatchDiscriminator
@@ -92,11 +92,18 @@ class DoCo(UnlearningModule):
         detach_first_token: bool = False,
         accumulate: int = 1,
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type, detach_first_token, accumulate)
+        self.detach_first_token = detach_first_token
+        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
         self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
         for key, allowed in CHOICES.items():
             check(f"method.{key}", self.hparams[key], allowed)
         self.discriminator = self.build_discriminator()
+
+    def choose_weights(self) -> dict[str, Tensor]:
+        """Cross-attention keys and values, whose layers take a weight a half of the batch."""
+        layers = split_cross_attention(self.unet, self.detach_first_token)
+        self.split_layers = list(layers.values())
+        return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
     def build_discriminator(self) -> PatchDiscriminator:
         """D, for latents of the UNet's size."""
