@@ -61,10 +61,15 @@ class UnlearningModule(L.LightningModule):
         """The trained weights."""
         return list(self.trained_weights.values())
 
+    @property
+    def base(self) -> list[Tensor]:
+        """The base model's own values of the trained weights."""
+        return [getattr(self, f"base_{number}") for number in range(len(self.weights))]
+
     @torch.no_grad()
     def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The frozen base model's output (B, C, h, w): the same network with its own weights."""
-        base = {n: getattr(self, f"base_{i}") for i, n in enumerate(self.trained_weights)}
+        base = dict(zip(self.trained_weights, self.base, strict=True))
         return functional_call(self.unet, base, (z_t, timesteps, states)).sample
 
     def mean_gradients(self, gradients: list[Tensor], last: bool) -> list[Tensor]:
