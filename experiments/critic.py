@@ -28,11 +28,9 @@ from unlearn.methods import build_method
 from unlearn.methods.base import step_with
 from unlearn.methods.doco import DoCo
 
-PAPER = {"discriminator_input": "x0", "paired": False, "gradient_penalty": 0.0,
-         "discriminator_lr": 5e-4}  # fmt: skip
+PAPER = {"paired": False, "gradient_penalty": 0.0, "discriminator_lr": 5e-4}
 CHOICES: dict[str, dict[str, Any]] = {
     "the paper's": PAPER,
-    "+ scaled x0": {"discriminator_input": "scaled_x0"},
     "+ pairs": {"paired": True},
     "+ penalty": {"gradient_penalty": 0.001},
     "+ learning rate 1e-3 (the default)": {"discriminator_lr": 1e-3},

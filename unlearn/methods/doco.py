@@ -28,7 +28,6 @@ CHOICES = {
     "relearn_target": ("noise", "teacher"),
     "granularity": GRANULARITIES,
     "lr_schedule": ("constant", "cosine"),
-    "discriminator_input": ("x0", "scaled_x0"),
 }
 RELEARN_WEIGHT = 0.1  # of the reference's loss without surgery
 
@@ -56,8 +55,6 @@ class DoCo(UnlearningModule):
         relearn_target: "noise" (the training target) or "teacher" (the frozen model's output).
         lr_schedule: "constant" (as the paper) or "cosine", which decays `lr` to zero and so damps
             the last oscillations of the adversarial game.
-        discriminator_input: "x0" (as the paper), or "scaled_x0", ᾱ^¼ x̂0: x̂0 amplifies the noise 15
-            times at the last timestep, and √ᾱ x̂0 all but vanishes there; this is their mean.
         paired: D compares the two outputs of one z_t (a relativistic loss) instead of judging
             each alone (as the paper): they differ far less than images do among themselves.
         gradient_penalty: γ of D's penalty on its slopes, on real and on fake; 0 as the paper.
@@ -88,7 +85,6 @@ class DoCo(UnlearningModule):
         surgery: str = "gradient",
         relearn_target: str = "noise",
         lr_schedule: str = "constant",
-        discriminator_input: str = "x0",
         paired: bool = False,
         gradient_penalty: float = 0.0,
         whiten: bool = False,
@@ -153,13 +149,9 @@ class DoCo(UnlearningModule):
     def views(
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the discriminator sees of the two outputs: real and fake, x̂0 or ᾱ^¼ x̂0."""
+        """What the discriminator sees of the two outputs: real and fake x̂0."""
         schedule = (z_t, timesteps, self.alphas_cumprod, self.prediction_type)
-        real, fake = (predict_x0(output, *schedule) for output in (teacher, student))
-        if self.hparams.discriminator_input == "x0":
-            return real, fake
-        scale = self.alphas_cumprod[timesteps].pow(0.25)[:, None, None, None]
-        return scale * real, scale * fake
+        return predict_x0(teacher, *schedule), predict_x0(student, *schedule)
 
     def warm_up_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
         """g_D and metrics, with no graph through the UNet and no relearn half."""
