@@ -28,12 +28,14 @@ from unlearn.methods import build_method
 from unlearn.methods.base import step_with
 from unlearn.methods.doco import DoCo
 
-PAPER = {"paired": False, "gradient_penalty": 0.0, "discriminator_lr": 5e-4}
+PAPER = {"discriminator_input": "x0", "paired": False, "gradient_penalty": 0.0,
+         "discriminator_lr": 5e-4}  # fmt: skip
 CHOICES: dict[str, dict[str, Any]] = {
     "the paper's": PAPER,
     "+ pairs": {"paired": True},
     "+ penalty": {"gradient_penalty": 0.001},
-    "+ learning rate 1e-3 (the default)": {"discriminator_lr": 1e-3},
+    "+ learning rate 1e-3": {"discriminator_lr": 1e-3},
+    "+ scaled x0": {"discriminator_input": "scaled_x0"},
 }
 BINS = ((0, 250), (250, 500), (500, 750), (750, 900), (900, 1000))
 HELD_OUT = 4  # one in so many outputs measures and does not train

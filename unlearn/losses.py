@@ -5,7 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def domain_correction_loss(fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+def domain_correction_loss(
+    fake_logits: Tensor, real_logits: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
     """Returns the unlearning loss BCE(D(fake), 0), a 0-dim tensor.
 
     It falls as the discriminator takes the trained model's target for the base model's anchor.
@@ -14,11 +16,16 @@ def domain_correction_loss(fake_logits: Tensor, real_logits: Tensor | None = Non
         fake_logits: D's logits on the trained model's x̂0 under the target prompt, (B, 1, m, m).
         real_logits: D's logits on the base model's x̂0 of the same z_t, same shape; then the loss
             is of the pair, BCE(D(fake) - D(real), 0).
+        weights: One factor a sample, (B,); by default 1.
 
     Sources: DoCo (arXiv 2405.15304), domain correction; for pairs, the relativistic loss of
     Jolicoeur-Martineau (arXiv 1807.00734).
     """
-    return _bce(fake_logits if real_logits is None else fake_logits - real_logits, 0.0)
+    logits = fake_logits if real_logits is None else fake_logits - real_logits
+    if weights is None:
+        return _bce(logits, 0.0)
+    losses = F.softplus(_widen(logits)).flatten(1).mean(dim=1)
+    return (weights * losses).mean()
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, paired: bool = False) -> Tensor:

@@ -54,6 +54,18 @@ def test_the_penalty_is_the_mean_squared_slope() -> None:
     torch.testing.assert_close(of_w, (8 * w * inputs**2).sum(0) / 3)
 
 
+def test_samples_can_count_differently() -> None:
+    logits, weights = values(3, 1, 2, 2), torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
+    each = -(1 - logits.sigmoid()).log().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(
+        domain_correction_loss(logits, weights=weights), (0.5 * each[0] + 2 * each[2]) / 3
+    )
+    ones = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(
+        domain_correction_loss(logits, weights=ones), domain_correction_loss(logits)
+    )
+
+
 def test_values_worked_by_hand() -> None:
     zero, three = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), math.log(3.0))
     # sigmoid(log 3) = 3/4.

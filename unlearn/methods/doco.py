@@ -12,7 +12,7 @@ from torch.nn import ParameterList
 
 from unlearn.backbone import applying, split_cross_attention
 from unlearn.concepts import check
-from unlearn.diffusion import add_noise, noise_target, predict_x0
+from unlearn.diffusion import add_noise, noise_target, predict_noise, predict_x0
 from unlearn.discriminator import PatchDiscriminator
 from unlearn.losses import (
     discriminator_loss,
@@ -28,6 +28,8 @@ CHOICES = {
     "relearn_target": ("noise", "teacher"),
     "granularity": GRANULARITIES,
     "lr_schedule": ("constant", "cosine"),
+    "discriminator_input": ("x0", "scaled_x0", "x0_and_noise"),
+    "timestep_weighting": ("uniform", "signal"),
 }
 RELEARN_WEIGHT = 0.1  # of the reference's loss without surgery
 
@@ -55,6 +57,13 @@ class DoCo(UnlearningModule):
         relearn_target: "noise" (the training target) or "teacher" (the frozen model's output).
         lr_schedule: "constant" (as the paper) or "cosine", which decays `lr` to zero and so damps
             the last oscillations of the adversarial game.
+        discriminator_input: "x0" (as the paper); "scaled_x0", √ᾱ x̂0, in which the noise that the
+            prediction amplifies at high timesteps (15 times at the last one) stays bounded; or
+            "x0_and_noise", x̂0 at unit scale beside ε̂, which shows what differs at low timesteps,
+            where both x̂0 are nearly the image itself.
+        timestep_weighting: "uniform" (as the paper), or "signal": L_u of a sample counts √ᾱ times.
+            x̂0 turns a change of the output into one 1/√ᾱ times as large, so high timesteps would
+            make up nearly all of the uniform gradient, and low ones would hardly be unlearned.
         paired: D compares the two outputs of one z_t (a relativistic loss) instead of judging
             each alone (as the paper): they differ far less than images do among themselves.
         gradient_penalty: γ of D's penalty on its slopes, on real and on fake; 0 as the paper.
@@ -85,6 +94,8 @@ class DoCo(UnlearningModule):
         surgery: str = "gradient",
         relearn_target: str = "noise",
         lr_schedule: str = "constant",
+        discriminator_input: str = "x0",
+        timestep_weighting: str = "uniform",
         paired: bool = False,
         gradient_penalty: float = 0.0,
         whiten: bool = False,
@@ -109,9 +120,11 @@ class DoCo(UnlearningModule):
         return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
     def build_discriminator(self) -> PatchDiscriminator:
-        """D, for latents of the UNet's size."""
-        config, width = self.unet.config, self.hparams.discriminator_channels
-        return PatchDiscriminator(config.in_channels, config.sample_size, width)
+        """D, for latents of the UNet's size; twice the channels where it sees the noise too."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        both = self.hparams.discriminator_input == "x0_and_noise"
+        width = self.hparams.discriminator_channels
+        return PatchDiscriminator(channels * (2 if both else 1), size, width)
 
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values, Adam for the discriminator."""
@@ -149,9 +162,24 @@ class DoCo(UnlearningModule):
     def views(
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the discriminator sees of the two outputs: real and fake x̂0."""
+        """What the discriminator sees of the two outputs: real and fake.
+
+        x̂0 or √ᾱ x̂0 (B, C, h, w); or (B, 2C, h, w), both x̂0 divided by the standard deviation of
+        the teacher's, so that every timestep has one scale, beside ε̂.
+        """
         schedule = (z_t, timesteps, self.alphas_cumprod, self.prediction_type)
-        return predict_x0(teacher, *schedule), predict_x0(student, *schedule)
+        real, fake = (predict_x0(output, *schedule) for output in (teacher, student))
+        if self.hparams.discriminator_input == "x0":
+            return real, fake
+        if self.hparams.discriminator_input == "scaled_x0":
+            signal = self.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+            return signal * real, signal * fake
+        scale = real.flatten(1).std(dim=1)[:, None, None, None]
+        noises = (predict_noise(output, *schedule) for output in (teacher, student))
+        return tuple(  # type: ignore[return-value]
+            torch.cat([x0 / scale, noise], 1)
+            for x0, noise in zip((real, fake), noises, strict=True)
+        )
 
     def warm_up_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
         """g_D and metrics, with no graph through the UNet and no relearn half."""
@@ -188,6 +216,12 @@ class DoCo(UnlearningModule):
         """g_D in a step that also unlearns: L_u plays no part in it."""
         return self.critic_gradients(real, fake)
 
+    def sample_weights(self, timesteps: Tensor) -> Tensor | None:
+        """What each sample of L_u counts (B,); None: all the same."""
+        if self.hparams.timestep_weighting == "uniform":
+            return None
+        return self.alphas_cumprod[timesteps].sqrt()
+
     def relearn_targets(
         self, latents: Tensor, noise: Tensor, z_t: Tensor, timesteps: Tensor, states: Tensor
     ) -> Tensor:
@@ -216,7 +250,9 @@ class DoCo(UnlearningModule):
         real, fake = self.views(teacher, output[:size], z_t[:size], timesteps[:size])
         with torch.no_grad():
             logits_real = self.discriminator(real) if self.hparams.paired else None
-        unlearn = domain_correction_loss(self.discriminator(fake), logits_real)
+        unlearn = domain_correction_loss(
+            self.discriminator(fake), logits_real, self.sample_weights(timesteps[:size])
+        )
         kept = (x[size:] for x in (latents, noise, z_t, timesteps, states))
         relearn = relearn_loss(output[size:], self.relearn_targets(*kept))
         both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])

@@ -38,7 +38,8 @@ class DoCoReference(DoCo):
     Source: the behaviour of the reference implementation of DoCo (arXiv 2405.15304).
     """
 
-    LACKS = ("granularity", "relearn_target", "lr_schedule", "paired",
+    LACKS = ("granularity", "relearn_target", "lr_schedule", "discriminator_input",
+             "timestep_weighting", "paired",
              "gradient_penalty", "whiten", "detach_first_token")  # fmt: skip
 
     def __init__(self, *args: Any, surgery: str = "gradient", **options: Any) -> None:
