@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.backbone import SplitLinear, applying, cross_attention_layers, load_pipeline
-from unlearn.methods.base import step_with
 from unlearn.methods.doco import DoCo
 
 B = 3
@@ -334,19 +333,6 @@ def test_a_whitened_step_moves_the_weights_by_its_coordinates(random_model: Path
             if (move * toward).sum() > 0:  # it would lose what relearning gains
                 move = move - (move * toward).sum() / toward.square().sum() * toward
             torch.testing.assert_close(weight - old, move @ doco.whitening, rtol=1e-3, atol=1e-5)
-
-
-def test_channels_last_gradients_step_as_others() -> None:
-    """Double backward makes such gradients, and fused optimizers would misread them."""
-    weight, gradient = torch.randn(2, 6, 4, 4, 4)
-    moved = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        parameter = torch.nn.Parameter(weight.clone())
-        optimizer = torch.optim.Adam([parameter], 1e-2, fused=True)
-        for grad in (gradient, gradient.flip(0)):
-            step_with(optimizer, [parameter], [grad.contiguous(memory_format=layout)])
-        moved.append(parameter.detach())
-    assert torch.equal(*moved)
 
 
 def test_the_first_token_can_be_detached(random_model: Path) -> None:

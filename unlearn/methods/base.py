@@ -125,12 +125,8 @@ class SingleLossModule(UnlearningModule):
 
 
 def step_with(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:
-    """One optimizer step along given gradients.
-
-    They are made contiguous, as the parameters are: on CPU, fused optimizers read both in the order
-    of memory, whatever the strides, and double backward gives channels-last gradients.
-    """
+    """One optimizer step along given gradients."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.contiguous()
+        parameter.grad = gradient
     optimizer.step()
     optimizer.zero_grad()

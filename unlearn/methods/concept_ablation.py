@@ -56,7 +56,7 @@ class ConceptAblation(SingleLossModule):
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values."""
         hp = self.hparams
-        return torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay, fused=True)
+        return torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean squared error on the unlearn half of a batch, see `PairDataset`."""

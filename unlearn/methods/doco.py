@@ -129,9 +129,9 @@ class DoCo(UnlearningModule):
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values, Adam for the discriminator."""
         hp = self.hparams
-        generator = torch.optim.AdamW(self.stepped, hp.lr, weight_decay=hp.weight_decay, fused=True)
+        generator = torch.optim.AdamW(self.stepped, hp.lr, weight_decay=hp.weight_decay)
         critic = torch.optim.Adam(
-            self.discriminator.parameters(), hp.discriminator_lr, betas=(0.5, 0.999), fused=True
+            self.discriminator.parameters(), hp.discriminator_lr, betas=(0.5, 0.999)
         )
         return generator, critic
 
