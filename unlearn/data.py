@@ -51,11 +51,6 @@ class TrainingData(NamedTuple):
     target_states: Tensor
     relearn: ImageSet | None = None
 
-    def all_states(self) -> list[Tensor]:
-        """The text states of target, anchor and relearn prompts, each (..., T, D)."""
-        sets = [self.anchor] if self.relearn is None else [self.anchor, self.relearn]
-        return [self.target_states, *(images.states for images in sets)]
-
 
 RESCALED = ("far away", "very small", "zoomed in", "close up")
 FAR, NEAR = (0.4, 0.6), (1.2, 1.4)  # scales of the first two, and of the last two

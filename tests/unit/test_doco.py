@@ -282,59 +282,6 @@ def test_the_penalty_adds_the_slopes_of_both_sides(random_model: Path) -> None:
         torch.testing.assert_close(a - b, e, rtol=1e-3, atol=1e-4 * float(a.abs().max()) + 1e-7)
 
 
-def skewed_states() -> Tensor:
-    """Text states that vary a thousand times more in one direction than in most."""
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(4000, 32, generator=generator) * torch.logspace(0, -3, 32)
-
-
-def test_whitened_text_states_are_white(random_model: Path) -> None:
-    """Their second moment is C / (C + μ): 1 where they vary, 1/2 where C = μ."""
-    doco, states = make_doco(random_model, whiten=True), skewed_states()
-    doco.set_whitening(states)
-    white = states @ doco.whitening
-    moment = torch.linalg.eigvalsh((white.T @ white / len(white)).double())
-    values = torch.linalg.eigvalsh((states.T @ states / len(states)).double())
-    expected = values / (values + 0.01 * values.mean())
-    torch.testing.assert_close(moment, expected.sort().values, rtol=1e-3, atol=1e-5)
-    assert moment[-1] > 0.99
-    torch.testing.assert_close(doco.whitening, doco.whitening.T)
-
-
-def test_a_whitened_step_moves_the_weights_by_its_coordinates(random_model: Path) -> None:
-    """W = W* + Δ P, with AdamW on Δ along g P; and the step never works against g_r."""
-    doco = make_doco(random_model, whiten=True, surgery="update", lr=1e-2)
-    doco.set_whitening(skewed_states())
-    optimizer, _ = doco.configure_optimizers()
-    coordinates = [torch.nn.Parameter(torch.zeros_like(w)) for w in doco.weights]
-    plain = torch.optim.AdamW(coordinates, 1e-2, weight_decay=1e-2)
-    for step in range(3):
-        torch.manual_seed(step)
-        g_u, g_r = ([torch.randn_like(w) for w in doco.weights] for _ in range(2))
-        before = [w.detach().clone() for w in doco.weights]
-        metrics = doco.step(optimizer, g_u, g_r)
-        assert metrics["surgery/conflicting"] > 0
-        for old, weight, r in zip(before, doco.weights, g_r, strict=True):
-            lost = ((old - weight) * r).sum() / ((old - weight).norm() * r.norm())
-            assert lost > -1e-4
-        if step:
-            continue
-        white = [g @ doco.whitening for g in g_u]
-        norm = torch.stack([g.norm() for g in white]).norm().clamp(min=1)
-        for c, g in zip(coordinates, white, strict=True):
-            c.grad = g / norm
-        plain.step()
-        for c, base, old, weight, r in zip(
-            coordinates, doco.base, before, doco.weights, g_r, strict=True
-        ):
-            assert torch.equal(base, old)
-            toward = r @ doco.whitening
-            move = c.detach()
-            if (move * toward).sum() > 0:  # it would lose what relearning gains
-                move = move - (move * toward).sum() / toward.square().sum() * toward
-            torch.testing.assert_close(weight - old, move @ doco.whitening, rtol=1e-3, atol=1e-5)
-
-
 def test_the_first_token_can_be_detached(random_model: Path) -> None:
     """Same output, and the gradient that is left when token 0's key and value are constants."""
     layer = torch.nn.Linear(5, 4, bias=False)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
-from torch.nn import ParameterList
 
 from unlearn.backbone import applying, split_cross_attention
 from unlearn.concepts import check
@@ -67,10 +66,7 @@ class DoCo(UnlearningModule):
         paired: D compares the two outputs of one z_t (a relativistic loss) instead of judging
             each alone (as the paper): they differ far less than images do among themselves.
         gradient_penalty: γ of D's penalty on its slopes, on real and on fake; 0 as the paper.
-        whiten: step in coordinates in which the text states are white. Text states vary thousands
-            of times more in some directions than in those that tell target from anchor, and there
-            the plain gradient (the paper's) hardly moves. Needs a `PairDataModule`.
-        weight_decay: of AdamW; with `whiten`, towards the base model.
+        weight_decay: of AdamW.
         discriminator_channels: channels of the discriminator's first block.
         detach_first_token: take the first text token's key and value from the weights without
             gradient, as the reference implementation does.
@@ -98,7 +94,6 @@ class DoCo(UnlearningModule):
         timestep_weighting: str = "uniform",
         paired: bool = False,
         gradient_penalty: float = 0.0,
-        whiten: bool = False,
         weight_decay: float = 1e-2,
         discriminator_channels: int = 64,
         detach_first_token: bool = False,
@@ -110,8 +105,6 @@ class DoCo(UnlearningModule):
         for key, allowed in CHOICES.items():
             check(f"method.{key}", self.hparams[key], allowed)
         self.discriminator = self.build_discriminator()
-        self.coordinates = ParameterList(torch.zeros_like(w) for w in self.weights if whiten)
-        self.register_buffer("whitening", None, persistent=False)  # (D, D), see `set_whitening`
 
     def choose_weights(self) -> dict[str, Tensor]:
         """Cross-attention keys and values, whose layers take a weight a half of the batch."""
@@ -129,31 +122,11 @@ class DoCo(UnlearningModule):
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values, Adam for the discriminator."""
         hp = self.hparams
-        generator = torch.optim.AdamW(self.stepped, hp.lr, weight_decay=hp.weight_decay)
+        generator = torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
         critic = torch.optim.Adam(
             self.discriminator.parameters(), hp.discriminator_lr, betas=(0.5, 0.999)
         )
         return generator, critic
-
-    @property
-    def stepped(self) -> list[Tensor]:
-        """What the optimizer moves: the weights, or with `whiten` their whitened coordinates."""
-        return list(self.coordinates) or self.weights
-
-    def on_fit_start(self) -> None:
-        """With `whiten`, take the text states of the run's data."""
-        if self.hparams.whiten:
-            data = self.trainer.datamodule.data  # type: ignore[attr-defined]
-            self.set_whitening(torch.cat([states.flatten(0, -2) for states in data.all_states()]))
-
-    def set_whitening(self, states: Tensor) -> None:
-        """W = W* + Δ (C + μI)^-½, Δ the coordinates, C the states' second moment.
-
-        Args:
-            states: text states (N, D), one a token.
-        """
-        values, vectors = whitened_basis(states)
-        self.whitening = (vectors * values.rsqrt() @ vectors.T).float().to(self.device)
 
     def in_warm_up(self, step: int) -> bool:
         """Whether the discriminator alone trains at this step."""
@@ -278,26 +251,19 @@ class DoCo(UnlearningModule):
 
     def step(self, optimizer: Any, g_u: list[Tensor], g_r: list[Tensor]) -> Metrics:
         """Move θ: clip each gradient to norm 1, combine them, and step; returns metrics."""
-        if self.hparams.whiten:
-            g_u, g_r = ([g @ self.whitening for g in side] for side in (g_u, g_r))
         g_u, norm_u = clip_to_norm(g_u, 1.0)
         g_r, norm_r = clip_to_norm(g_r, 1.0)
-        before = [w.detach().clone() for w in self.stepped]
+        before = [w.detach().clone() for w in self.weights]
         gradient, stats = self.combine(g_u, g_r)
-        step_with(optimizer, self.stepped, gradient)
-        # what was lost in this step: the direction that descends, as a gradient does
-        update = [b - w.detach() for b, w in zip(before, self.stepped, strict=True)]
+        step_with(optimizer, self.weights, gradient)
+        # what θ lost in this step: the direction that descends, as a gradient does
+        update = [b - w.detach() for b, w in zip(before, self.weights, strict=True)]
         kept, update_stats = self.project(update, g_r)
         if self.hparams.surgery == "update":
             with torch.no_grad():
-                for weight, old, move in zip(self.stepped, before, kept, strict=True):
+                for weight, old, move in zip(self.weights, before, kept, strict=True):
                     weight.copy_(old - move)
             stats = update_stats
-        if self.hparams.whiten:
-            trained = zip(self.weights, self.base, self.coordinates, strict=True)
-            with torch.no_grad():
-                for weight, base, coordinate in trained:
-                    weight.copy_(base + coordinate @ self.whitening)
         metrics = {f"surgery/{k}": v for k, v in stats._asdict().items()}
         metrics |= {"norm/unlearn": norm_u, "norm/relearn": norm_r}
         metrics["surgery/update_cosine"] = update_stats.cosine  # of -Δθ and g_r, before projection
@@ -338,14 +304,3 @@ class DoCo(UnlearningModule):
         self.log_dict(metrics, prog_bar=False)
         self.log("step", float(step), prog_bar=False)  # the loggers' x axis
         self.log("D", metrics["discriminator_loss"], prog_bar=True, logger=False)
-
-
-def whitened_basis(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (D,) and eigenvectors (D, D) of the second moment of states (N, D), in float64.
-
-    A hundredth of the mean eigenvalue is added to each, so that directions that no prompt takes
-    stay quiet.
-    """
-    states = states.double()
-    values, vectors = torch.linalg.eigh(states.T @ states / len(states))
-    return values + 0.01 * values.mean(), vectors
