@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from unlearn.backbone import load_pipeline
+from unlearn.concepts import check
 from unlearn.config import check_config, compose, plain
 from unlearn.data import PairDataset, make_training_data
 from unlearn.diffusion import add_noise
@@ -103,21 +104,21 @@ def main() -> None:
     options = parser.parse_args()
     config = compose(options.overrides or ["concept=development/evening"])
     concept = check_config(config)
+    check("method.name", config.method.name, ["doco"])
     pipe = load_pipeline(config.model.pretrained)
     data = make_training_data(
         pipe, concept, seed=config.seed, guidance=config.model.guidance, **config.data
     )
     settings, rows = plain(config.method), {}
-    doco = build_method(pipe, **settings)
-    assert isinstance(doco, DoCo)
+    doco: Any = build_method(pipe, **settings)
     pool = draw_pool(doco, data, options.pool)
     held = torch.arange(options.pool) % HELD_OUT == 0
     test: Any = tuple(part[held] for part in pool)
     train: Any = tuple(part[~held] for part in pool)
     for name, change in CHOICES.items():
-        settings |= PAPER if change is PAPER else change
+        settings |= change
         torch.manual_seed(config.seed)
-        doco = build_method(pipe, **settings)  # type: ignore[assignment]
+        doco = build_method(pipe, **settings)
         train_critic(doco, train, options.steps)
         rows[name] = directions(doco, test)
     print("cosine with the way to the anchor (share of the gradient's norm)\n")

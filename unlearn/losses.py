@@ -46,9 +46,6 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, paired: bool = 
 def gradient_penalty(logits: Tensor, inputs: Tensor) -> Tensor:
     """Returns the batch's mean of ‖∇ Σ D(x)‖², Σ over the map: R1 on real x, R2 on fake x.
 
-    Without it D tells the two sides apart by directions in which no step of the model could move
-    one towards the other, and its gradient, which is all that the model learns from, points there.
-
     Args:
         logits: D's logits (B, 1, m, m).
         inputs: what they are of, (B, C, h, w), with gradient.

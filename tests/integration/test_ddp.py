@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.test_console import SCRIPT, unlearn
-from unlearn.backbone import load_pipeline
 
 LR, STEPS = 1e-3, 5
 
@@ -57,24 +56,20 @@ def train_on_two_nodes(overrides: list[str], cwd: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_end_with_the_weights_of_one_process(
-    smoke: list[str], random_model: Path, tmp_path: Path
-) -> None:
-    """Each tensor within 1 % of how far three steps moved it."""
+def test_ranks_end_with_the_weights_of_one_process(smoke: list[str], tmp_path: Path) -> None:
+    """Within 1 % of what three trained steps at lr 1e-3 can move a weight."""
     for devices in (1, 2, 3):
         overrides = [*smoke, *ranks(devices), f"run_dir={devices}"]
         done = unlearn("train", *overrides, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
     train_on_two_nodes([*smoke, *ranks(2), "run_dir=nodes"], tmp_path)
-    base = load_pipeline(str(random_model)).unet.state_dict()
     expected = load_file(tmp_path / "1" / "unlearned.safetensors")
     for run in ("2", "3", "nodes"):
         written = sorted(p.name for p in (tmp_path / run).iterdir())
         assert written == sorted(p.name for p in (tmp_path / "1").iterdir())  # rank 0 alone writes
         for name, weight in load_file(tmp_path / run / "unlearned.safetensors").items():
-            moved = (expected[name] - base[name.removeprefix("unet.")]).norm().item()
-            error = (weight - expected[name]).norm().item() / moved
-            assert error < 0.01, f"{run} {name}: {error}"
+            error = (weight - expected[name]).abs().max().item()
+            assert error < 0.01 * (STEPS - 2) * LR, f"{run} {name}: {error}"
 
 
 CHECK = """

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from unlearn.backbone import cross_attention_layers
-from unlearn.surgery import clip_to_norm
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -100,28 +99,6 @@ class UnlearningModule(L.LightningModule):
             for k, v in checkpoint["state_dict"].items()
             if k in trained or not k.startswith("unet.")
         }
-
-
-class SingleLossModule(UnlearningModule):
-    """A method that follows the gradient of one loss, clipped to norm 1."""
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch, see `PairDataset`; a 0-dim tensor."""
-        raise NotImplementedError
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """The gradient of one batch; after the step's last batch, the step."""
-        step, number = divmod(batch_idx, self.accumulate)
-        loss = self.loss(batch)
-        gradient = list(torch.autograd.grad(loss, self.weights))
-        mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
-        metrics = {"unlearn_loss": loss.detach()}
-        if mean:
-            mean, metrics["norm/unlearn"] = clip_to_norm(mean, 1.0)
-            step_with(self.optimizers(), self.weights, mean)
-        self.log_dict(metrics, prog_bar=False)
-        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
-        self.log("loss", metrics["unlearn_loss"], prog_bar=True, logger=False)
 
 
 def step_with(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from unlearn.concepts import check
 from unlearn.diffusion import add_noise, noise_target
-from unlearn.methods.base import Batch, SingleLossModule
+from unlearn.methods.base import Batch, UnlearningModule, step_with
+from unlearn.surgery import clip_to_norm
 
 ABLATION_TARGETS = ("anchor", "noise")
 
 
-class ConceptAblation(SingleLossModule):
+class ConceptAblation(UnlearningModule):
     """The target prompt's output is trained towards the anchor's, by mean squared error.
 
     Trains the cross-attention keys and values with AdamW. Nothing protects the rest of the model.
@@ -73,3 +74,17 @@ class ConceptAblation(SingleLossModule):
                 target = self.unet(z_t, timesteps, batch["teacher_states"]).sample
         output = self.unet(z_t, timesteps, states).sample
         return F.mse_loss(output.float(), target.float())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The gradient of one batch, clipped to norm 1; after the step's last batch, the step."""
+        step, number = divmod(batch_idx, self.accumulate)
+        loss = self.loss(batch)
+        gradient = list(torch.autograd.grad(loss, self.weights))
+        mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
+        metrics = {"unlearn_loss": loss.detach()}
+        if mean:
+            mean, metrics["norm/unlearn"] = clip_to_norm(mean, 1.0)
+            step_with(self.optimizers(), self.weights, mean)
+        self.log_dict(metrics, prog_bar=False)
+        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
+        self.log("loss", metrics["unlearn_loss"], prog_bar=True, logger=False)
