@@ -115,7 +115,7 @@ def main() -> None:
         load_unlearned(unlearned, run / "unlearned.safetensors")
         sampler = {"steps": config.data.sampling_steps, "guidance": config.model.guidance}
         for kind, pairs in (("seen", seen_pairs(concept)), ("unseen", unseen_pairs(concept))):
-            curves[f"{concept.name}, {kind} prompts"] = residuals(base, unlearned, pairs, **sampler)
+            curves[f"{run.name}, {kind} prompts"] = residuals(base, unlearned, pairs, **sampler)
     print("| timestep | " + " | ".join(str(t) for t in TIMESTEPS) + " |")
     print("|---" * (len(TIMESTEPS) + 1) + "|")
     for name, shares in curves.items():

@@ -129,13 +129,13 @@ def check_config(config: DictConfig) -> Concept:
 
     concept = concept_of(config)
     check("method.name", config.method.name, list(METHODS))
-    method = options_schema(METHODS[config.method.name])
+    method = METHODS[config.method.name]
     model = section(config.model, "model", ModelConfig)
     data = section(config.data, "data", DataConfig)
     evaluation = section(config.evaluation, "evaluation", EvaluationConfig)
     logger = section(config.logger, "logger", LoggerConfig)
     run = section({k: config[k] for k in RunConfig.__annotations__}, "", RunConfig)
-    options: Any = section(config.method, "method", method)
+    options: Any = section(config.method, "method", options_schema(method))
     check("logger.name", logger.name, LOGGERS)
     for key, value, least in (
         ("batch_size", run.batch_size, 1),
@@ -149,7 +149,10 @@ def check_config(config: DictConfig) -> Concept:
     ):
         if value < least:
             raise ValueError(f"{key}={value}: at least {least} is needed")
-    if run.steps <= (warm_up := getattr(options, "warm_up", 0)):
+    if method.closed_form:
+        if run.steps:
+            raise ValueError(f"steps={run.steps}: {options.name} takes none, so steps=0")
+    elif run.steps <= (warm_up := getattr(options, "warm_up", 0)):
         raise ValueError(
             f"steps={run.steps}: the first method.warm_up={warm_up} steps train "
             "the discriminator alone; more steps than those are needed"

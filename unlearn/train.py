@@ -51,14 +51,16 @@ def train(config: DictConfig) -> Path:
     loggers = build_loggers(config, run)
     try:
         pipe.to(device_of(config.trainer.accelerator))
-        data = make_training_data(
-            pipe, concept, seed=config.seed, guidance=config.model.guidance, **config.data
-        )
-        module = PairDataModule(
-            data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
-        )
+        method.prepare(pipe, concept)
         trainer = build_trainer(config, loggers, build_callbacks(config, pipe, concept, run))
-        trainer.fit(method, module)
+        if config.steps:
+            data = make_training_data(
+                pipe, concept, seed=config.seed, guidance=config.model.guidance, **config.data
+            )
+            module = PairDataModule(
+                data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
+            )
+            trainer.fit(method, module)
         if not trainer.is_global_zero:
             return run
         metadata = {

@@ -49,13 +49,16 @@ def test_every_method_is_built_from_its_config(
 ) -> None:
     config = compose([f"concept={concept}", f"method={method}"])
     built = build_method(load_pipeline(str(random_model)), **plain(config.method))
-    assert built.hparams.lr == config.model.settings[method][config.concept.kind].lr
+    for option in built.hparams.keys() & config.model.settings[method][config.concept.kind].keys():
+        assert built.hparams[option] == config.model.settings[method][config.concept.kind][option]
+    assert "name" not in built.hparams
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["method.lr=fast"], r"method\.lr: Value 'fast' of type 'str' could not be converted"),
+        (["method=uce", "steps=5"], r"steps=5: uce takes none, so steps=0"),
         (["method.accumulate=1.5"], r"method\.accumulate: Value '1.5'"),
         (["+method.momentum=0.9"], r"method\.momentum: Key 'momentum' not in"),
         (["method.name=docco"], r"method\.name='docco' is unknown; .*'doco'"),

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.conftest import make_concept
 from unlearn.backbone import SplitLinear, applying, cross_attention_layers, load_pipeline
 from unlearn.methods.doco import DoCo
+from unlearn.methods.uce import UCE
 
 B = 3
 
@@ -313,7 +315,8 @@ def test_accumulated_batches_give_the_mean_gradient_once(random_model: Path) -> 
 
 def test_the_cosine_schedule_starts_after_the_warm_up_and_ends_at_zero(random_model: Path) -> None:
     doco = make_doco(random_model, lr=2e-4, warm_up=100, lr_schedule="cosine")
-    rates = [doco.learning_rate(step, 700) for step in (100, 400, 700)]
+    doco._trainer = SimpleNamespace(num_training_batches=700)
+    rates = [doco.learning_rate(step - 100, doco.unlearning_steps) for step in (100, 400, 700)]
     assert rates == pytest.approx([2e-4, 1e-4, 0.0])
     assert make_doco(random_model, lr=2e-4).learning_rate(699, 700) == 2e-4
 
@@ -325,3 +328,19 @@ def test_the_cosine_schedule_starts_after_the_warm_up_and_ends_at_zero(random_mo
 def test_an_unknown_option_is_refused(random_model: Path, option: str) -> None:
     with pytest.raises(ValueError, match=rf"method\.{option}='nonsense' is unknown"):
         make_doco(random_model, **{option: "nonsense"})
+
+
+def test_the_closed_form_start_is_that_edit(random_model: Path) -> None:
+    """And the teacher stays the base model, whatever the start."""
+    pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
+    doco = DoCo(pipe.unet, pipe.scheduler.alphas_cumprod, start="closed_form")
+    other = load_pipeline(str(random_model))
+    uce = UCE(other.unet, other.scheduler.alphas_cumprod, edits="prompts")
+    doco.prepare(pipe, concept)
+    uce.prepare(other, concept)
+    for ours, theirs, base in zip(doco.weights, uce.weights, doco.base, strict=True):
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(ours, base)
+    untouched = DoCo(load_pipeline(str(random_model)).unet, pipe.scheduler.alphas_cumprod)
+    untouched.prepare(pipe, concept)
+    assert all(torch.equal(*pair) for pair in zip(untouched.weights, untouched.base, strict=True))

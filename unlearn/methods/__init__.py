@@ -9,11 +9,15 @@ from unlearn.methods.base import UnlearningModule
 from unlearn.methods.concept_ablation import ConceptAblation
 from unlearn.methods.doco import DoCo
 from unlearn.methods.doco_reference import DoCoReference
+from unlearn.methods.regression import Regression
+from unlearn.methods.uce import UCE
 
 METHODS: dict[str, type[UnlearningModule]] = {
     "doco": DoCo,
     "doco_reference": DoCoReference,
+    "regression": Regression,
     "concept_ablation": ConceptAblation,
+    "uce": UCE,
 }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from torch.func import functional_call
 
 from unlearn.backbone import cross_attention_layers
+from unlearn.concepts import Concept
+from unlearn.surgery import clip_to_norm
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -18,6 +20,13 @@ Metrics = dict[str, Tensor]
 
 class UnlearningModule(L.LightningModule):
     """A UNet some of whose weights train, by manual optimization; the base model is its teacher.
+
+    A method with one loss defines `loss` and `configure_optimizers`.
+
+    Attributes:
+        closed_form: the method solves for its weights in `prepare` and takes no step (steps=0).
+        images_of: what the unlearn half's images show, "anchor" or "target".
+        clip_norm: what the norm of the one loss's gradient is clipped to; None: not clipped.
 
     Args:
         unet: the base network; its trained weights change in place.
@@ -28,6 +37,10 @@ class UnlearningModule(L.LightningModule):
     Raises:
         ValueError: `accumulate` is less than 1.
     """
+
+    closed_form: ClassVar[bool] = False
+    images_of: ClassVar[str] = "anchor"
+    clip_norm: ClassVar[float | None] = None
 
     def __init__(
         self,
@@ -70,6 +83,32 @@ class UnlearningModule(L.LightningModule):
         """The frozen base model's output (B, C, h, w): the same network with its own weights."""
         base = dict(zip(self.trained_weights, self.base, strict=True))
         return functional_call(self.unet, base, (z_t, timesteps, states)).sample
+
+    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+        """Take what the method needs of the concept's text before training; by default nothing."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one batch, see `PairDataset`, a 0-dim tensor."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The gradient of `loss` on one batch; after the step's last batch, the step."""
+        step, number = divmod(batch_idx, self.accumulate)
+        loss = self.loss(batch)
+        gradient = list(torch.autograd.grad(loss, self.weights))
+        mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
+        metrics = {"unlearn_loss": loss.detach()}
+        if mean:
+            if self.clip_norm is not None:
+                mean, metrics["norm/unlearn"] = clip_to_norm(mean, self.clip_norm)
+            step_with(self.optimizers(), self.weights, mean)
+        self.log_step(metrics, step, "unlearn_loss")
+
+    def log_step(self, metrics: Metrics, step: int, shown: str) -> None:
+        """Log a step's metrics, one of them in the progress bar too."""
+        self.log_dict(metrics, prog_bar=False)
+        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
+        self.log(shown.split("_")[0], metrics[shown], prog_bar=True, logger=False)
 
     def mean_gradients(self, gradients: list[Tensor], last: bool) -> list[Tensor]:
         """After the step's last batch, the mean over its batches and the ranks; before, nothing.

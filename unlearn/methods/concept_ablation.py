@@ -11,8 +11,7 @@ from torch import Tensor
 
 from unlearn.concepts import check
 from unlearn.diffusion import add_noise, noise_target
-from unlearn.methods.base import Batch, UnlearningModule, step_with
-from unlearn.surgery import clip_to_norm
+from unlearn.methods.base import Batch, UnlearningModule
 
 ABLATION_TARGETS = ("anchor", "noise")
 
@@ -38,6 +37,8 @@ class ConceptAblation(UnlearningModule):
 
     Source: Kumari et al. 2023, equations 5 and 7.
     """
+
+    clip_norm = 1.0
 
     def __init__(
         self,
@@ -74,17 +75,3 @@ class ConceptAblation(UnlearningModule):
                 target = self.unet(z_t, timesteps, batch["teacher_states"]).sample
         output = self.unet(z_t, timesteps, states).sample
         return F.mse_loss(output.float(), target.float())
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """The gradient of one batch, clipped to norm 1; after the step's last batch, the step."""
-        step, number = divmod(batch_idx, self.accumulate)
-        loss = self.loss(batch)
-        gradient = list(torch.autograd.grad(loss, self.weights))
-        mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
-        metrics = {"unlearn_loss": loss.detach()}
-        if mean:
-            mean, metrics["norm/unlearn"] = clip_to_norm(mean, 1.0)
-            step_with(self.optimizers(), self.weights, mean)
-        self.log_dict(metrics, prog_bar=False)
-        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
-        self.log("loss", metrics["unlearn_loss"], prog_bar=True, logger=False)

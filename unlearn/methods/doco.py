@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unlearn.backbone import applying, split_cross_attention
-from unlearn.concepts import check
-from unlearn.diffusion import add_noise, noise_target, predict_noise, predict_x0
+from unlearn.diffusion import add_noise, predict_noise, predict_x0
 from unlearn.discriminator import PatchDiscriminator
-from unlearn.losses import (
-    discriminator_loss,
-    domain_correction_loss,
-    gradient_penalty,
-    relearn_loss,
-)
-from unlearn.methods.base import Batch, Metrics, UnlearningModule, step_with
-from unlearn.surgery import GRANULARITIES, SurgeryStats, clip_to_norm, project
-
-CHOICES = {
-    "surgery": ("gradient", "update", "unlearn_only", "sum", "weighted_sum"),
-    "relearn_target": ("noise", "teacher"),
-    "granularity": GRANULARITIES,
-    "lr_schedule": ("constant", "cosine"),
-    "discriminator_input": ("x0", "scaled_x0", "x0_and_noise"),
-    "timestep_weighting": ("uniform", "signal"),
-}
-RELEARN_WEIGHT = 0.1  # of the reference's loss without surgery
+from unlearn.losses import discriminator_loss, domain_correction_loss, gradient_penalty
+from unlearn.methods.base import Batch, Metrics, step_with
+from unlearn.methods.shielded import Shielded
 
 
-class DoCo(UnlearningModule):
+class DoCo(Shielded):
     """Adversarial unlearning whose gradient never works against relearning.
-
-    One forward pass holds the unlearn half and the relearn half; each goes through its own leaf
-    of the key and value weights, so one backward pass gives both gradients exactly. The teacher
-    is the same network with the original weights.
 
     Args:
         unet: the base network; its cross-attention keys and values are replaced and trained.
         alphas_cumprod: ᾱ of the noise schedule (T,).
         prediction_type: "epsilon" or "v_prediction".
-        lr: learning rate of the keys and values (AdamW).
         discriminator_lr: learning rate of the discriminator (Adam 0.5, 0.999).
         warm_up: first steps, in which the discriminator alone trains.
-        strength: λ of the projection.
-        granularity: "tensor", "layer" or "network".
-        surgery: "gradient" projects g_u before AdamW, as the paper; "update" projects AdamW's step
-            for g_u, so that the step itself cannot work against g_r; "unlearn_only" (g_u), "sum"
-            (g_u + g_r) and "weighted_sum" (g_u + 0.1 g_r, the reference without surgery) project
-            nothing.
-        relearn_target: "noise" (the training target) or "teacher" (the frozen model's output).
-        lr_schedule: "constant" (as the paper) or "cosine", which decays `lr` to zero and so damps
-            the last oscillations of the adversarial game.
         discriminator_input: "x0" (as the paper); "scaled_x0", √ᾱ x̂0, in which the noise that the
             prediction amplifies at high timesteps (15 times at the last one) stays bounded; or
             "x0_and_noise", x̂0 at unit scale beside ε̂, which shows what differs at low timesteps,
@@ -66,15 +34,19 @@ class DoCo(UnlearningModule):
         paired: D compares the two outputs of one z_t (a relativistic loss) instead of judging
             each alone (as the paper): they differ far less than images do among themselves.
         gradient_penalty: γ of D's penalty on its slopes, on real and on fake; 0 as the paper.
-        weight_decay: of AdamW.
         discriminator_channels: channels of the discriminator's first block.
-        detach_first_token: take the first text token's key and value from the weights without
-            gradient, as the reference implementation does.
-        accumulate: batches a step; their gradients are averaged before the one collective.
+        options: lr, strength, granularity, surgery, relearn_target, lr_schedule, weight_decay,
+            detach_first_token, accumulate: see `Shielded`.
 
     Raises:
         ValueError: an option has none of its allowed values.
     """
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        **Shielded.CHOICES,
+        "discriminator_input": ("x0", "scaled_x0", "x0_and_noise"),
+        "timestep_weighting": ("uniform", "signal"),
+    }
 
     def __init__(
         self,
@@ -82,35 +54,17 @@ class DoCo(UnlearningModule):
         alphas_cumprod: Tensor,
         prediction_type: str = "epsilon",
         *,
-        lr: float = 1e-4,
         discriminator_lr: float = 5e-4,
         warm_up: int = 100,
-        strength: float = 1.0,
-        granularity: str = "tensor",
-        surgery: str = "gradient",
-        relearn_target: str = "noise",
-        lr_schedule: str = "constant",
         discriminator_input: str = "x0",
         timestep_weighting: str = "uniform",
         paired: bool = False,
         gradient_penalty: float = 0.0,
-        weight_decay: float = 1e-2,
         discriminator_channels: int = 64,
-        detach_first_token: bool = False,
-        accumulate: int = 1,
+        **options: Any,
     ) -> None:
-        self.detach_first_token = detach_first_token
-        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
-        for key, allowed in CHOICES.items():
-            check(f"method.{key}", self.hparams[key], allowed)
+        super().__init__(unet, alphas_cumprod, prediction_type, **options)
         self.discriminator = self.build_discriminator()
-
-    def choose_weights(self) -> dict[str, Tensor]:
-        """Cross-attention keys and values, whose layers take a weight a half of the batch."""
-        layers = split_cross_attention(self.unet, self.detach_first_token)
-        self.split_layers = list(layers.values())
-        return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
     def build_discriminator(self) -> PatchDiscriminator:
         """D, for latents of the UNet's size; twice the channels where it sees the noise too."""
@@ -121,12 +75,10 @@ class DoCo(UnlearningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values, Adam for the discriminator."""
-        hp = self.hparams
-        generator = torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
         critic = torch.optim.Adam(
-            self.discriminator.parameters(), hp.discriminator_lr, betas=(0.5, 0.999)
+            self.discriminator.parameters(), self.hparams.discriminator_lr, betas=(0.5, 0.999)
         )
-        return generator, critic
+        return super().configure_optimizers(), critic
 
     def in_warm_up(self, step: int) -> bool:
         """Whether the discriminator alone trains at this step."""
@@ -195,92 +147,21 @@ class DoCo(UnlearningModule):
             return None
         return self.alphas_cumprod[timesteps].sqrt()
 
-    def relearn_targets(
-        self, latents: Tensor, noise: Tensor, z_t: Tensor, timesteps: Tensor, states: Tensor
-    ) -> Tensor:
-        """What the relearn half should output (B, C, h, w)."""
-        if self.hparams.relearn_target == "teacher":
-            return self.teacher(z_t, timesteps, states)
-        kind = self.prediction_type
-        return noise_target(latents, noise, timesteps, self.alphas_cumprod, kind)
-
-    def gradients(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], Metrics]:
-        """g_u, g_r, g_D and metrics, all from one forward pass with the same θ and D.
-
-        Args:
-            batch: see `PairDataset`; halves on dimension 1.
-        """
-        latents, noise, timesteps, states = (
-            torch.cat([batch[k][:, 0], batch[k][:, 1]])
-            for k in ("latents", "noise", "timesteps", "states")
-        )
-        size = len(batch["latents"])
-        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        leaves = [[w.detach().requires_grad_() for w in self.weights] for _ in range(2)]
-        with applying(self.split_layers, leaves):
-            output = self.unet(z_t, timesteps, states).sample
-        teacher = self.teacher(z_t[:size], timesteps[:size], batch["teacher_states"])
-        real, fake = self.views(teacher, output[:size], z_t[:size], timesteps[:size])
+    def unlearn(
+        self, output: Tensor, teacher: Tensor, z_t: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, list[Tensor], Metrics]:
+        """L_u = BCE(D(fake), 0), g_D of the same D, and D's metrics."""
+        real, fake = self.views(teacher, output, z_t, timesteps)
         with torch.no_grad():
             logits_real = self.discriminator(real) if self.hparams.paired else None
-        unlearn = domain_correction_loss(
-            self.discriminator(fake), logits_real, self.sample_weights(timesteps[:size])
-        )
-        kept = (x[size:] for x in (latents, noise, z_t, timesteps, states))
-        relearn = relearn_loss(output[size:], self.relearn_targets(*kept))
-        both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])
-        g_d, metrics = self.joint_critic_gradients(real, fake)
-        metrics |= {"unlearn_loss": unlearn.detach(), "relearn_loss": relearn.detach()}
-        return list(both[: len(leaves[0])]), list(both[len(leaves[0]) :]), g_d, metrics
+        weights = self.sample_weights(timesteps)
+        loss = domain_correction_loss(self.discriminator(fake), logits_real, weights)
+        return loss, *self.joint_critic_gradients(real, fake)
 
-    def project(self, u: list[Tensor], r: list[Tensor]) -> tuple[list[Tensor], SurgeryStats]:
-        """u without its component against r, at the strength and granularity of this run."""
-        layers = [i // 2 for i in range(len(u))]
-        return project(
-            u, r, strength=self.hparams.strength, granularity=self.hparams.granularity,
-            layers=layers,
-        )  # fmt: skip
-
-    def combine(self, g_u: list[Tensor], g_r: list[Tensor]) -> tuple[list[Tensor], SurgeryStats]:
-        """The gradient that AdamW gets, of g_u and g_r clipped to norm 1 each."""
-        projected, stats = self.project(g_u, g_r)
-        if self.hparams.surgery == "gradient":
-            return projected, stats
-        weight = {"sum": 1.0, "weighted_sum": RELEARN_WEIGHT}.get(self.hparams.surgery, 0.0)
-        return [u + weight * r for u, r in zip(g_u, g_r, strict=True)], stats
-
-    def step(self, optimizer: Any, g_u: list[Tensor], g_r: list[Tensor]) -> Metrics:
-        """Move θ: clip each gradient to norm 1, combine them, and step; returns metrics."""
-        g_u, norm_u = clip_to_norm(g_u, 1.0)
-        g_r, norm_r = clip_to_norm(g_r, 1.0)
-        before = [w.detach().clone() for w in self.weights]
-        gradient, stats = self.combine(g_u, g_r)
-        step_with(optimizer, self.weights, gradient)
-        # what θ lost in this step: the direction that descends, as a gradient does
-        update = [b - w.detach() for b, w in zip(before, self.weights, strict=True)]
-        kept, update_stats = self.project(update, g_r)
-        if self.hparams.surgery == "update":
-            with torch.no_grad():
-                for weight, old, move in zip(self.weights, before, kept, strict=True):
-                    weight.copy_(old - move)
-            stats = update_stats
-        metrics = {f"surgery/{k}": v for k, v in stats._asdict().items()}
-        metrics |= {"norm/unlearn": norm_u, "norm/relearn": norm_r}
-        metrics["surgery/update_cosine"] = update_stats.cosine  # of -Δθ and g_r, before projection
-        return metrics
-
-    def learning_rate(self, step: int, steps: int) -> float:
-        """Of the keys and values at a step of `steps`; the cosine starts after the warm-up."""
-        if self.hparams.lr_schedule == "constant":
-            return float(self.hparams.lr)
-        progress = (step - self.hparams.warm_up) / (steps - self.hparams.warm_up)
-        return float(self.hparams.lr * (1 + math.cos(math.pi * progress)) / 2)
-
-    def set_learning_rate(self, optimizer: Any, step: int) -> None:
-        """Give the optimizer this step's learning rate."""
-        steps = int(self.trainer.num_training_batches) // self.accumulate
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(step, steps)
+    @property
+    def unlearning_steps(self) -> int:
+        """All but the warm-up."""
+        return super().unlearning_steps - int(self.hparams.warm_up)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The gradients of one batch; after the step's last batch, the step.
@@ -288,19 +169,16 @@ class DoCo(UnlearningModule):
         In the warm-up that is a step of the discriminator alone.
         """
         step, number = divmod(batch_idx, self.accumulate)
-        count = 0
+        moved: list[Tensor] = []  # g_u and g_r
         if self.in_warm_up(step):
-            gradients, metrics = self.warm_up_gradients(batch)
+            g_d, metrics = self.warm_up_gradients(batch)
         else:
             g_u, g_r, g_d, metrics = self.gradients(batch)
-            gradients, count = [*g_u, *g_r, *g_d], len(g_u)
-        mean = self.mean_gradients(gradients, last=number == self.accumulate - 1)
+            moved = [*g_u, *g_r]
+        mean = self.mean_gradients([*moved, *g_d], last=number == self.accumulate - 1)
         if mean:
             generator, critic = self.optimizers()  # type: ignore[misc]
-            if count:
-                self.set_learning_rate(generator, step)
-                metrics |= self.step(generator, mean[:count], mean[count : 2 * count])
-            step_with(critic, list(self.discriminator.parameters()), mean[2 * count :])
-        self.log_dict(metrics, prog_bar=False)
-        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
-        self.log("D", metrics["discriminator_loss"], prog_bar=True, logger=False)
+            if moved:
+                metrics |= self.update(generator, mean, step - self.hparams.warm_up)
+            step_with(critic, list(self.discriminator.parameters()), mean[len(moved) :])
+        self.log_step(metrics, step, "discriminator_loss")

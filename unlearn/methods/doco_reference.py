@@ -10,7 +10,8 @@ from torch import Tensor
 from unlearn.discriminator import PatchDiscriminator
 from unlearn.losses import domain_correction_loss
 from unlearn.methods.base import Metrics, step_with
-from unlearn.methods.doco import RELEARN_WEIGHT, DoCo
+from unlearn.methods.doco import DoCo
+from unlearn.methods.shielded import RELEARN_WEIGHT
 from unlearn.surgery import SurgeryStats, clip_to_norm, project_reference
 
 
@@ -38,7 +39,7 @@ class DoCoReference(DoCo):
     Source: the behaviour of the reference implementation of DoCo (arXiv 2405.15304).
     """
 
-    LACKS = ("granularity", "relearn_target", "lr_schedule", "discriminator_input",
+    LACKS = ("granularity", "relearn_target", "lr_schedule", "start", "discriminator_input",
              "timestep_weighting", "paired", "gradient_penalty", "detach_first_token")  # fmt: skip
 
     def __init__(self, *args: Any, surgery: str = "gradient", **options: Any) -> None:

@@ -1,0 +1,216 @@
+"""A concept-preserving gradient: unlearning that never works against relearning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from unlearn.backbone import applying, split_cross_attention
+from unlearn.concepts import Concept, check
+from unlearn.diffusion import add_noise, noise_target
+from unlearn.losses import relearn_loss
+from unlearn.methods.base import Batch, Metrics, UnlearningModule, step_with
+from unlearn.methods.uce import edit_matrix, prompt_states
+from unlearn.surgery import GRANULARITIES, SurgeryStats, clip_to_norm, project
+
+RELEARN_WEIGHT = 0.1  # of the reference's loss without surgery
+
+
+class Shielded(UnlearningModule):
+    """The gradient of some unlearn loss, without what of it conflicts with relearning.
+
+    One forward pass holds the unlearn half and the relearn half; each goes through its own leaf
+    of the key and value weights, so one backward pass gives both gradients exactly. The teacher
+    is the same network with the original weights. A subclass says what the unlearn loss is.
+
+    Args:
+        unet: the base network; its cross-attention keys and values are replaced and trained.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+        lr: learning rate of the keys and values (AdamW).
+        strength: λ of the projection.
+        granularity: "tensor", "layer" or "network".
+        surgery: "gradient" projects g_u before AdamW, as the paper; "update" projects AdamW's step
+            for g_u, so that the step itself cannot work against g_r; "unlearn_only" (g_u), "sum"
+            (g_u + g_r) and "weighted_sum" (g_u + 0.1 g_r, the reference without surgery) project
+            nothing.
+        relearn_target: "noise" (the training target) or "teacher" (the frozen model's output).
+        lr_schedule: "constant" (as the paper) or "cosine", which decays `lr` to zero and so damps
+            the last oscillations of the adversarial game.
+        weight_decay: of AdamW.
+        start: "base" (as the paper), or "closed_form": begin from the keys and values for which the
+            tokens of every target prompt come nearest to those of its anchor prompt, and those of
+            the relearn prompts stay (`edit_matrix`, λ 0.5). Gradient steps crawl along most of that
+            way: the second moment of text states is ill-conditioned.
+        detach_first_token: take the first text token's key and value from the weights without
+            gradient, as the reference implementation does.
+        accumulate: batches a step; their gradients are averaged before the one collective.
+
+    Raises:
+        ValueError: an option has none of its allowed values.
+
+    Source: DoCo (arXiv 2405.15304), concept-preserving gradient.
+    """
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "surgery": ("gradient", "update", "unlearn_only", "sum", "weighted_sum"),
+        "relearn_target": ("noise", "teacher"),
+        "granularity": GRANULARITIES,
+        "lr_schedule": ("constant", "cosine"),
+        "start": ("base", "closed_form"),
+    }
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        *,
+        lr: float = 1e-4,
+        strength: float = 1.0,
+        granularity: str = "tensor",
+        surgery: str = "gradient",
+        relearn_target: str = "noise",
+        lr_schedule: str = "constant",
+        weight_decay: float = 1e-2,
+        start: str = "base",
+        detach_first_token: bool = False,
+        accumulate: int = 1,
+    ) -> None:
+        self.detach_first_token = detach_first_token
+        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        for key, allowed in self.CHOICES.items():
+            check(f"method.{key}", self.hparams[key], allowed)
+
+    def choose_weights(self) -> dict[str, Tensor]:
+        """Cross-attention keys and values, whose layers take a weight a half of the batch."""
+        layers = split_cross_attention(self.unet, self.detach_first_token)
+        self.split_layers = list(layers.values())
+        return {f"{name}.weight": layer.weight for name, layer in layers.items()}
+
+    @torch.no_grad()
+    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+        """Go to the start."""
+        if self.hparams.start == "closed_form":
+            matrix = edit_matrix(*prompt_states(pipe, concept))
+            for weight in self.weights:
+                weight.copy_(weight.double() @ matrix)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW for the keys and values."""
+        hp = self.hparams
+        return torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
+
+    def unlearn(
+        self, output: Tensor, teacher: Tensor, z_t: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, list[Tensor], Metrics]:
+        """The unlearn loss, further gradients to average over the ranks, and metrics.
+
+        Args:
+            output: of the trained model for the target prompts, (B, C, h, w).
+            teacher: of the base model for the anchor prompts, same shape.
+            z_t: the noisy latents, same shape.
+            timesteps: (B,).
+        """
+        raise NotImplementedError
+
+    def relearn_targets(
+        self, latents: Tensor, noise: Tensor, z_t: Tensor, timesteps: Tensor, states: Tensor
+    ) -> Tensor:
+        """What the relearn half should output (B, C, h, w)."""
+        if self.hparams.relearn_target == "teacher":
+            return self.teacher(z_t, timesteps, states)
+        kind = self.prediction_type
+        return noise_target(latents, noise, timesteps, self.alphas_cumprod, kind)
+
+    def gradients(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], Metrics]:
+        """g_u, g_r, further gradients and metrics, all from one forward pass with the same θ.
+
+        Args:
+            batch: see `PairDataset`; halves on dimension 1.
+        """
+        latents, noise, timesteps, states = (
+            torch.cat([batch[k][:, 0], batch[k][:, 1]])
+            for k in ("latents", "noise", "timesteps", "states")
+        )
+        size = len(batch["latents"])
+        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        leaves = [[w.detach().requires_grad_() for w in self.weights] for _ in range(2)]
+        with applying(self.split_layers, leaves):
+            output = self.unet(z_t, timesteps, states).sample
+        teacher = self.teacher(z_t[:size], timesteps[:size], batch["teacher_states"])
+        unlearn, further, metrics = self.unlearn(
+            output[:size], teacher, z_t[:size], timesteps[:size]
+        )
+        kept = (x[size:] for x in (latents, noise, z_t, timesteps, states))
+        relearn = relearn_loss(output[size:], self.relearn_targets(*kept))
+        both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])
+        metrics |= {"unlearn_loss": unlearn.detach(), "relearn_loss": relearn.detach()}
+        return list(both[: len(leaves[0])]), list(both[len(leaves[0]) :]), further, metrics
+
+    def project(self, u: list[Tensor], r: list[Tensor]) -> tuple[list[Tensor], SurgeryStats]:
+        """u without its component against r, at the strength and granularity of this run."""
+        layers = [i // 2 for i in range(len(u))]
+        return project(
+            u, r, strength=self.hparams.strength, granularity=self.hparams.granularity,
+            layers=layers,
+        )  # fmt: skip
+
+    def combine(self, g_u: list[Tensor], g_r: list[Tensor]) -> tuple[list[Tensor], SurgeryStats]:
+        """The gradient that AdamW gets, of g_u and g_r clipped to norm 1 each."""
+        projected, stats = self.project(g_u, g_r)
+        if self.hparams.surgery == "gradient":
+            return projected, stats
+        weight = {"sum": 1.0, "weighted_sum": RELEARN_WEIGHT}.get(self.hparams.surgery, 0.0)
+        return [u + weight * r for u, r in zip(g_u, g_r, strict=True)], stats
+
+    def step(self, optimizer: Any, g_u: list[Tensor], g_r: list[Tensor]) -> Metrics:
+        """Move θ: clip each gradient to norm 1, combine them, and step; returns metrics."""
+        g_u, norm_u = clip_to_norm(g_u, 1.0)
+        g_r, norm_r = clip_to_norm(g_r, 1.0)
+        before = [w.detach().clone() for w in self.weights]
+        gradient, stats = self.combine(g_u, g_r)
+        step_with(optimizer, self.weights, gradient)
+        # what θ lost in this step: the direction that descends, as a gradient does
+        update = [b - w.detach() for b, w in zip(before, self.weights, strict=True)]
+        kept, update_stats = self.project(update, g_r)
+        if self.hparams.surgery == "update":
+            with torch.no_grad():
+                for weight, old, move in zip(self.weights, before, kept, strict=True):
+                    weight.copy_(old - move)
+            stats = update_stats
+        metrics = {f"surgery/{k}": v for k, v in stats._asdict().items()}
+        metrics |= {"norm/unlearn": norm_u, "norm/relearn": norm_r}
+        metrics["surgery/update_cosine"] = update_stats.cosine  # of -Δθ and g_r, before projection
+        return metrics
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Of the keys and values at step `step` of the `steps` that unlearn."""
+        if self.hparams.lr_schedule == "constant":
+            return float(self.hparams.lr)
+        return float(self.hparams.lr * (1 + math.cos(math.pi * step / steps)) / 2)
+
+    def update(self, optimizer: Any, mean: list[Tensor], step: int) -> Metrics:
+        """One step along the ranks' mean of g_u and g_r; `step` counts those that unlearn."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(step, self.unlearning_steps)
+        count = len(self.weights)
+        return self.step(optimizer, mean[:count], mean[count : 2 * count])
+
+    @property
+    def unlearning_steps(self) -> int:
+        """How many steps of the run unlearn."""
+        return int(self.trainer.num_training_batches) // self.accumulate
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The gradients of one batch; after the step's last batch, the step."""
+        step, number = divmod(batch_idx, self.accumulate)
+        g_u, g_r, _, metrics = self.gradients(batch)
+        if mean := self.mean_gradients([*g_u, *g_r], last=number == self.accumulate - 1):
+            metrics |= self.update(self.optimizers(), mean, step)
+        self.log_step(metrics, step, "unlearn_loss")

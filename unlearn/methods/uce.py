@@ -1,0 +1,101 @@
+"""UCE, unified concept editing (Gandikota et al. 2024, arXiv 2308.14761): a closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from unlearn.concepts import Concept, check
+from unlearn.data import encode_prompts
+from unlearn.methods.base import UnlearningModule
+from unlearn.prompts import relearn_prompts, training_pairs
+
+
+def edit_matrix(
+    edited: Tensor, guides: Tensor, kept: Tensor, regularization: float = 0.5
+) -> Tensor:
+    """M (D, D), float64, so that W = W0 M is the closed form for every W0.
+
+    M = (λI + Σ_e g eᵀ + Σ_p p pᵀ)(λI + Σ_e e eᵀ + Σ_p p pᵀ)⁻¹.
+
+    Args:
+        edited: text states e (N, D) whose keys and values become those of the guides.
+        guides: text states g (N, D), one for each edited one.
+        kept: text states p (P, D) whose keys and values stay.
+        regularization: λ, which holds everything else where it was.
+
+    Source: Gandikota et al. 2024, equation 7, with v* = W0 g.
+    """
+    e, g, p = edited.double(), guides.double(), kept.double()
+    held = regularization * torch.eye(e.shape[1], dtype=torch.float64, device=e.device) + p.T @ p
+    return torch.linalg.solve(held + e.T @ e, held + g.T @ e, left=False)
+
+
+def prompt_states(pipe: StableDiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
+    """All tokens of the target prompts and of the anchor prompts that methods train on, and of the
+    relearn prompts: states (N, D), (N, D) and (P, D).
+    """
+    guides, edited = map(list, zip(*training_pairs(concept), strict=True))
+    texts = (edited, guides, relearn_prompts(concept))
+    return tuple(encode_prompts(pipe, t).flatten(0, 1) for t in texts)  # type: ignore[return-value]
+
+
+def name_states(pipe: StableDiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
+    """The last tokens of the targets, of their anchors and of the neighbours, bare names."""
+    words = (concept.targets, list(concept.anchors.values()), concept.neighbours)
+    return tuple(last_tokens(pipe, names) for names in words)  # type: ignore[return-value]
+
+
+def last_tokens(pipe: StableDiffusionPipeline, names: list[str]) -> Tensor:
+    """The text state of each name's last token (N, D); of an empty name, the start token's."""
+    lengths: Any = pipe.tokenizer(names).input_ids
+    last = torch.tensor([len(ids) - 2 for ids in lengths])
+    return encode_prompts(pipe, names)[torch.arange(len(names)), last]
+
+
+EDITS = {"names": name_states, "prompts": prompt_states}
+
+
+class UCE(UnlearningModule):
+    """Keys and values for the target become those for the anchor, by one solve; no training.
+
+    Args:
+        unet: the base network; its cross-attention keys and values are replaced.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+        edits: "names" (as the paper): the last token of each target's bare name becomes that of
+            its anchor's, and those of the neighbours stay; "prompts": all tokens of the prompts
+            that other methods train on, and those of their relearn prompts stay.
+        regularization: λ.
+
+    Raises:
+        ValueError: an option has none of its allowed values.
+    """
+
+    closed_form = True
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        *,
+        edits: str = "names",
+        regularization: float = 0.5,
+    ) -> None:
+        super().__init__(unet, alphas_cumprod, prediction_type)
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        check("method.edits", edits, list(EDITS))
+        if regularization <= 0:
+            raise ValueError(f"method.regularization={regularization}: more than 0 is needed")
+
+    @torch.no_grad()
+    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+        """Solve, and change the weights."""
+        hp = self.hparams
+        matrix = edit_matrix(*EDITS[hp.edits](pipe, concept), hp.regularization)
+        for weight in self.weights:
+            weight.copy_(weight.double() @ matrix)
