@@ -54,7 +54,7 @@ def test_editing_prompts_makes_targets_draw_like_their_anchors(random_model: Pat
         wanted, was = guides @ before.T, edited @ before.T
         assert (edited @ after.T - wanted).norm() < 0.5 * (was - wanted).norm()
         stay = kept @ before.T
-        assert (kept @ after.T - stay).norm() < 0.05 * stay.norm()
+        assert (kept @ after.T - stay).norm() < 0.1 * stay.norm()
 
 
 def test_a_name_s_last_token_is_its_own(random_model: Path) -> None:
