@@ -167,7 +167,7 @@ def check_config(config: DictConfig) -> Concept:
 
 
 def options_schema(method: type) -> type:
-    """A dataclass of a method's options: the keyword arguments of its constructors."""
+    """A dataclass of a method's options: its constructors' keyword arguments that it takes."""
     fields: dict[str, tuple[type, Any]] = {"name": (str, MISSING)}
     for part in reversed(method.__mro__):
         if "__init__" in vars(part) and part.__module__.startswith("unlearn.methods"):
@@ -175,6 +175,8 @@ def options_schema(method: type) -> type:
             for name, parameter in inspect.signature(part.__init__).parameters.items():  # type: ignore[misc]
                 if parameter.kind is parameter.KEYWORD_ONLY:
                     fields[name] = hints[name], parameter.default
+    for name in getattr(method, "LACKS", ()):
+        del fields[name]
     return make_dataclass("Options", [(k, *v) for k, v in fields.items()])
 
 

@@ -163,6 +163,7 @@ def make_training_data(
     flip: bool,
     rescale: bool,
     guidance: float,
+    images_of: str = "anchor",
 ) -> TrainingData:
     """Draw the anchor images and the relearn images with the base model.
 
@@ -178,6 +179,8 @@ def make_training_data(
         rescale: also train on each anchor image at another scale, with a phrase that says so added
             to the target prompt alone; not for a style.
         guidance: scale of classifier-free guidance.
+        images_of: "anchor" or "target": the prompts that the unlearn half's images are drawn from;
+            either way they are trained on under the target prompts, beside the anchor prompts.
 
     Raises:
         ValueError: a prompt is too long.
@@ -189,7 +192,10 @@ def make_training_data(
     phrased = with_phrases(targets) if rescale else [targets]
     target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
     sampler: dict[str, Any] = {"steps": sampling_steps, "guidance": guidance, "flip": flip}
-    anchor = draw_images(pipe, anchors, seeds[:images], "anchor images", rescale=rescale, **sampler)
+    drawn, label = (targets if images_of == "target" else anchors), f"{images_of} images"
+    anchor = draw_images(pipe, drawn, seeds[:images], label, rescale=rescale, **sampler)
+    if images_of == "target":
+        anchor = anchor._replace(states=encode_prompts(pipe, anchors).cpu())
     if not relearn_images:
         return TrainingData(anchor, target_states)
     prompts = relearn_prompts(concept)
@@ -234,6 +240,8 @@ class PairDataset(Dataset[dict[str, Tensor]]):
             "timesteps": draw.timesteps,
             "states": torch.stack([self.data.target_states[phrase, pair], kept]),
             "teacher_states": anchor.states[pair],
+            "pair": pair,
+            "number": torch.tensor(number),
         }
 
 

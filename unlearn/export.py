@@ -40,24 +40,35 @@ def load_unlearned(
 ) -> StableDiffusionPipeline:
     """Patch a diffusers pipeline in place with unlearned weights, and return it.
 
+    A method that acts at inference is installed: the pipeline samples as it wants.
+
     Raises:
         ValueError: the weights do not fit the pipeline, or are not finite; nothing is changed.
     """
-    unet = dict(pipe.unet.named_parameters())
     with safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = {n.removeprefix("unet."): file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
     for name, tensor in weights.items():
-        own = unet.get(name.removeprefix("unet."))
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+    if options := metadata.get("at_inference"):
+        from unlearn.concepts import check
+        from unlearn.methods import METHODS
+
+        check(f"{path}: method", metadata["method"], list(METHODS))
+        METHODS[metadata["method"]].install(pipe, weights, json.loads(options))
+        return pipe
+    unet = dict(pipe.unet.named_parameters())
+    for name, tensor in weights.items():
+        own = unet.get(name)
         if own is None:
             raise ValueError(f"{path}: {name} is not a weight of this pipeline's UNet")
         if own.shape != tensor.shape:
             shapes = f"{tuple(tensor.shape)}, the pipeline's is {tuple(own.shape)}"
             raise ValueError(f"{path}: {name} has shape {shapes}; made for another base model")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} holds values that are not finite")
     with torch.no_grad():
         for name, tensor in weights.items():
-            unet[name.removeprefix("unet.")].copy_(tensor)
+            unet[name].copy_(tensor)
     return pipe
 
 
@@ -70,9 +81,8 @@ tags: [unlearning, {method}]
 
 # {base}, with {concept} unlearned
 
-`{method}` made this text-to-image model forget **{concept}** ({kind}), by training its
-cross-attention keys and values. Its targets and what they
-were corrected to: {targets}.
+`{method}` made this text-to-image model forget **{concept}** ({kind}). Its targets, and the anchors
+beside them: {targets}.
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -108,7 +118,8 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
         out: the folder to make.
 
     Raises:
-        ValueError: `out` exists and is not empty.
+        ValueError: `out` exists and is not empty, or the method acts at inference, so that no
+            weights alone are its result.
     """
     from unlearn.backbone import load_pipeline
     from unlearn.config import concept_of
@@ -116,6 +127,12 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: is not empty; name a folder that does not exist yet")
+    with safe_open(run / "unlearned.safetensors", framework="pt") as file:
+        if "at_inference" in (file.metadata() or {}):
+            raise ValueError(
+                f"{run}: method.name={config.method.name!r} acts at inference, which a diffusers "
+                "folder cannot hold; unlearn.load_unlearned(pipe, path) installs it in a pipeline"
+            )
     concept = concept_of(config)
     pipe = load_unlearned(load_pipeline(config.model.pretrained), run / "unlearned.safetensors")
     pipe.save_pretrained(out)

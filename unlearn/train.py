@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -55,8 +56,9 @@ def train(config: DictConfig) -> Path:
         trainer = build_trainer(config, loggers, build_callbacks(config, pipe, concept, run))
         if config.steps:
             data = make_training_data(
-                pipe, concept, seed=config.seed, guidance=config.model.guidance, **config.data
-            )
+                pipe, concept, seed=config.seed, guidance=config.model.guidance,
+                images_of=method.images_of, **config.data,
+            )  # fmt: skip
             module = PairDataModule(
                 data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
             )
@@ -69,6 +71,8 @@ def train(config: DictConfig) -> Path:
             "method": config.method.name,
             "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
         }
+        if method.at_inference:
+            metadata["at_inference"] = json.dumps(method.at_inference)
         save_unlearned(method.trained_weights, run / "unlearned.safetensors", metadata)
         (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
         log_result(loggers, evaluate(config, run), run, config.steps)

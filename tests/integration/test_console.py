@@ -19,6 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from unlearn.backbone import cross_attention_layers, load_pipeline
+from unlearn.config import compose
+from unlearn.methods import METHODS
+from unlearn.methods.guidance import SLD
+from unlearn.methods.spm import SPM
 
 SCRIPT = Path(sys.executable).parent / "unlearn"
 RESULT = ["before_after.png", "checkpoints", "config.yaml", "metrics.csv", "result.json"]
@@ -94,20 +98,31 @@ def test_the_same_seed_gives_the_same_bytes(run: Path, smoke: list[str], tmp_pat
         assert (files[0] == files[1]) == same
 
 
-def test_another_method_goes_the_same_way(smoke: list[str], tmp_path: Path) -> None:
-    overrides = [o for o in smoke if o != "method.warm_up=2"]
+@pytest.mark.parametrize("method", [m for m in sorted(METHODS) if m != "doco"])
+def test_every_method_goes_the_same_way(smoke: list[str], tmp_path: Path, method: str) -> None:
+    config = compose([f"method={method}"])
+    takes = config.method.keys()
+    overrides = [o for o in smoke if not o.startswith("method.") or o[7:].split("=")[0] in takes]
+    if METHODS[method].closed_form:
+        overrides = [o for o in overrides if not o.startswith("steps=")]
+    if "sampling_steps" in takes:
+        overrides.append("method.sampling_steps=2")
     done = unlearn(
-        "train", "concept=panda", "method=concept_ablation", *overrides, "run_dir=run", cwd=tmp_path
+        "train", "concept=panda", f"method={method}", *overrides, "run_dir=run", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        *RESULT,
-        "unlearned.safetensors",
-    ]
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["method"] == "concept_ablation"
-    row = next(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
-    assert set(row) == {"step", "unlearn_loss", "norm/unlearn"}
+    run = tmp_path / "run"
+    training = set() if METHODS[method].closed_form else {"checkpoints", "metrics.csv"}
+    written = {"before_after.png", "config.yaml", "result.json", "unlearned.safetensors"}
+    assert {p.name for p in run.iterdir()} == written | training
+    assert json.loads((run / "result.json").read_text())["method"] == method
+    if not METHODS[method].closed_form:
+        rows = list(csv.DictReader((run / "metrics.csv").open()))
+        assert [row["step"] for row in rows if row["unlearn_loss"]][-1] == "3"
+    if METHODS[method] in (SPM, SLD):
+        exported = unlearn("export", "run", cwd=tmp_path)
+        assert exported.returncode == 2
+        assert "acts at inference" in exported.stderr
 
 
 def test_sample_and_evaluate_a_finished_run(run: Path) -> None:

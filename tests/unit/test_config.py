@@ -48,10 +48,11 @@ def test_every_method_is_built_from_its_config(
     random_model: Path, method: str, concept: str
 ) -> None:
     config = compose([f"concept={concept}", f"method={method}"])
+    check_config(config)
     built = build_method(load_pipeline(str(random_model)), **plain(config.method))
-    for option in built.hparams.keys() & config.model.settings[method][config.concept.kind].keys():
-        assert built.hparams[option] == config.model.settings[method][config.concept.kind][option]
-    assert "name" not in built.hparams
+    settings = config.model.settings[method][config.concept.kind]
+    for option in config.method.keys() & settings.keys():
+        assert built.hparams[option] == settings[option]
 
 
 @pytest.mark.parametrize(

@@ -152,18 +152,16 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     seeds = [settings.first_seed + i for i in range(len(probes))]
     pipe = load_pipeline(config.model.pretrained).to(device_of(config.trainer.accelerator))
     sampler = {"steps": settings.sampling_steps, "guidance": config.model.guidance}
-    images = []
-    for label in ("base images", "unlearned images"):
-        cached = label == "base images"
-        images.append(generate(pipe, prompts, seeds, description=label, cached=cached, **sampler))
-        load_unlearned(pipe, run / "unlearned.safetensors")
+    before = generate(pipe, prompts, seeds, description="base images", cached=True, **sampler)
+    load_unlearned(pipe, run / "unlearned.safetensors")
+    after = generate(pipe, prompts, seeds, description="unlearned images", **sampler)
     result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name}
     if judge:
-        result |= summarise(concept, probes, *(judge.judge(i) for i in images))
+        result |= summarise(concept, probes, judge.judge(before), judge.judge(after))
     else:
         result |= {"excluded_prompts": [], "sets": {}}
     (run / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    before_after(probes, images[0], images[1], run / "before_after.png")
+    before_after(probes, before, after, run / "before_after.png")
     report(result, run)
     return result
 

@@ -9,7 +9,12 @@ from unlearn.methods.base import UnlearningModule
 from unlearn.methods.concept_ablation import ConceptAblation
 from unlearn.methods.doco import DoCo
 from unlearn.methods.doco_reference import DoCoReference
+from unlearn.methods.esd import ESD
+from unlearn.methods.forget_me_not import ForgetMeNot
+from unlearn.methods.guidance import SLD, NegativePrompt
 from unlearn.methods.regression import Regression
+from unlearn.methods.salun import SalUn
+from unlearn.methods.spm import SPM
 from unlearn.methods.uce import UCE
 
 METHODS: dict[str, type[UnlearningModule]] = {
@@ -17,7 +22,13 @@ METHODS: dict[str, type[UnlearningModule]] = {
     "doco_reference": DoCoReference,
     "regression": Regression,
     "concept_ablation": ConceptAblation,
+    "esd": ESD,
     "uce": UCE,
+    "spm": SPM,
+    "forget_me_not": ForgetMeNot,
+    "salun": SalUn,
+    "negative_prompt": NegativePrompt,
+    "sld": SLD,
 }
 
 

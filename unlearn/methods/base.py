@@ -26,6 +26,7 @@ class UnlearningModule(L.LightningModule):
     Attributes:
         closed_form: the method solves for its weights in `prepare` and takes no step (steps=0).
         images_of: what the unlearn half's images show, "anchor" or "target".
+        at_inference: what `install` needs to know; empty: the weights alone are the result.
         clip_norm: what the norm of the one loss's gradient is clipped to; None: not clipped.
 
     Args:
@@ -61,6 +62,7 @@ class UnlearningModule(L.LightningModule):
             weight.requires_grad_(True)
             self.register_buffer(f"base_{number}", weight.detach().clone(), persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+        self.at_inference: dict[str, Any] = {}
         self.sums: list[Tensor] = []  # of the gradients of the step's batches so far
 
     def choose_weights(self) -> dict[str, Tensor]:
@@ -87,6 +89,22 @@ class UnlearningModule(L.LightningModule):
     def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
         """Take what the method needs of the concept's text before training; by default nothing."""
 
+    @staticmethod
+    def install(
+        pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
+    ) -> None:
+        """Make a pipeline sample as the method wants, where changed weights alone do not.
+
+        Args:
+            pipe: changes in place.
+            weights: those of the run's file, by their names in the UNet.
+            options: the run's `at_inference`.
+
+        Raises:
+            ValueError: the weights do not fit the pipeline; nothing is changed.
+        """
+        raise NotImplementedError
+
     def loss(self, batch: Batch) -> Tensor:
         """The loss of one batch, see `PairDataset`, a 0-dim tensor."""
         raise NotImplementedError
@@ -95,7 +113,7 @@ class UnlearningModule(L.LightningModule):
         """The gradient of `loss` on one batch; after the step's last batch, the step."""
         step, number = divmod(batch_idx, self.accumulate)
         loss = self.loss(batch)
-        gradient = list(torch.autograd.grad(loss, self.weights))
+        gradient = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
         mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
         metrics = {"unlearn_loss": loss.detach()}
         if mean:

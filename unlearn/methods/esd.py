@@ -1,0 +1,63 @@
+"""ESD, erased stable diffusion (Gandikota et al. 2023, arXiv 2303.07345)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from unlearn.concepts import check
+from unlearn.methods.base import Batch
+from unlearn.methods.negative_guidance import NegativeGuidance
+
+TRAINED = ("x", "u")
+NOT_U = ("attn2", "conv_norm_out", "conv_out", "time_embedding")
+
+
+class ESD(NegativeGuidance):
+    """Training of the UNet's own weights towards negatively guided output.
+
+    Args:
+        unet: the base network.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+        trained: "x", the cross-attentions, or "u", all but the cross-attentions, the time
+            embedding and the output layers.
+        options: lr (Adam), eta, guidance, sampling_steps, accumulate: see `NegativeGuidance`.
+
+    Raises:
+        ValueError: an option has none of its allowed values.
+
+    Source: Gandikota et al. 2023, section 4.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        *,
+        trained: str = "x",
+        **options: Any,
+    ) -> None:
+        check("method.trained", trained, TRAINED)
+        self.trained = trained
+        super().__init__(unet, alphas_cumprod, prediction_type, **options)
+
+    def choose_weights(self) -> dict[str, Tensor]:
+        """ESD-x: everything in the cross-attentions. ESD-u: all but what `NOT_U` names."""
+        return {
+            name: weight
+            for name, weight in self.unet.named_parameters()
+            if ("attn2" in name if self.trained == "x" else not any(n in name for n in NOT_U))
+        }
+
+    def configure_optimizers(self) -> Any:
+        """Adam."""
+        return torch.optim.Adam(self.weights, self.hparams.lr)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See `erase`."""
+        return self.erase(batch)[0]

@@ -1,0 +1,121 @@
+"""Forget-Me-Not (Zhang et al. 2024, arXiv 2303.17591): attention to the concept's tokens falls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import Tensor
+
+from unlearn.concepts import Concept
+from unlearn.diffusion import add_noise
+from unlearn.methods.base import Batch, UnlearningModule
+from unlearn.prompts import training_pairs
+
+
+def token_positions(pipe: StableDiffusionPipeline, words: list[str], prompt: str) -> Tensor:
+    """Where the tokens of one of the words stand in the prompt: flags (T,).
+
+    Raises:
+        ValueError: none of the words is in the prompt.
+    """
+    ids = pipe.tokenizer(prompt).input_ids
+    flags = torch.zeros(pipe.tokenizer.model_max_length, dtype=torch.bool)
+    for word in words:
+        own = pipe.tokenizer(word).input_ids[1:-1]
+        for start in range(len(ids) - len(own) + 1):
+            if ids[start : start + len(own)] == own:
+                flags[start : start + len(own)] = True
+    if not flags.any():
+        raise ValueError(f"the prompt {prompt!r} holds none of {words}")
+    return flags
+
+
+@contextmanager
+def attention_maps(unet: UNet2DConditionModel) -> Iterator[list[Tensor]]:
+    """Inside, a list that gets the probabilities (B * heads, h * w, T) of each cross-attention."""
+    maps: list[Tensor] = []
+    layers = [m for m in unet.modules() if isinstance(m, Attention) and m.is_cross_attention]
+    processors = [layer.processor for layer in layers]
+
+    def record(layer: Any) -> None:
+        plain = layer.get_attention_scores
+
+        def scores(*args: Any, **kwargs: Any) -> Tensor:
+            maps.append(plain(*args, **kwargs))
+            return maps[-1]
+
+        layer.get_attention_scores = scores
+        layer.set_processor(AttnProcessor())  # the one that computes the probabilities
+
+    for layer in layers:
+        record(layer)
+    try:
+        yield maps
+    finally:
+        for layer, processor in zip(layers, processors, strict=True):
+            del layer.get_attention_scores  # the class's own again
+            layer.set_processor(processor)
+
+
+class ForgetMeNot(UnlearningModule):
+    """Minimises what the cross-attentions give to the target's tokens, on the target's images.
+
+    Trains the whole UNet.
+
+    Args:
+        unet: the base network.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+        lr: learning rate (AdamW).
+        weight_decay: of AdamW.
+        accumulate: batches a step.
+
+    Source: Zhang et al. 2024, section 3.2 (attention resteering).
+    """
+
+    images_of = "target"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        *,
+        lr: float = 2e-6,
+        weight_decay: float = 1e-2,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+
+    def choose_weights(self) -> dict[str, Tensor]:
+        """The whole UNet."""
+        return dict(self.unet.named_parameters())
+
+    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+        """Where the target's tokens stand in each prompt."""
+        prompts = [target for _, target in training_pairs(concept)]
+        flags = torch.stack([token_positions(pipe, concept.targets, p) for p in prompts])
+        self.register_buffer("positions", flags, persistent=False)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW."""
+        hp = self.hparams
+        return torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Σ over the cross-attentions of ‖probabilities of the target's tokens‖₂."""
+        parts = (batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states"))
+        latents, noise, timesteps, states = parts
+        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        with attention_maps(self.unet) as maps:
+            self.unet(z_t, timesteps, states)
+        chosen = self.positions[batch["pair"]].to(z_t.dtype)[:, None, None]  # (B, 1, 1, T)
+        size = len(chosen)
+        norms = [(m.unflatten(0, (size, -1)) * chosen).float().norm() for m in maps]
+        return torch.stack(norms).sum()

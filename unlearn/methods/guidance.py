@@ -1,0 +1,150 @@
+"""Methods of sampling alone: a negative prompt, and SLD (Schramowski et al. 2023, 2211.05105)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from unlearn.concepts import Concept
+from unlearn.data import encode_prompts
+from unlearn.methods.base import UnlearningModule
+
+
+class NegativePrompt(UnlearningModule):
+    """The targets are every prompt's negative prompt; no weight changes.
+
+    Args:
+        unet: the base network.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+    """
+
+    closed_form: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+    ) -> None:
+        super().__init__(unet, alphas_cumprod, prediction_type)
+
+    def choose_weights(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+        """The text to turn away from."""
+        self.at_inference = {"text": ", ".join(concept.targets)}
+
+    @staticmethod
+    def install(
+        pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
+    ) -> None:
+        """Prompts without a negative prompt of their own get the targets."""
+        encode, text = pipe.encode_prompt, options["text"]
+
+        def encode_prompt(
+            prompt: Any, device: Any, number: int, guided: bool, negative: Any = None, **kwargs: Any
+        ) -> Any:
+            count = 1 if isinstance(prompt, str) else len(prompt)
+            negative = negative or (text if count == 1 else [text] * count)
+            return encode(prompt, device, number, guided, negative, **kwargs)
+
+        pipe.encode_prompt = encode_prompt
+
+
+class SLD(NegativePrompt):
+    """Safe latent diffusion: guidance away from the targets, where the output goes towards them.
+
+    Args:
+        unet: the base network.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+        scale: s_S of the safety guidance.
+        warm_up_steps: δ, sampling steps without safety guidance.
+        threshold: λ, under which the output counts as going towards the targets.
+        momentum_scale: s_m.
+        momentum_decay: β_m.
+
+    Source: Schramowski et al. 2023, equations 3 to 8; the defaults are its Hyp-Medium.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        *,
+        scale: float = 1000.0,
+        warm_up_steps: int = 10,
+        threshold: float = 0.01,
+        momentum_scale: float = 0.3,
+        momentum_decay: float = 0.4,
+    ) -> None:
+        super().__init__(unet, alphas_cumprod, prediction_type)
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+
+    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+        """The text to turn away from, and how."""
+        super().prepare(pipe, concept)
+        self.at_inference |= dict(self.hparams)
+
+    @staticmethod
+    def install(
+        pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
+    ) -> None:
+        """The UNet's output for a prompt becomes safe before the pipeline guides by it."""
+        SafetyGuidance(pipe, options)
+
+
+class SafetyGuidance:
+    """SLD's state within one sampling: the step and the momentum.
+
+    The pipeline computes u + g (c - u) of the UNet's outputs u and c; with c - γ for c that is
+    SLD's u + g (c - u - γ).
+
+    Args:
+        pipe: its UNet's outputs change, and each of its calls begins a sampling.
+        options: "text", what to turn away from, and those of `SLD`.
+    """
+
+    def __init__(self, pipe: StableDiffusionPipeline, options: dict[str, Any]) -> None:
+        self.options, self.states = options, encode_prompts(pipe, [options["text"]])
+        self.step, self.momentum = 0, torch.zeros(())
+        encode = pipe.encode_prompt
+
+        def encode_prompt(
+            prompt: Any, device: Any, number: int, guided: bool, *args: Any, **kwargs: Any
+        ) -> Any:
+            if not guided:
+                raise ValueError("method.name='sld': needs classifier-free guidance, over 1")
+            self.step, self.momentum = 0, torch.zeros(())
+            return encode(prompt, device, number, guided, *args, **kwargs)
+
+        pipe.encode_prompt = encode_prompt
+        pipe.unet.register_forward_hook(self.guide, with_kwargs=True)
+
+    def guide(self, unet: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """A hook of the UNet, which sees the halves without and with the prompt in one batch."""
+        without, with_text = output[0].chunk(2)
+        inputs = args[0].chunk(2)[1]
+        states = self.states.to(inputs).expand(len(inputs), -1, -1)
+        unsafe = unet.forward(inputs, args[1], encoder_hidden_states=states).sample  # no hook
+        gamma = self.safety(without, with_text, unsafe)
+        return (torch.cat([without, with_text - gamma]), *output[1:])
+
+    def safety(self, without: Tensor, with_text: Tensor, unsafe: Tensor) -> Tensor:
+        """γ of this step, zero in the warm-up; the momentum moves on either way."""
+        o = self.options
+        difference = with_text - unsafe
+        mu = (o["scale"] * difference.abs()).clamp(max=1)
+        mu = torch.where(difference >= o["threshold"], 0, mu)
+        gamma = mu * (unsafe - without) + o["momentum_scale"] * self.momentum.to(mu)
+        decay = o["momentum_decay"]
+        self.momentum = decay * self.momentum.to(mu) + (1 - decay) * gamma
+        self.step += 1
+        return gamma if self.step > o["warm_up_steps"] else torch.zeros_like(gamma)

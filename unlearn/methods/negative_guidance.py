@@ -1,0 +1,114 @@
+"""What ESD and SPM share: the model's own noisy latents, and negatively guided targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from unlearn.concepts import Concept
+from unlearn.data import encode_prompts
+from unlearn.methods.base import Batch, UnlearningModule
+
+
+@torch.no_grad()
+def denoise(
+    network: Callable[[Tensor, Tensor, Tensor], Tensor],
+    scheduler: DDIMScheduler,
+    noise: Tensor,
+    stops: Tensor,
+    states: Tensor,
+    null: Tensor,
+    guidance: float,
+) -> tuple[Tensor, Tensor]:
+    """Latents of each sample after its own number of DDIM steps (B, C, h, w), and timesteps (B,).
+
+    Args:
+        network: maps z_t, t (a scalar) and text states to the model's output.
+        scheduler: DDIM with its timesteps set.
+        noise: where each sample starts (B, C, h, w).
+        stops: steps to take, under the scheduler's number of steps (B,).
+        states: text states (B, T, D).
+        null: of the empty prompt, same shape.
+        guidance: scale of classifier-free guidance.
+    """
+    latents = noise
+    for number in range(int(stops.max())):
+        t = scheduler.timesteps[number].to(noise.device)
+        both = network(torch.cat([latents, latents]), t, torch.cat([null, states]))
+        without, with_text = both.chunk(2)
+        output = without + guidance * (with_text - without)
+        moved = scheduler.step(output, t, latents).prev_sample
+        latents = torch.where((number < stops)[:, None, None, None], moved, latents)
+    return latents, scheduler.timesteps.to(noise.device)[stops]
+
+
+def negative_guidance(null: Tensor, with_text: Tensor, eta: float) -> Tensor:
+    """ε*(∅) - η [ε*(c) - ε*(∅)]: what points away from c, as far as η says.
+
+    Source: ESD (Gandikota et al. 2023, arXiv 2303.07345), equation 7.
+    """
+    return null - eta * (with_text - null)
+
+
+class NegativeGuidance(UnlearningModule):
+    """The target prompt's output is trained towards negatively guided output of the base model.
+
+    The noisy latents are the trained model's own, drawn for the target prompt to a random step.
+    Images play no part.
+
+    Args:
+        unet: the base network.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+        lr: learning rate.
+        eta: η of the negative guidance.
+        guidance: scale of classifier-free guidance that draws the latents.
+        sampling_steps: of DDIM that draw them.
+        accumulate: batches a step.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        *,
+        lr: float = 1e-5,
+        eta: float = 1.0,
+        guidance: float = 3.0,
+        sampling_steps: int = 50,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        if sampling_steps < 1:
+            raise ValueError(f"method.sampling_steps={sampling_steps}: at least 1 is needed")
+
+    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+        """The empty prompt's states, and the sampler of the latents."""
+        self.register_buffer("null_states", encode_prompts(pipe, [""]), persistent=False)
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        self.scheduler.set_timesteps(self.hparams.sampling_steps)
+
+    def erase(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """MSE(ε_θ(z_t, c_t), ε*(∅) - η [ε*(c_t) - ε*(∅)]), z_t and its timesteps."""
+        states = batch["states"][:, 0]
+        null = self.null_states.expand_as(states)
+        # the timestep drawn for the sample, in [0, T), says where its sampling stops
+        count, total = self.hparams.sampling_steps, len(self.alphas_cumprod)
+        stops = count - 1 - batch["timesteps"][:, 0] * count // total
+
+        def network(z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+            return self.unet(z_t, t, text).sample
+
+        start, guidance = batch["noise"][:, 0], self.hparams.guidance
+        z_t, timesteps = denoise(network, self.scheduler, start, stops, states, null, guidance)
+        pair = (torch.cat([z_t, z_t]), torch.cat([timesteps, timesteps]))
+        without, with_text = self.teacher(*pair, torch.cat([null, states])).chunk(2)
+        target = negative_guidance(without, with_text, self.hparams.eta)
+        output = self.unet(z_t, timesteps, states).sample
+        return F.mse_loss(output.float(), target.float()), z_t, timesteps

@@ -1,0 +1,109 @@
+"""SalUn, saliency unlearning (Fan et al. 2024, arXiv 2310.12508)."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from unlearn.diffusion import add_noise, noise_target
+from unlearn.methods.base import Batch, UnlearningModule
+
+
+def salient(gradients: list[Tensor], share: float) -> list[Tensor]:
+    """Masks of the `share` of all entries with the largest absolute gradient.
+
+    Source: Fan et al. 2024, equation 4, with the median (share 0.5) for its threshold γ.
+    """
+    sizes = torch.cat([g.abs().flatten() for g in gradients])
+    threshold = sizes.sort(descending=True).values[round(share * len(sizes)) - 1]
+    return [g.abs() >= threshold for g in gradients]
+
+
+class SalUn(UnlearningModule):
+    """Relabels the target's images with the anchor's prompt, in the salient weights alone.
+
+    Trains the whole UNet where the gradient of the target's images is large.
+
+    Args:
+        unet: the base network.
+        alphas_cumprod: ᾱ of the noise schedule (T,).
+        prediction_type: "epsilon" or "v_prediction".
+        lr: learning rate (Adam).
+        alpha: weight of the loss on what must remain.
+        share: of the weights that train, those with the largest gradient.
+        mask_batches: batches that the gradient of the mask is the mean of.
+        accumulate: batches a step.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Source: Fan et al. 2024, section 4 and equation 8.
+    """
+
+    images_of = "target"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        *,
+        lr: float = 1e-5,
+        alpha: float = 0.1,
+        share: float = 0.5,
+        mask_batches: int = 16,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        if not 0 < share <= 1:
+            raise ValueError(f"method.share={share}: more than 0 and at most 1 is needed")
+        if mask_batches < 1:
+            raise ValueError(f"method.mask_batches={mask_batches}: at least 1 is needed")
+        self.masks: list[Tensor] = []
+
+    def choose_weights(self) -> dict[str, Tensor]:
+        """The whole UNet."""
+        return dict(self.unet.named_parameters())
+
+    def configure_optimizers(self) -> Any:
+        """Adam."""
+        return torch.optim.Adam(self.weights, self.hparams.lr)
+
+    def training_loss(self, batch: Batch, half: int) -> Tensor:
+        """The model's own training loss on one half's images and prompts."""
+        parts = (batch[k][:, half] for k in ("latents", "noise", "timesteps", "states"))
+        latents, noise, timesteps, states = parts
+        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        target = noise_target(latents, noise, timesteps, self.alphas_cumprod, self.prediction_type)
+        return F.mse_loss(self.unet(z_t, timesteps, states).sample.float(), target.float())
+
+    def on_fit_start(self) -> None:
+        """Find the salient weights: the gradient of the training loss on the target's images."""
+        total = [torch.zeros_like(w) for w in self.weights]
+        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        for batch in islice(loader, self.hparams.mask_batches):
+            loss = self.training_loss({k: v.to(self.device) for k, v in batch.items()}, 0)
+            for sum_, g in zip(total, torch.autograd.grad(loss, self.weights), strict=True):
+                sum_ += g
+        self.masks = salient(self.reduce(total), self.hparams.share)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """MSE(ε_θ(x_f, c_t), sg ε_θ(x_f, c_a)) + α L_remain."""
+        parts = (batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states"))
+        latents, noise, timesteps, states = parts
+        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        with torch.no_grad():
+            relabelled = self.unet(z_t, timesteps, batch["teacher_states"]).sample
+        forget = F.mse_loss(self.unet(z_t, timesteps, states).sample.float(), relabelled.float())
+        return forget + self.hparams.alpha * self.training_loss(batch, 1)
+
+    def mean_gradients(self, gradients: list[Tensor], last: bool) -> list[Tensor]:
+        """As every method's, nothing where the mask is off."""
+        mean = super().mean_gradients(gradients, last)
+        return [g * mask for g, mask in zip(mean, self.masks, strict=True)] if mean else []
