@@ -25,7 +25,9 @@ from unlearn.methods.guidance import SLD
 from unlearn.methods.spm import SPM
 
 SCRIPT = Path(sys.executable).parent / "unlearn"
-RESULT = ["before_after.png", "checkpoints", "config.yaml", "metrics.csv", "result.json"]
+RESULT = [
+    "before_after.png", "checkpoints", "config.yaml", "images.csv", "metrics.csv", "result.json"
+]  # fmt: skip
 
 
 def unlearn(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -112,9 +114,11 @@ def test_every_method_goes_the_same_way(smoke: list[str], tmp_path: Path, method
     )
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
-    training = set() if METHODS[method].closed_form else {"checkpoints", "metrics.csv"}
-    written = {"before_after.png", "config.yaml", "result.json", "unlearned.safetensors"}
-    assert {p.name for p in run.iterdir()} == written | training
+    training = {"checkpoints", "metrics.csv"}
+    expected = {*RESULT, "unlearned.safetensors"} - (
+        training if METHODS[method].closed_form else set()
+    )
+    assert {p.name for p in run.iterdir()} == expected
     assert json.loads((run / "result.json").read_text())["method"] == method
     if not METHODS[method].closed_form:
         rows = list(csv.DictReader((run / "metrics.csv").open()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import make_concept
-from unlearn.evaluation.evaluate import summarise, table
+from unlearn.evaluation.evaluate import summarise, table, verdicts, write_images
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.metrics import rate
 from unlearn.prompts import Probe
@@ -49,7 +51,7 @@ def values(row: dict[str, dict[str, dict[str, float]]], metric: str) -> tuple[fl
     return row[metric]["base"]["value"], row[metric]["unlearned"]["value"]
 
 
-def test_summary_of_hand_made_judgements() -> None:
+def test_summary_of_hand_made_judgements(tmp_path: Path) -> None:
     concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
     probes = [
         Probe("seen_target", "a panda", "panda"),
@@ -62,7 +64,8 @@ def test_summary_of_hand_made_judgements() -> None:
     plain = ["noto"] * 6
     base = verdict(["panda", "panda", "bus", "koala", "koala", "pizza"], ["flat"] * 6)
     after = verdict(["bear", "panda", "panda", "koala", "bear", "pizza"], plain, broken=[5])
-    result = summarise(concept, probes, base, after)
+    sides = {"base": verdicts(concept, probes, base), "unlearned": verdicts(concept, probes, after)}
+    result = summarise(probes, sides)
     assert result["excluded_prompts"] == ["weak prompt"]  # the base drew a bus
     sets = result["sets"]
     assert values(sets["seen_target"], "right") == (1, 0.5)
@@ -74,6 +77,14 @@ def test_summary_of_hand_made_judgements() -> None:
     assert values(sets["unrelated"], "right") == (1, 0)  # broken: shows nothing
     assert values(sets["unrelated"], "broken") == (0, 1)
     assert "| seen_target | 2 | 100% → 50% [9%, 91%] |" in table(result)
+    path = tmp_path / "images.csv"
+    write_images(path, probes, list(range(6)), sides, result["excluded_prompts"])
+    rows = list(csv.DictReader(path.open()))
+    assert [row["counts"] for row in rows] == list("110111")
+    assert [row["base_right"] for row in rows] == list("110111")
+    assert [row["unlearned_right"] for row in rows] == list("011100")
+    assert [row["unlearned_broken"] for row in rows] == list("000001")
+    assert rows[3]["prompt"] == "flat style a koala"
 
 
 def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
@@ -84,7 +95,8 @@ def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
     ]
     base = verdict(["panda", "panda"], ["contrast", "noto"])
     after = verdict(["panda", "panda"], ["flat", "contrast"])
-    sets = summarise(concept, probes, base, after)["sets"]
+    sides = {"base": verdicts(concept, probes, base), "unlearned": verdicts(concept, probes, after)}
+    sets = summarise(probes, sides)["sets"]
     assert values(sets["seen_target"], "right") == (1, 0)
     assert values(sets["seen_target"], "anchor") == (1, 1)
     assert values(sets["unrelated"], "retention") == (1, 1)
@@ -95,6 +107,7 @@ def test_each_target_is_held_against_its_own_anchor() -> None:
     probes = [Probe("seen_target", f"a {t}", t) for t in ("beer", "wine")]
     base = verdict(["beer", "wine"], ["flat"] * 2)
     after = verdict(["coffee", "coffee"], ["flat"] * 2)
-    sets = summarise(concept, probes, base, after)["sets"]
+    sides = {"base": verdicts(concept, probes, base), "unlearned": verdicts(concept, probes, after)}
+    sets = summarise(probes, sides)["sets"]
     assert values(sets["seen_target"], "anchor") == (0, 0.5)
     assert values(sets["seen_target"], "right") == (1, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,11 @@ def disobeyed(probes: list[Probe], right: Tensor) -> list[str]:
     return sorted(p for p, h in hits.items() if sum(h) / len(h) < OBEYED)
 
 
-def summarise(
-    concept: Concept, probes: list[Probe], base: Verdict, after: Verdict
-) -> dict[str, Any]:
+Sides = dict[str, dict[str, Tensor]]  # "base" and "unlearned": what `verdicts` gives
+
+
+def summarise(probes: list[Probe], sides: Sides) -> dict[str, Any]:
     """All rates of the four sets, of the base and of the unlearned model."""
-    sides = {"base": verdicts(concept, probes, base), "unlearned": verdicts(concept, probes, after)}
     excluded = disobeyed(probes, sides["base"]["right"])
     counts = torch.tensor([p.prompt not in excluded for p in probes])
     styled = torch.tensor([p.style is not None for p in probes])
@@ -84,6 +85,19 @@ def summarise(
             for metric, among in metrics.items()
         }
     return {"excluded_prompts": excluded, "sets": sets}
+
+
+def write_images(
+    path: Path, probes: list[Probe], seeds: list[int], sides: Sides, excluded: list[str]
+) -> None:
+    """One row an image pair: set, prompt, seed, whether it counts, and both sides' flags."""
+    flags = {f"{side}_{key}": v.int().tolist() for side, f in sides.items() for key, v in f.items()}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["set", "prompt", "seed", "counts", *flags])
+        for probe, seed, *row in zip(probes, seeds, *flags.values(), strict=True):
+            counts = int(probe.prompt not in excluded)
+            writer.writerow([probe.set, probe.prompt, seed, counts, *row])
 
 
 def table(result: dict[str, Any]) -> str:
@@ -112,20 +126,29 @@ def pictured(items: list[Any]) -> list[Any]:
     return items[:: max(1, len(items) // PICTURED)][:PICTURED]
 
 
+TILE, MARGIN, GAP = 128, 150, 12  # pixels of the picture
+
+
+def tile_corner(part: str, side: int, column: int) -> tuple[int, int]:
+    """Where a tile of `before_after` lies: of a set, side (0: base, 1: unlearned) and column."""
+    top = SETS.index(part) * (2 * TILE + GAP) + side * TILE
+    return MARGIN + column * TILE, top
+
+
 def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -> None:
     """A picture: up to eight prompts a set, the base model's row above the unlearned model's."""
-    size, margin = 128, 150
-    picture = Image.new("RGB", (margin + PICTURED * size, len(SETS) * (2 * size + 12)), "white")
+    size = (MARGIN + PICTURED * TILE, len(SETS) * (2 * TILE + GAP))
+    picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    for row, name in enumerate(SETS):
+    for name in SETS:
         chosen = pictured([i for i, p in enumerate(probes) if p.set == name])
         for side, images in enumerate((base, after)):
-            top = row * (2 * size + 12) + side * size
             label = f"{name.replace('_', ' ')}\n{('base', 'unlearned')[side]}"
-            draw.multiline_text((8, top + size // 2 - 16), label, "black", font_size=16)
+            top = tile_corner(name, side, 0)[1]
+            draw.multiline_text((8, top + TILE // 2 - 16), label, "black", font_size=16)
             for column, i in enumerate(chosen):
-                image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((size, size))
-                picture.paste(image, (margin + column * size, top))
+                image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((TILE, TILE))
+                picture.paste(image, tile_corner(name, side, column))
     picture.save(path)
 
 
@@ -137,10 +160,10 @@ def load_judge(config: DictConfig) -> Judge | None:
 
 
 def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
-    """Draw, judge and compare; write `result.json` and `before_after.png`, print the table.
+    """Draw, judge and compare; write what a run directory lists of results, and print the table.
 
-    Where no judge knows what the model draws (`model.vocabulary` is null), only the picture is
-    made, and `sets` in the result is empty.
+    That is `result.json`, `images.csv` and `before_after.png`; where no judge knows what the model
+    draws (`model.vocabulary` is null), the picture and a result without `sets`.
     """
     concept = concept_of(config)
     settings = config.evaluation
@@ -157,7 +180,12 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     after = generate(pipe, prompts, seeds, description="unlearned images", **sampler)
     result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name}
     if judge:
-        result |= summarise(concept, probes, judge.judge(before), judge.judge(after))
+        sides = {
+            side: verdicts(concept, probes, judge.judge(images))
+            for side, images in (("base", before), ("unlearned", after))
+        }
+        result |= summarise(probes, sides)
+        write_images(run / "images.csv", probes, seeds, sides, result["excluded_prompts"])
     else:
         result |= {"excluded_prompts": [], "sets": {}}
     (run / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,118 @@
+"""Run Table 2: every row on every target and seed, then the table.
+
+    python -m experiments.table2.run [--scale emoji|smoke] [--rows doco,uce]
+
+A run's images.csv is kept in results/rows as soon as it ends; what is there is not run again, so a
+killed call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from experiments.table2.table import render
+from unlearn.config import compose
+from unlearn.train import train
+
+HERE = Path(__file__).parent
+SMOKE = (
+    "data.images=8",
+    "data.relearn_images=8",
+    "data.sampling_steps=4",
+    "evaluation.seeds=1",
+    "evaluation.sampling_steps=4",
+)
+SMOKE_STEPS = 6
+
+
+class Job(NamedTuple):
+    """One run of the table."""
+
+    row: str
+    concept: str
+    seed: int
+    overrides: list[str]
+
+    @property
+    def name(self) -> str:
+        """Names the run directory and its kept results."""
+        return f"{self.row}-{self.concept}-{self.seed}"
+
+
+def read_rows(path: Path = HERE / "rows.yaml") -> dict[str, Any]:
+    """The targets and the rows."""
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def jobs_of(plan: dict[str, Any], scale: str, rows: list[str]) -> list[Job]:
+    """The runs in order: seed 0 of every row first, so that an early table has every method."""
+    jobs = []
+    for row in rows:
+        entry = plan["rows"][row]
+        targets = plan["ablation_targets" if entry.get("ablation") else "targets"]
+        seeds = entry["seeds"]
+        if scale == "smoke":
+            targets, seeds = targets[:1], 1
+        jobs += [Job(row, t, s, entry["overrides"]) for t in targets for s in range(seeds)]
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
+    """What `unlearn train` would compose for the run."""
+    overrides = [f"concept={job.concept}", *job.overrides, f"seed={job.seed}"]
+    config = compose([*overrides, *(SMOKE if scale == "smoke" else ())])
+    config.run_dir = str(runs / job.name)
+    if scale == "smoke" and config.steps:
+        config.steps = SMOKE_STEPS
+        if "warm_up" in config.method:
+            config.method.warm_up = 2
+    return config
+
+
+def run_all(scale: str, rows: list[str]) -> Path:
+    """Run what is missing, then write the table; returns the folder of the results."""
+    plan = read_rows()
+    results = HERE / "results" if scale == "emoji" else Path("runs") / f"table2-{scale}" / "results"
+    kept, runs = results / "rows", Path("runs") / f"table2-{scale}"
+    for folder in (kept, results / "pictures"):
+        folder.mkdir(parents=True, exist_ok=True)
+    jobs = jobs_of(plan, scale, rows)
+    missing = [job for job in jobs if not (kept / f"{job.name}.csv").exists()]
+    with tqdm(missing, initial=len(jobs) - len(missing), total=len(jobs), unit="run") as progress:
+        for job in progress:
+            progress.set_description(job.name)
+            run = train(config_of(job, scale, runs))
+            if job.seed == 0 and job.concept in plan["ablation_targets"]:
+                shutil.copyfile(run / "before_after.png", results / "pictures" / f"{job.name}.png")
+            partial = kept / f"{job.name}.partial"
+            shutil.copyfile(run / "images.csv", partial)
+            partial.replace(kept / f"{job.name}.csv")
+            render(results, plan)
+    render(results, plan)
+    return results
+
+
+def main() -> None:
+    """Run, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--scale", choices=("emoji", "smoke"), default="emoji")
+    parser.add_argument("--rows", help="names of rows.yaml, with commas between; default: all")
+    options = parser.parse_args()
+    known = read_rows()["rows"]
+    rows = options.rows.split(",") if options.rows else list(known)
+    if unknown := [row for row in rows if row not in known]:
+        parser.error(f"--rows: {unknown[0]!r} is none of {', '.join(known)}")
+    results = run_all(options.scale, rows)
+    print((results / "table2.md").read_text(encoding="utf-8"))
+    print(results)
+
+
+if __name__ == "__main__":
+    main()
