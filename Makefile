@@ -2,10 +2,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 comma := ,
 
-.PHONY: help install quickstart shown-concepts bench test test-slow lint
+.PHONY: help install quickstart shown-concepts reproduce-table2 bench test test-slow lint
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 install: .venv/installed  ## install into .venv
 
@@ -22,6 +22,11 @@ SHOWN := panda,rabbit,strawberry,rocket,contrast,noto,twemoji,unsafe
 shown-concepts: install  ## the quickstart for every shown concept, and a summary of all of them
 	$(BIN)/unlearn train -m concept=$(SHOWN)
 	$(BIN)/python -m experiments.summary $(foreach c,$(subst $(comma), ,$(SHOWN)),runs/$(c)-doco-0)
+
+SCALE ?= emoji
+
+reproduce-table2: install  ## every method on every target, and the table (SCALE=smoke: once, tiny)
+	$(BIN)/python -m experiments.table2.run --scale $(SCALE)
 
 bench: install  ## time the step against a plain implementation of it
 	$(BIN)/python -m experiments.bench.step

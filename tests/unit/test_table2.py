@@ -1,0 +1,144 @@
+"""Table 2: its plan, its intervals against closed forms, its claims on made-up runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.table2.bootstrap import difference, draws, mean_rates, rate_of
+from experiments.table2.run import config_of, jobs_of, read_rows
+from experiments.table2.table import claims, counted, read_kept, render, samples_of, table
+from unlearn.config import check_config, compose, embedded_concepts
+
+PLAN = read_rows()
+
+
+def one_target(*methods: list[list[int]]) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Samples of one target: each method's hits by seed and prompt, of 1 image a prompt."""
+    hits = np.array(methods)
+    return [[(hits[:, s], np.ones_like(hits[:, s])) for s in range(hits.shape[1])]]
+
+
+def test_every_row_is_a_run_that_is_accepted() -> None:
+    for row in PLAN["rows"]:
+        job = jobs_of(PLAN, "emoji", [row])[0]
+        config = config_of(job, "emoji", Path("runs"))
+        check_config(config)
+        assert config.run_dir == f"runs/{row}-rabbit-0"
+
+
+def test_the_targets_are_held_out() -> None:
+    chosen = {compose([f"concept={c}"]).concept.name for c in embedded_concepts() if "/" in c}
+    assert len(chosen) >= 4
+    assert not chosen & {*PLAN["targets"], *PLAN["ablation_targets"]}
+    assert set(PLAN["ablation_targets"]) <= set(PLAN["targets"])
+
+
+def test_seed_0_of_every_row_comes_first() -> None:
+    jobs = jobs_of(PLAN, "emoji", list(PLAN["rows"]))
+    seeds = [job.seed for job in jobs]
+    assert seeds == sorted(seeds)
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert {job.row for job in jobs if job.seed == 0} == set(PLAN["rows"])
+    assert len(jobs_of(PLAN, "smoke", list(PLAN["rows"]))) == len(PLAN["rows"])
+
+
+def test_rates_are_means_over_targets_of_means_over_seeds() -> None:
+    first, second = one_target([[1, 0], [1, 1]]), one_target([[0, 0, 0, 1]])
+    assert mean_rates(first + second)[0] == pytest.approx((0.75 + 0.25) / 2)
+
+
+def test_the_interval_of_one_seed_is_the_binomial_s() -> None:
+    """With one target and one seed only prompts vary: the normal approximation of a rate."""
+    hits = [1] * 60 + [0] * 140
+    found = rate_of(one_target([hits]))
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 200)
+    assert found.value == 0.3
+    assert found.low == pytest.approx(0.3 - half, abs=0.01)
+    assert found.high == pytest.approx(0.3 + half, abs=0.01)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    alike = rate_of(one_target([[1, 0] * 50] * 4))
+    apart = rate_of(one_target([[1] * 100, [0] * 100, [1] * 100, [0] * 100]))
+    assert apart.value == alike.value == 0.5
+    assert apart.high - apart.low > 3 * (alike.high - alike.low)
+
+
+def test_differences_are_paired() -> None:
+    """Two methods that agree on every prompt but one differ by that one, whatever is drawn."""
+    generator = np.random.default_rng(0)
+    hits = generator.integers(2, size=50).tolist()
+    assert difference(one_target([hits], [hits])) == (0, 0, 0)
+    other = [*hits[:-1], 1 - hits[-1]]
+    found = difference(one_target([hits], [other]))
+    assert abs(found.value) == pytest.approx(1 / 50)
+    assert max(abs(found.low), abs(found.high)) <= 4 / 50
+    assert np.array_equal(draws(one_target([hits]), 5), draws(one_target([hits]), 5))
+
+
+def write_run(folder: Path, name: str, unseen: float, retention: float) -> None:
+    """A run of 40 prompts a set, the first share of which has the flag."""
+    flags = ["base_right", "unlearned_right", "unlearned_anchor", "base_broken", "unlearned_broken"]
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["set", "prompt", "seed", "counts", *flags])
+        for part in ("seen_target", "unseen_target", "related", "unrelated"):
+            share = unseen if part.endswith("target") else retention
+            for i in range(40):
+                right = int(i < share * 40)
+                anchor = int(part.endswith("target") and not right)
+                writer.writerow([part, f"{part} {i}", i, 1, 1, right, anchor, 0, 0])
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """DoCo forgets and keeps; Concept Ablation leaks; without surgery the rest suffers."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "pictures").mkdir()
+    for target in ("rabbit", "contrast"):
+        for seed in (0, 1):
+            for row, values in {
+                "doco": (0.0, 1.0),
+                "concept_ablation": (0.4, 1.0),
+                "unlearn_only": (0.0, 0.5),
+                "weighted_sum": (0.0, 1.0),
+            }.items():
+                write_run(tmp_path / "rows", f"{row}-{target}-{seed}", *values)
+    return tmp_path
+
+
+def test_claims_are_decided_by_their_intervals(results: Path) -> None:
+    lines = claims(read_kept(results / "rows", PLAN), PLAN)
+    assert [line.rsplit(": ", 1)[1] for line in lines] == ["shown.", "shown.", "not shown."]
+    assert "unseen-target rate -40.0 [" in lines[0]
+    assert "retention +50.0 [" in lines[1]
+
+
+def test_the_table_is_made_of_the_kept_rows_alone(results: Path) -> None:
+    render(results, PLAN)
+    text = (results / "table2.md").read_text()
+    assert "| Concept Ablation | 4 | 40.0% [" in text
+    for name in ("table2.csv", "table2.html", "tradeoff.png", "contact.png"):
+        assert (results / name).stat().st_size > 200
+    rows = {row: (runs, e) for row, runs, e in table(read_kept(results / "rows", PLAN))}
+    assert rows["doco"][0] == 4
+    assert rows["concept_ablation"][1]["anchor"].value == pytest.approx(0.6)
+    assert rows["unlearn_only"][1]["retention, related"].value == 0.5
+
+
+def test_what_the_base_model_does_not_obey_is_not_counted() -> None:
+    image = {"set": "unseen_target", "prompt": "a", "counts": "1", "unlearned_right": "1"}
+    images = [image, {**image, "counts": "0"}, {**image, "prompt": "b", "unlearned_right": "0"}]
+    assert counted(images, "unseen target") == ([1, 0], [1, 1])
+
+
+def test_only_targets_and_seeds_of_both_rows_are_compared(results: Path) -> None:
+    (results / "rows" / "doco-rabbit-1.csv").unlink()
+    write_run(results / "rows", "doco-rocket-0", 0.0, 1.0)
+    kept = read_kept(results / "rows", PLAN)
+    pairs = samples_of(kept, ["doco", "concept_ablation"], "unseen target")
+    assert [len(seeds) for seeds in pairs] == [2, 1]  # contrast, rabbit; no rocket
