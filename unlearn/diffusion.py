@@ -100,36 +100,6 @@ def predict_x0(
     return signal * z_t - sigma * model_output
 
 
-def predict_noise(
-    model_output: Tensor,
-    z_t: Tensor,
-    timesteps: Tensor,
-    alphas_cumprod: Tensor,
-    prediction_type: str,
-) -> Tensor:
-    """Returns the predicted noise ε̂, of shape (B, C, h, w).
-
-    It is the output itself for "epsilon" and √ᾱ_t v + √(1-ᾱ_t) z_t for "v_prediction".
-
-    Args:
-        model_output: ε or v as the model predicts it, of shape (B, C, h, w).
-        z_t: The noisy latents, of shape (B, C, h, w).
-        timesteps: One a sample, of shape (B,).
-        alphas_cumprod: ᾱ, of shape (T,).
-        prediction_type: One of ``PREDICTION_TYPES``.
-
-    Raises:
-        ValueError: If ``prediction_type`` is not known.
-
-    Source: Salimans and Ho 2022, appendix D.
-    """
-    _check(prediction_type)
-    if prediction_type == "epsilon":
-        return model_output
-    signal, sigma = _coefficients(timesteps, alphas_cumprod, z_t.ndim)
-    return signal * model_output + sigma * z_t
-
-
 def sample_generator(seed: int, step: int, index: int) -> torch.Generator:
     """Returns the CPU generator of one sample in one step.
 

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unlearn.diffusion import add_noise, predict_noise, predict_x0
+from unlearn.diffusion import add_noise, predict_x0
 from unlearn.discriminator import PatchDiscriminator
-from unlearn.losses import discriminator_loss, domain_correction_loss, gradient_penalty
+from unlearn.losses import discriminator_loss, domain_correction_loss
 from unlearn.methods.base import Batch, Metrics, step_with
 from unlearn.methods.shielded import Shielded
 
@@ -24,16 +24,8 @@ class DoCo(Shielded):
         prediction_type: "epsilon" or "v_prediction".
         discriminator_lr: learning rate of the discriminator (Adam 0.5, 0.999).
         warm_up: first steps, in which the discriminator alone trains.
-        discriminator_input: "x0" (as the paper); "scaled_x0", √ᾱ x̂0, in which the noise that the
-            prediction amplifies at high timesteps (15 times at the last one) stays bounded; or
-            "x0_and_noise", x̂0 at unit scale beside ε̂, which shows what differs at low timesteps,
-            where both x̂0 are nearly the image itself.
-        timestep_weighting: "uniform" (as the paper), or "signal": L_u of a sample counts √ᾱ times.
-            x̂0 turns a change of the output into one 1/√ᾱ times as large, so high timesteps would
-            make up nearly all of the uniform gradient, and low ones would hardly be unlearned.
-        paired: D compares the two outputs of one z_t (a relativistic loss) instead of judging
-            each alone (as the paper): they differ far less than images do among themselves.
-        gradient_penalty: γ of D's penalty on its slopes, on real and on fake; 0 as the paper.
+        discriminator_input: "x0" (as the paper), or "scaled_x0", √ᾱ x̂0, in which the noise that the
+            prediction amplifies at high timesteps (15 times at the last one) stays bounded.
         discriminator_channels: channels of the discriminator's first block.
         options: lr, strength, granularity, surgery, relearn_target, lr_schedule, weight_decay,
             detach_first_token, accumulate: see `Shielded`.
@@ -44,8 +36,7 @@ class DoCo(Shielded):
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
         **Shielded.CHOICES,
-        "discriminator_input": ("x0", "scaled_x0", "x0_and_noise"),
-        "timestep_weighting": ("uniform", "signal"),
+        "discriminator_input": ("x0", "scaled_x0"),
     }
 
     def __init__(
@@ -57,9 +48,6 @@ class DoCo(Shielded):
         discriminator_lr: float = 5e-4,
         warm_up: int = 100,
         discriminator_input: str = "x0",
-        timestep_weighting: str = "uniform",
-        paired: bool = False,
-        gradient_penalty: float = 0.0,
         discriminator_channels: int = 64,
         **options: Any,
     ) -> None:
@@ -67,11 +55,9 @@ class DoCo(Shielded):
         self.discriminator = self.build_discriminator()
 
     def build_discriminator(self) -> PatchDiscriminator:
-        """D, for latents of the UNet's size; twice the channels where it sees the noise too."""
-        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        both = self.hparams.discriminator_input == "x0_and_noise"
-        width = self.hparams.discriminator_channels
-        return PatchDiscriminator(channels * (2 if both else 1), size, width)
+        """D, for latents of the UNet's size."""
+        config, width = self.unet.config, self.hparams.discriminator_channels
+        return PatchDiscriminator(config.in_channels, config.sample_size, width)
 
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values, Adam for the discriminator."""
@@ -87,24 +73,13 @@ class DoCo(Shielded):
     def views(
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the discriminator sees of the two outputs: real and fake.
-
-        x̂0 or √ᾱ x̂0 (B, C, h, w); or (B, 2C, h, w), both x̂0 divided by the standard deviation of
-        the teacher's, so that every timestep has one scale, beside ε̂.
-        """
+        """What the discriminator sees of the two outputs, real and fake, (B, C, h, w) each."""
         schedule = (z_t, timesteps, self.alphas_cumprod, self.prediction_type)
         real, fake = (predict_x0(output, *schedule) for output in (teacher, student))
         if self.hparams.discriminator_input == "x0":
             return real, fake
-        if self.hparams.discriminator_input == "scaled_x0":
-            signal = self.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
-            return signal * real, signal * fake
-        scale = real.flatten(1).std(dim=1)[:, None, None, None]
-        noises = (predict_noise(output, *schedule) for output in (teacher, student))
-        return tuple(  # type: ignore[return-value]
-            torch.cat([x0 / scale, noise], 1)
-            for x0, noise in zip((real, fake), noises, strict=True)
-        )
+        signal = self.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+        return signal * real, signal * fake
 
     def warm_up_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
         """g_D and metrics, with no graph through the UNet and no relearn half."""
@@ -116,46 +91,27 @@ class DoCo(Shielded):
         return self.critic_gradients(*self.views(teacher, student, z_t, timesteps))
 
     def critic_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
-        """g_D of L_D = BCE(D(real), 0) + BCE(D(sg fake), 1), or of its form for pairs; metrics.
-
-        With `gradient_penalty` γ, of L_D + γ (R1 + R2).
-        """
-        penalty, fake = self.hparams.gradient_penalty, fake.detach()
-        for side in (real, fake):
-            side.requires_grad_(bool(penalty))
-        logits_real, logits_fake = self.discriminator(real), self.discriminator(fake)
-        loss = discriminator_loss(logits_real, logits_fake, self.hparams.paired)
+        """g_D of L_D = BCE(D(real), 0) + BCE(D(sg fake), 1), and metrics."""
+        logits_real, logits_fake = self.discriminator(real), self.discriminator(fake.detach())
+        loss = discriminator_loss(logits_real, logits_fake)
         metrics = {
             "discriminator_loss": loss.detach(),
             "discriminator/real_accuracy": (logits_real < 0).float().mean(),
             "discriminator/fake_accuracy": (logits_fake > 0).float().mean(),
             "discriminator/pair_accuracy": (logits_fake > logits_real).float().mean(),
         }
-        if penalty:
-            slopes = gradient_penalty(logits_real, real) + gradient_penalty(logits_fake, fake)
-            metrics["discriminator/gradient_penalty"] = slopes.detach()
-            loss = loss + penalty * slopes
         return list(torch.autograd.grad(loss, list(self.discriminator.parameters()))), metrics
 
     def joint_critic_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
         """g_D in a step that also unlearns: L_u plays no part in it."""
         return self.critic_gradients(real, fake)
 
-    def sample_weights(self, timesteps: Tensor) -> Tensor | None:
-        """What each sample of L_u counts (B,); None: all the same."""
-        if self.hparams.timestep_weighting == "uniform":
-            return None
-        return self.alphas_cumprod[timesteps].sqrt()
-
     def unlearn(
         self, output: Tensor, teacher: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, list[Tensor], Metrics]:
         """L_u = BCE(D(fake), 0), g_D of the same D, and D's metrics."""
         real, fake = self.views(teacher, output, z_t, timesteps)
-        with torch.no_grad():
-            logits_real = self.discriminator(real) if self.hparams.paired else None
-        weights = self.sample_weights(timesteps)
-        loss = domain_correction_loss(self.discriminator(fake), logits_real, weights)
+        loss = domain_correction_loss(self.discriminator(fake))
         return loss, *self.joint_critic_gradients(real, fake)
 
     @property

@@ -40,7 +40,7 @@ class DoCoReference(DoCo):
     """
 
     LACKS = ("granularity", "relearn_target", "lr_schedule", "start", "discriminator_input",
-             "timestep_weighting", "paired", "gradient_penalty", "detach_first_token")  # fmt: skip
+             "detach_first_token")  # fmt: skip
 
     def __init__(self, *args: Any, surgery: str = "gradient", **options: Any) -> None:
         for key in self.LACKS:
