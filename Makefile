@@ -17,7 +17,7 @@ install: .venv/installed  ## install into .venv
 quickstart: install  ## forget the panda on the embedded model, evaluate, draw before and after
 	$(BIN)/unlearn train concept=panda model=emoji
 
-SHOWN := panda,rabbit,strawberry,rocket,contrast,noto,twemoji,unsafe
+SHOWN := panda,rabbit,strawberry,rocket,penguin,contrast,noto,twemoji,emojione,fluent,unsafe
 
 shown-concepts: install  ## the quickstart for every shown concept, and a summary of all of them
 	$(BIN)/unlearn train -m concept=$(SHOWN)
