@@ -25,9 +25,9 @@ HERE = Path(__file__).parent
 SMOKE = (
     "data.images=8",
     "data.relearn_images=8",
-    "data.sampling_steps=4",
+    "data.sampling_steps=2",
     "evaluation.seeds=1",
-    "evaluation.sampling_steps=4",
+    "evaluation.sampling_steps=2",
 )
 SMOKE_STEPS = 6
 
@@ -71,8 +71,8 @@ def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
     config.run_dir = str(runs / job.name)
     if scale == "smoke" and config.steps:
         config.steps = SMOKE_STEPS
-        if "warm_up" in config.method:
-            config.method.warm_up = 2
+        smaller = {"warm_up": 2, "sampling_steps": 2, "mask_batches": 1}
+        config.method.update({k: v for k, v in smaller.items() if k in config.method})
     return config
 
 
