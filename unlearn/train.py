@@ -52,9 +52,8 @@ def train(config: DictConfig) -> Path:
     loggers = build_loggers(config, run)
     try:
         pipe.to(device_of(config.trainer.accelerator))
-        method.prepare(pipe, concept)
-        trainer = build_trainer(config, loggers, build_callbacks(config, pipe, concept, run))
-        if config.steps:
+        module = None
+        if config.steps:  # drawn by the base model: before the method changes it
             data = make_training_data(
                 pipe, concept, seed=config.seed, guidance=config.model.guidance,
                 images_of=method.images_of, **config.data,
@@ -62,6 +61,9 @@ def train(config: DictConfig) -> Path:
             module = PairDataModule(
                 data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
             )
+        method.prepare(pipe, concept)
+        trainer = build_trainer(config, loggers, build_callbacks(config, pipe, concept, run))
+        if module:
             trainer.fit(method, module)
         if not trainer.is_global_zero:
             return run
