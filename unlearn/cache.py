@@ -31,7 +31,9 @@ def fingerprint(pipe: StableDiffusionPipeline) -> str:
         for name, tensor in module.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.device.type}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    facts = [pipe.tokenizer.get_vocab(), dict(pipe.scheduler.config), pipe.tokenizer.padding_side]
+    schedule = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    # without what diffusers notes for itself, some of it in an order that no two processes share
+    facts = [pipe.tokenizer.get_vocab(), schedule, pipe.tokenizer.padding_side]
     facts += [torch.__version__, diffusers.__version__]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -152,11 +152,17 @@ def check_config(config: DictConfig) -> Concept:
     if method.closed_form:
         if run.steps:
             raise ValueError(f"steps={run.steps}: {options.name} takes none, so steps=0")
+    elif run.steps < 1:
+        raise ValueError(f"steps={run.steps}: at least 1 is needed")
     elif run.steps <= (warm_up := getattr(options, "warm_up", 0)):
         raise ValueError(
             f"steps={run.steps}: the first method.warm_up={warm_up} steps train "
             "the discriminator alone; more steps than those are needed"
         )
+    if options.name == "salun" and not data.relearn_images:
+        raise ValueError("data.relearn_images=0: salun needs images of what must remain")
+    if options.name in ("sld", "negative_prompt") and model.guidance <= 1:
+        raise ValueError(f"model.guidance={model.guidance}: {options.name} needs more than 1")
     precision_of(config)
     check_sweep(config)
     typed = {"model": model, "data": data, "evaluation": evaluation, "logger": logger}

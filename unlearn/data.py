@@ -107,7 +107,7 @@ def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
             )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
     """`encoder_hidden_states` (P, T, D) of prompts; refuses those over the token limit.
 
@@ -116,7 +116,7 @@ def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
     """
     check_lengths(pipe.tokenizer, prompts)
     tokens = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt")
-    return pipe.text_encoder(tokens.input_ids.to(pipe.device))[0].clone()
+    return pipe.text_encoder(tokens.input_ids.to(pipe.device))[0]
 
 
 @torch.inference_mode()

@@ -32,6 +32,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 SHOWN = [c for c in COLUMNS if c != "retention"]  # the plot and the claims take both sets together
 MARGIN = 0.02  # a claim's "not worse"
+TARGETS = 6  # that a claim needs
 Kept = dict[str, dict[str, dict[int, list[dict[str, str]]]]]  # row, target, seed: its images
 
 
@@ -55,8 +56,8 @@ def counted(images: list[dict[str, str]], column: str) -> tuple[list[int], list[
             if image["counts"] == "1" and image[among] == "1":
                 cell[0] += int(image[flag])
                 cell[1] += 1
-    hits, counts = zip(*prompts.values(), strict=True)
-    return list(hits), list(counts)
+    cells = [cell for cell in prompts.values() if cell[1]]  # the same prompts for every row
+    return [hits for hits, _ in cells], [count for _, count in cells]
 
 
 def samples_of(kept: Kept, rows: list[str], column: str) -> Samples:
@@ -70,7 +71,7 @@ def samples_of(kept: Kept, rows: list[str], column: str) -> Samples:
         for seed in sorted(seeds):
             pairs = [counted(kept[row][target][seed], column) for row in rows]
             by_seed.append((np.array([h for h, _ in pairs]), np.array([n for _, n in pairs])))
-        if by_seed:
+        if by_seed and by_seed[0][1].size:
             samples.append(by_seed)
     return samples
 
@@ -82,6 +83,13 @@ def table(kept: Kept) -> list[tuple[str, int, dict[str, Estimate]]]:
          {column: rate_of(samples_of(kept, [row], column)) for column in COLUMNS})
         for row, targets in kept.items()
     ]  # fmt: skip
+
+
+def verdict(holds: bool, targets: int) -> str:
+    """In words; a claim needs `TARGETS` targets."""
+    if targets < TARGETS:
+        return f"undecided, {TARGETS} are needed"
+    return "shown" if holds else "not shown"
 
 
 def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
@@ -96,18 +104,18 @@ def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
     for number, other in ((1, "concept_ablation"), (2, "unlearn_only"), (2, "weighted_sum")):
         if "doco" not in kept or other not in kept:
             continue
-        unseen, retention = (
-            difference(samples_of(kept, ["doco", other], column))
-            for column in ("unseen target", "retention")
-        )
+        pairs = [samples_of(kept, ["doco", other], c) for c in ("unseen target", "retention")]
+        if not all(pairs):
+            continue
+        unseen, retention = map(difference, pairs)
         if number == 1:
             holds = unseen.high < 0 and retention.low > -MARGIN
         else:
             holds = retention.low > 0 and unseen.high < MARGIN
         lines.append(
             f"Claim {number} against {plan['rows'][other]['label']}: unseen-target rate "
-            f"{unseen.points}, retention {retention.points} points: "
-            f"{'shown' if holds else 'not shown'}."
+            f"{unseen.points}, retention {retention.points} points, on {len(pairs[0])} targets: "
+            f"{verdict(holds, len(pairs[0]))}."
         )
     return lines
 
@@ -115,7 +123,8 @@ def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
 HEADER = (
     "Our protocol, not the paper's Table 2 (which was not available): methods by the four prompt "
     "sets of the embedded model. Means over targets and training seeds, with 95 % intervals "
-    "bootstrapped over targets, seeds and prompts."
+    "bootstrapped over targets, seeds and prompts. Settings of methods other than DoCo are "
+    "not tuned; rows with fewer runs are ablations on two targets, or have one seed."
 )
 
 

@@ -100,6 +100,23 @@ def test_the_same_seed_gives_the_same_bytes(run: Path, smoke: list[str], tmp_pat
         assert (files[0] == files[1]) == same
 
 
+def test_training_images_are_the_base_model_s_wherever_a_method_starts(
+    smoke: list[str], tmp_path: Path
+) -> None:
+    """Base images are cached by the weights that draw them: a second start draws none anew."""
+    counts = []
+    for start in ("base", "closed_form"):
+        done = unlearn(
+            "train", "concept=panda", *smoke, f"method.start={start}", f"run_dir={start}",
+            cwd=tmp_path, UNLEARN_CACHE=str(tmp_path / "cache"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        counts.append(len(list((tmp_path / "cache").rglob("*.png"))))
+    assert counts[0] == counts[1] > 0
+    weights = [load_file(tmp_path / s / "unlearned.safetensors") for s in ("base", "closed_form")]
+    assert any(not torch.equal(w, weights[1][name]) for name, w in weights[0].items())
+
+
 @pytest.mark.parametrize("method", [m for m in sorted(METHODS) if m != "doco"])
 def test_every_method_goes_the_same_way(smoke: list[str], tmp_path: Path, method: str) -> None:
     config = compose([f"method={method}"])

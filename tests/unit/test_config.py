@@ -60,6 +60,9 @@ def test_every_method_is_built_from_its_config(
     [
         (["method.lr=fast"], r"method\.lr: Value 'fast' of type 'str' could not be converted"),
         (["method=uce", "steps=5"], r"steps=5: uce takes none, so steps=0"),
+        (["method=esd", "steps=0"], r"steps=0: at least 1 is needed"),
+        (["method=salun", "data.relearn_images=0"], r"data\.relearn_images=0: salun needs"),
+        (["method=sld", "model.guidance=1"], r"model\.guidance=1\.0: sld needs more than 1"),
         (["method.accumulate=1.5"], r"method\.accumulate: Value '1.5'"),
         (["+method.momentum=0.9"], r"method\.momentum: Key 'momentum' not in"),
         (["method.name=docco"], r"method\.name='docco' is unknown; .*'doco'"),

@@ -40,6 +40,8 @@ def test_every_prompt_gets_the_negative_prompt(random_model: Path) -> None:
     assert torch.equal(sample(pipe), expected)
     assert not torch.equal(plain, expected)
     assert torch.equal(sample(pipe, negative_prompt=["fox"] * len(PROMPTS)), own)
+    for prompt in ("a fox", ["a fox"]):
+        pipe(prompt, num_inference_steps=1, output_type="latent")
 
 
 def test_sld_follows_its_equations(random_model: Path, tmp_path: Path) -> None:

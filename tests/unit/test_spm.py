@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.conftest import make_concept
@@ -80,8 +81,10 @@ def test_anchors_are_drawn_by_the_sample_s_number_and_kept_when_unlike(random_mo
     first, again, other = (spm.other_states(states, torch.tensor([n])) for n in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    own = states[torch.arange(64) % 3]
-    assert (first - own).std() == pytest.approx(own.std().item(), rel=0.05)
+    own = states[torch.arange(64) % 3].flatten(1)
+    ratios = first.flatten(1).norm(dim=1) / own.norm(dim=1)
+    assert 0.8 <= ratios.min() < 0.9 < 1.1 < ratios.max() <= 1.2
+    assert F.cosine_similarity(first.flatten(1), own).abs().max() < 0.15
 
 
 def test_the_strength_of_a_prompt_is_its_likeness_to_the_target(random_model: Path) -> None:
@@ -105,8 +108,9 @@ def test_installed_membranes_take_each_prompt_s_strength(random_model: Path) -> 
     pipe(prompts, num_inference_steps=1, output_type="latent")
     expected = strengths(pipe, prompts, ["panda"]).repeat(2)  # without and with the prompt
     found = [m for m in pipe.unet.modules() if isinstance(m, Membrane)]
+    pipe("a panda", num_inference_steps=1, num_images_per_prompt=2, output_type="latent")
     assert len(found) == len(weights) // 2
-    assert all(torch.equal(m.strength, expected) for m in found)
+    assert all(torch.equal(m.strength, expected[[0, 0, 2, 2]]) for m in found)
     name = next(iter(weights))
     with pytest.raises(ValueError, match="made for another base model"):
         fresh = load_pipeline(str(random_model))

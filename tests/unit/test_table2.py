@@ -27,6 +27,7 @@ def test_every_row_is_a_run_that_is_accepted() -> None:
         job = jobs_of(PLAN, "emoji", [row])[0]
         config = config_of(job, "emoji", Path("runs"))
         check_config(config)
+        assert config.evaluation == compose([]).evaluation
         assert config.run_dir == f"runs/{row}-rabbit-0"
 
 
@@ -99,7 +100,7 @@ def results(tmp_path: Path) -> Path:
     """DoCo forgets and keeps; Concept Ablation leaks; without surgery the rest suffers."""
     (tmp_path / "rows").mkdir()
     (tmp_path / "pictures").mkdir()
-    for target in ("rabbit", "contrast"):
+    for target in ("rabbit", "twemoji", "rocket", "penguin", "strawberry", "emojione"):
         for seed in (0, 1):
             for row, values in {
                 "doco": (0.0, 1.0),
@@ -116,16 +117,20 @@ def test_claims_are_decided_by_their_intervals(results: Path) -> None:
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["shown.", "shown.", "not shown."]
     assert "unseen-target rate -40.0 [" in lines[0]
     assert "retention +50.0 [" in lines[1]
+    for path in (results / "rows").glob("doco-rabbit-*.csv"):
+        path.unlink()
+    few = claims(read_kept(results / "rows", PLAN), PLAN)
+    assert all("on 5 targets: undecided, 6 are needed." in line for line in few)
 
 
 def test_the_table_is_made_of_the_kept_rows_alone(results: Path) -> None:
     render(results, PLAN)
     text = (results / "table2.md").read_text()
-    assert "| Concept Ablation | 4 | 40.0% [" in text
+    assert "| Concept Ablation | 12 | 40.0% [" in text
     for name in ("table2.csv", "table2.html", "tradeoff.png", "contact.png"):
         assert (results / name).stat().st_size > 200
     rows = {row: (runs, e) for row, runs, e in table(read_kept(results / "rows", PLAN))}
-    assert rows["doco"][0] == 4
+    assert rows["doco"][0] == 12
     assert rows["concept_ablation"][1]["anchor"].value == pytest.approx(0.6)
     assert rows["unlearn_only"][1]["retention, related"].value == 0.5
 
@@ -133,12 +138,13 @@ def test_the_table_is_made_of_the_kept_rows_alone(results: Path) -> None:
 def test_what_the_base_model_does_not_obey_is_not_counted() -> None:
     image = {"set": "unseen_target", "prompt": "a", "counts": "1", "unlearned_right": "1"}
     images = [image, {**image, "counts": "0"}, {**image, "prompt": "b", "unlearned_right": "0"}]
+    images.append({**image, "prompt": "c", "counts": "0"})
     assert counted(images, "unseen target") == ([1, 0], [1, 1])
 
 
 def test_only_targets_and_seeds_of_both_rows_are_compared(results: Path) -> None:
     (results / "rows" / "doco-rabbit-1.csv").unlink()
-    write_run(results / "rows", "doco-rocket-0", 0.0, 1.0)
+    write_run(results / "rows", "doco-castle-0", 0.0, 1.0)
     kept = read_kept(results / "rows", PLAN)
     pairs = samples_of(kept, ["doco", "concept_ablation"], "unseen target")
-    assert [len(seeds) for seeds in pairs] == [2, 1]  # contrast, rabbit; no rocket
+    assert sorted(len(seeds) for seeds in pairs) == [1, 2, 2, 2, 2, 2]  # no castle

@@ -28,7 +28,7 @@ class DoCo(Shielded):
             prediction amplifies at high timesteps (15 times at the last one) stays bounded.
         discriminator_channels: channels of the discriminator's first block.
         options: lr, strength, granularity, surgery, relearn_target, lr_schedule, weight_decay,
-            detach_first_token, accumulate: see `Shielded`.
+            start, detach_first_token, accumulate: see `Shielded`.
 
     Raises:
         ValueError: an option has none of its allowed values.

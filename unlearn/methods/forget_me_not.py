@@ -109,7 +109,7 @@ class ForgetMeNot(UnlearningModule):
         return torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Σ over the cross-attentions of ‖probabilities of the target's tokens‖₂."""
+        """‖probabilities of the target's tokens in all cross-attentions‖₂, the batch's mean."""
         parts = (batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states"))
         latents, noise, timesteps, states = parts
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
@@ -117,5 +117,7 @@ class ForgetMeNot(UnlearningModule):
             self.unet(z_t, timesteps, states)
         chosen = self.positions[batch["pair"]].to(z_t.dtype)[:, None, None]  # (B, 1, 1, T)
         size = len(chosen)
-        norms = [(m.unflatten(0, (size, -1)) * chosen).float().norm() for m in maps]
-        return torch.stack(norms).sum()
+        squares = [
+            (m.unflatten(0, (size, -1)) * chosen).float().square().flatten(1).sum(1) for m in maps
+        ]
+        return torch.stack(squares).sum(0).sqrt().mean()

@@ -50,8 +50,7 @@ class NegativePrompt(UnlearningModule):
         def encode_prompt(
             prompt: Any, device: Any, number: int, guided: bool, negative: Any = None, **kwargs: Any
         ) -> Any:
-            count = 1 if isinstance(prompt, str) else len(prompt)
-            negative = negative or (text if count == 1 else [text] * count)
+            negative = negative or (text if isinstance(prompt, str) else [text] * len(prompt))
             return encode(prompt, device, number, guided, negative, **kwargs)
 
         pipe.encode_prompt = encode_prompt

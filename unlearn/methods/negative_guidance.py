@@ -91,7 +91,7 @@ class NegativeGuidance(UnlearningModule):
     def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
         """The empty prompt's states, and the sampler of the latents."""
         self.register_buffer("null_states", encode_prompts(pipe, [""]), persistent=False)
-        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
         self.scheduler.set_timesteps(self.hparams.sampling_steps)
 
     def erase(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

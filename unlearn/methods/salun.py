@@ -20,7 +20,7 @@ def salient(gradients: list[Tensor], share: float) -> list[Tensor]:
     Source: Fan et al. 2024, equation 4, with the median (share 0.5) for its threshold γ.
     """
     sizes = torch.cat([g.abs().flatten() for g in gradients])
-    threshold = sizes.kthvalue(len(sizes) - round(share * len(sizes)) + 1).values
+    threshold = sizes.kthvalue(len(sizes) - max(1, round(share * len(sizes))) + 1).values
     return [g.abs() >= threshold for g in gradients]
 
 

@@ -153,16 +153,18 @@ class SPM(NegativeGuidance):
         return torch.optim.AdamW(self.weights, self.hparams.lr)
 
     def other_states(self, states: Tensor, numbers: Tensor) -> Tensor:
-        """Text states (anchors, T, D) around the batch's, kept the likelier the less alike.
+        """Text states (anchors, T, D) as large as the batch's, kept the likelier the less alike.
 
-        A sample of the latent anchoring: a state plus Gaussian noise of the states' own spread,
-        accepted with probability 1 - cosine.
+        A sample of the latent anchoring: a Gaussian direction of 0.8 to 1.2 times the target
+        states' norm, accepted with probability 1 - cosine.
         """
         generator = torch.Generator().manual_seed(int(numbers[0]))
         kept: list[Tensor] = []
         while len(kept) < self.hparams.anchors:
             own = states[len(kept) % len(states)].cpu()
-            other = own + own.std() * torch.randn(own.shape, generator=generator)
+            noise = torch.randn(own.shape, generator=generator)
+            size = own.norm() * (0.8 + 0.4 * torch.rand((), generator=generator))
+            other = size * noise / noise.norm()
             cosine = F.cosine_similarity(own.flatten(), other.flatten(), dim=0)
             if torch.rand((), generator=generator) < 1 - cosine:
                 kept.append(other)
@@ -189,15 +191,16 @@ class SPM(NegativeGuidance):
                 layer, _, part = name.rpartition(".")
                 getattr(membranes[layer], part).copy_(weight)
         for membrane in membranes.values():
-            membrane.to(pipe.unet.device).requires_grad_(False)
+            membrane.to(pipe.unet.device, pipe.unet.dtype).requires_grad_(False)
         encode = pipe.encode_prompt
 
-        def encode_prompt(prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        def encode_prompt(
+            prompt: Any, device: Any, number: int, guided: bool, *args: Any, **kwargs: Any
+        ) -> Any:
             prompts = [prompt] if isinstance(prompt, str) else prompt
-            strength = strengths(pipe, prompts, targets)
-            guided = args[2] if len(args) > 2 else kwargs["do_classifier_free_guidance"]
+            strength = strengths(pipe, prompts, targets).repeat_interleave(number)
             for membrane in membranes.values():
                 membrane.strength = strength.repeat(2) if guided else strength
-            return encode(prompt, *args, **kwargs)
+            return encode(prompt, device, number, guided, *args, **kwargs)
 
         pipe.encode_prompt = encode_prompt
