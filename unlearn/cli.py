@@ -35,7 +35,7 @@ Any key of the configuration can be given: steps=500 method.lr=1e-4 data.images=
 """,
     "evaluate": """usage: unlearn evaluate RUN_DIR
 
-Draws the four prompt sets again, and writes result.json and before_after.png.
+Draws the four prompt sets again, and writes result.json, images.csv and before_after.png.
 """,
     "sample": """usage: unlearn sample RUN_DIR "PROMPT" ["PROMPT" ...]
 

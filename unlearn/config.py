@@ -172,7 +172,7 @@ def check_config(config: DictConfig) -> Concept:
     return concept
 
 
-def options_schema(method: type) -> type:
+def options_schema(method: Any) -> type:
     """A dataclass of a method's options: its constructors' keyword arguments that it takes."""
     fields: dict[str, tuple[type, Any]] = {"name": (str, MISSING)}
     for part in reversed(method.__mro__):
@@ -181,7 +181,7 @@ def options_schema(method: type) -> type:
             for name, parameter in inspect.signature(part.__init__).parameters.items():  # type: ignore[misc]
                 if parameter.kind is parameter.KEYWORD_ONLY:
                     fields[name] = hints[name], parameter.default
-    for name in getattr(method, "LACKS", ()):
+    for name in method.LACKS:
         del fields[name]
     return make_dataclass("Options", [(k, *v) for k, v in fields.items()])
 

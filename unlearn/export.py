@@ -72,6 +72,7 @@ def load_unlearned(
     return pipe
 
 
+PARTS = ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png")  # of a run
 CARD = """---
 base_model: {base}
 library_name: diffusers
@@ -118,8 +119,8 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
         out: the folder to make.
 
     Raises:
-        ValueError: `out` exists and is not empty, or the method acts at inference, so that no
-            weights alone are its result.
+        ValueError: `out` exists and is not empty, `run` lacks a file, or the method acts at
+            inference, so that no weights alone are its result.
     """
     from unlearn.backbone import load_pipeline
     from unlearn.config import concept_of
@@ -127,6 +128,11 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: is not empty; name a folder that does not exist yet")
+    for name in PARTS:
+        if not (run / name).exists():
+            raise ValueError(
+                f"{run}: {name} is missing; `unlearn evaluate {run}` writes the results"
+            )
     with safe_open(run / "unlearned.safetensors", framework="pt") as file:
         if "at_inference" in (file.metadata() or {}):
             raise ValueError(
@@ -146,6 +152,6 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
         table=table(result) if result["sets"] else "Not judged.",
     )
     (out / "README.md").write_text(card, encoding="utf-8")
-    for name in ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png"):
+    for name in PARTS:
         shutil.copyfile(run / name, out / name)
     return out

@@ -15,6 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import device_of, load_pipeline
@@ -26,6 +27,8 @@ from unlearn.export import save_unlearned
 from unlearn.methods import build_method
 from unlearn.prompts import all_prompts
 from unlearn.tracking import ProgressPictures, build_loggers, log_result
+
+DDP = {"ddp": "popen", "ddp_spawn": "spawn"}  # strategies, and how each starts its processes
 
 
 def train(config: DictConfig) -> Path:
@@ -106,6 +109,9 @@ def build_trainer(
 ) -> L.Trainer:
     """A trainer of one epoch, which is the whole run."""
     options = {**plain(config.trainer), "precision": precision_of(config)}
+    if options["strategy"] in DDP:  # every rank has the same frozen weights: nothing to broadcast
+        start = DDP[options["strategy"]]
+        options["strategy"] = DDPStrategy(start_method=start, broadcast_buffers=False)
     return L.Trainer(
         **options,
         max_epochs=1,
@@ -122,7 +128,7 @@ class LostRankError(RuntimeError):
 
 
 class Checkpoints(Callback):
-    """Every `every` steps, and at the end, what was trained and both optimizers: `last.ckpt`.
+    """Every `every` steps, and at the end, what was trained and its optimizers: `last.ckpt`.
 
     Written aside and renamed, so that the file is always whole. Where another process of a DDP run
     is gone, says so and where the checkpoint is.

@@ -3,7 +3,7 @@
     python -m experiments.table2.run [--scale emoji|smoke] [--rows doco,uce]
 
 A run's images.csv is kept in results/rows as soon as it ends; what is there is not run again, so a
-killed call goes on where it stopped.
+killed call goes on where it stopped. `python -m experiments.table2.table` shows what is there.
 """
 
 from __future__ import annotations
@@ -94,7 +94,6 @@ def run_all(scale: str, rows: list[str]) -> Path:
             partial = kept / f"{job.name}.partial"
             shutil.copyfile(run / "images.csv", partial)
             partial.replace(kept / f"{job.name}.csv")
-            render(results, plan)
     render(results, plan)
     return results
 

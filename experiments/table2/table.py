@@ -33,6 +33,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
 SHOWN = [c for c in COLUMNS if c != "retention"]  # the plot and the claims take both sets together
 MARGIN = 0.02  # a claim's "not worse"
 TARGETS = 6  # that a claim needs
+Rows = list[tuple[str, int, dict[str, Estimate]]]  # row, its number of runs, its columns
 Kept = dict[str, dict[str, dict[int, list[dict[str, str]]]]]  # row, target, seed: its images
 
 
@@ -76,7 +77,7 @@ def samples_of(kept: Kept, rows: list[str], column: str) -> Samples:
     return samples
 
 
-def table(kept: Kept) -> list[tuple[str, int, dict[str, Estimate]]]:
+def table(kept: Kept) -> Rows:
     """Each row with its number of runs and its columns."""
     return [
         (row, sum(map(len, targets.values())),
@@ -128,16 +129,16 @@ HEADER = (
 )
 
 
-def write_texts(results: Path, plan: dict[str, Any], kept: Kept) -> None:
+def write_texts(results: Path, plan: dict[str, Any], kept: Kept, rows: Rows) -> None:
     """table2.md, table2.csv and table2.html."""
     head = ["method", "runs", *SHOWN]
     cells = [
         [plan["rows"][row]["label"], str(runs), *(str(estimates[c]) for c in SHOWN)]
-        for row, runs, estimates in table(kept)
+        for row, runs, estimates in rows
     ]
     lines = claims(kept, plan)
-    rows = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells)]
-    (results / "table2.md").write_text("\n".join([HEADER, "", *rows, "", *lines, ""]), "utf-8")
+    marked = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells)]
+    (results / "table2.md").write_text("\n".join([HEADER, "", *marked, "", *lines, ""]), "utf-8")
     with (results / "table2.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([head, *cells])
     body = "".join(
@@ -154,13 +155,13 @@ def write_texts(results: Path, plan: dict[str, Any], kept: Kept) -> None:
     )
 
 
-def draw_tradeoff(results: Path, plan: dict[str, Any], kept: Kept) -> None:
+def draw_tradeoff(results: Path, plan: dict[str, Any], rows: Rows) -> None:
     """Unseen-target rate against retention, one colour a method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for number, (row, _, estimates) in enumerate(table(kept)):
+    for number, (row, _, estimates) in enumerate(rows):
         x, y = estimates["unseen target"], estimates["retention"]
         bars = [[[max(0, e.value - e.low)], [max(0, e.high - e.value)]] for e in (x, y)]
         axes.errorbar(
@@ -201,8 +202,10 @@ def draw_contact_sheet(results: Path, plan: dict[str, Any], kept: Kept) -> None:
 def render(results: Path, plan: dict[str, Any]) -> None:
     """Write everything that the kept rows allow."""
     kept = read_kept(results / "rows", plan)
-    for write in (write_texts, draw_tradeoff, draw_contact_sheet):
-        write(results, plan, kept)
+    rows = table(kept)
+    write_texts(results, plan, kept, rows)
+    draw_tradeoff(results, plan, rows)
+    draw_contact_sheet(results, plan, kept)
 
 
 def main() -> None:

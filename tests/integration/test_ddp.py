@@ -93,12 +93,26 @@ train(compose(sys.argv[1:-1]))
 
 
 @pytest.mark.slow
-def test_all_ranks_hold_the_same_weights(smoke: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("doco", ["method.warm_up=2"]),
+        ("esd", ["method.sampling_steps=2"]),
+        ("spm", ["method.sampling_steps=2"]),
+        ("salun", ["method.mask_batches=2"]),
+    ],
+)
+def test_all_ranks_hold_the_same_weights(
+    smoke: list[str], tmp_path: Path, method: str, options: list[str]
+) -> None:
     """Networks and discriminator, byte for byte, after the last step."""
     script = tmp_path / "train_and_hash.py"
     script.write_text(CHECK)
-    command = [sys.executable, str(script), *smoke, *ranks(3), f"run_dir={tmp_path / 'run'}"]
-    subprocess.run([*command, str(tmp_path)], check=True, capture_output=True)
+    shared = [o for o in smoke if o != "method.warm_up=2"]
+    overrides = [*shared, f"method={method}", *options, *ranks(3), f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, str(script), *overrides, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     hashes = {json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(3)}
     assert len(hashes) == 1
 

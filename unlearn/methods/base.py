@@ -21,9 +21,11 @@ Metrics = dict[str, Tensor]
 class UnlearningModule(L.LightningModule):
     """A UNet some of whose weights train, by manual optimization; the base model is its teacher.
 
-    A method with one loss defines `loss` and `configure_optimizers`.
+    A method with one loss defines `loss` and `configure_optimizers`. The keyword arguments of its
+    constructors are its options, and its `hparams`; positional ones are passed on.
 
     Attributes:
+        LACKS: options of its parents that the method does not have.
         closed_form: the method solves for its weights in `prepare` and takes no step (steps=0).
         images_of: what the unlearn half's images show, "anchor" or "target".
         at_inference: what `install` needs to know; empty: the weights alone are the result.
@@ -33,12 +35,13 @@ class UnlearningModule(L.LightningModule):
         unet: the base network; its trained weights change in place.
         alphas_cumprod: ᾱ of the noise schedule (T,).
         prediction_type: "epsilon" or "v_prediction".
-        accumulate: batches a step.
+        accumulate: batches a step; their gradients are averaged before the one collective.
 
     Raises:
         ValueError: `accumulate` is less than 1.
     """
 
+    LACKS: ClassVar[tuple[str, ...]] = ()
     closed_form: ClassVar[bool] = False
     images_of: ClassVar[str] = "anchor"
     clip_norm: ClassVar[float | None] = None
@@ -48,9 +51,11 @@ class UnlearningModule(L.LightningModule):
         unet: UNet2DConditionModel,
         alphas_cumprod: Tensor,
         prediction_type: str = "epsilon",
+        *,
         accumulate: int = 1,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
         if accumulate < 1:
             raise ValueError(f"method.accumulate={accumulate}: at least one batch a step is needed")
         self.automatic_optimization = False

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from unlearn.concepts import check
@@ -22,15 +21,11 @@ class ConceptAblation(UnlearningModule):
     Trains the cross-attention keys and values with AdamW. Nothing protects the rest of the model.
 
     Args:
-        unet: the base network; its cross-attention keys and values are replaced and trained.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         lr: learning rate.
         ablation_target: "anchor" (model-based): what the current model itself outputs for the
             anchor prompt, without gradient; "noise" (noise-based): the training target of the
             anchor image.
         weight_decay: of AdamW.
-        accumulate: batches a step.
 
     Raises:
         ValueError: an option has none of its allowed values.
@@ -42,17 +37,13 @@ class ConceptAblation(UnlearningModule):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
+        *args: Any,
         lr: float = 1.6e-5,
         ablation_target: str = "anchor",
         weight_decay: float = 1e-2,
-        accumulate: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        super().__init__(*args, **options)
         check("method.ablation_target", ablation_target, ABLATION_TARGETS)
 
     def configure_optimizers(self) -> Any:

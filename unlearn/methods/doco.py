@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from unlearn.diffusion import add_noise, predict_x0
@@ -19,9 +18,6 @@ class DoCo(Shielded):
     """Adversarial unlearning whose gradient never works against relearning.
 
     Args:
-        unet: the base network; its cross-attention keys and values are replaced and trained.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         discriminator_lr: learning rate of the discriminator (Adam 0.5, 0.999).
         warm_up: first steps, in which the discriminator alone trains.
         discriminator_input: "x0" (as the paper), or "scaled_x0", √ᾱ x̂0, in which the noise that the
@@ -41,17 +37,14 @@ class DoCo(Shielded):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
+        *args: Any,
         discriminator_lr: float = 5e-4,
         warm_up: int = 100,
         discriminator_input: str = "x0",
         discriminator_channels: int = 64,
         **options: Any,
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type, **options)
+        super().__init__(*args, **options)
         self.discriminator = self.build_discriminator()
 
     def build_discriminator(self) -> PatchDiscriminator:

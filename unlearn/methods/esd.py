@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from unlearn.concepts import check
@@ -20,9 +19,6 @@ class ESD(NegativeGuidance):
     """Training of the UNet's own weights towards negatively guided output.
 
     Args:
-        unet: the base network.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         trained: "x", the cross-attentions, or "u", all but the cross-attentions, the time
             embedding and the output layers.
         options: lr (Adam), eta, guidance, sampling_steps, accumulate: see `NegativeGuidance`.
@@ -33,26 +29,16 @@ class ESD(NegativeGuidance):
     Source: Gandikota et al. 2023, section 4.
     """
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
-        trained: str = "x",
-        **options: Any,
-    ) -> None:
+    def __init__(self, *args: Any, trained: str = "x", **options: Any) -> None:
         check("method.trained", trained, TRAINED)
-        self.trained = trained
-        super().__init__(unet, alphas_cumprod, prediction_type, **options)
+        super().__init__(*args, **options)
 
     def choose_weights(self) -> dict[str, Tensor]:
         """ESD-x: everything in the cross-attentions. ESD-u: all but what `NOT_U` names."""
-        return {
-            name: weight
-            for name, weight in self.unet.named_parameters()
-            if ("attn2" in name if self.trained == "x" else not any(n in name for n in NOT_U))
-        }
+        weights = dict(self.unet.named_parameters())
+        if self.hparams.trained == "x":
+            return {name: weight for name, weight in weights.items() if "attn2" in name}
+        return {n: weight for n, weight in weights.items() if not any(part in n for part in NOT_U)}
 
     def configure_optimizers(self) -> Any:
         """Adam."""

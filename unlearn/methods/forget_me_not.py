@@ -68,12 +68,8 @@ class ForgetMeNot(UnlearningModule):
     Trains the whole UNet.
 
     Args:
-        unet: the base network.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         lr: learning rate (AdamW).
         weight_decay: of AdamW.
-        accumulate: batches a step.
 
     Source: Zhang et al. 2024, section 3.2 (attention resteering).
     """
@@ -81,17 +77,9 @@ class ForgetMeNot(UnlearningModule):
     images_of = "target"
 
     def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
-        lr: float = 2e-6,
-        weight_decay: float = 1e-2,
-        accumulate: int = 1,
+        self, *args: Any, lr: float = 2e-6, weight_decay: float = 1e-2, **options: Any
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        super().__init__(*args, **options)
 
     def choose_weights(self) -> dict[str, Tensor]:
         """The whole UNet."""

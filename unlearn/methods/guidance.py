@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts import Concept
@@ -17,20 +17,10 @@ class NegativePrompt(UnlearningModule):
     """The targets are every prompt's negative prompt; no weight changes.
 
     Args:
-        unet: the base network.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
     """
 
-    closed_form: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-    ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type)
+    LACKS = ("accumulate",)
+    closed_form = True
 
     def choose_weights(self) -> dict[str, Tensor]:
         """None."""
@@ -60,9 +50,6 @@ class SLD(NegativePrompt):
     """Safe latent diffusion: guidance away from the targets, where the output goes towards them.
 
     Args:
-        unet: the base network.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         scale: s_S of the safety guidance.
         warm_up_steps: δ, sampling steps without safety guidance.
         threshold: λ, under which the output counts as going towards the targets.
@@ -74,23 +61,19 @@ class SLD(NegativePrompt):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
+        *args: Any,
         scale: float = 1000.0,
         warm_up_steps: int = 10,
         threshold: float = 0.01,
         momentum_scale: float = 0.3,
         momentum_decay: float = 0.4,
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        super().__init__(*args)
 
     def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
         """The text to turn away from, and how."""
         super().prepare(pipe, concept)
-        self.at_inference |= dict(self.hparams)
+        self.at_inference |= {k: v for k, v in self.hparams.items() if k not in self.LACKS}
 
     @staticmethod
     def install(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts import Concept
@@ -61,30 +62,22 @@ class NegativeGuidance(UnlearningModule):
     Images play no part.
 
     Args:
-        unet: the base network.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         lr: learning rate.
         eta: η of the negative guidance.
         guidance: scale of classifier-free guidance that draws the latents.
         sampling_steps: of DDIM that draw them.
-        accumulate: batches a step.
     """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
+        *args: Any,
         lr: float = 1e-5,
         eta: float = 1.0,
         guidance: float = 3.0,
         sampling_steps: int = 50,
-        accumulate: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        super().__init__(*args, **options)
         if sampling_steps < 1:
             raise ValueError(f"method.sampling_steps={sampling_steps}: at least 1 is needed")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from unlearn.diffusion import add_noise, noise_target
@@ -30,14 +29,10 @@ class SalUn(UnlearningModule):
     Trains the whole UNet where the gradient of the target's images is large.
 
     Args:
-        unet: the base network.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         lr: learning rate (Adam).
         alpha: weight of the loss on what must remain.
         share: of the weights that train, those with the largest gradient.
         mask_batches: batches that the gradient of the mask is the mean of.
-        accumulate: batches a step.
 
     Raises:
         ValueError: an option is out of its range.
@@ -49,18 +44,14 @@ class SalUn(UnlearningModule):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
+        *args: Any,
         lr: float = 1e-5,
         alpha: float = 0.1,
         share: float = 0.5,
         mask_batches: int = 16,
-        accumulate: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        super().__init__(*args, **options)
         if not 0 < share <= 1:
             raise ValueError(f"method.share={share}: more than 0 and at most 1 is needed")
         if mask_batches < 1:

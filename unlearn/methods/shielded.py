@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from unlearn.backbone import applying, split_cross_attention
@@ -28,9 +28,6 @@ class Shielded(UnlearningModule):
     is the same network with the original weights. A subclass says what the unlearn loss is.
 
     Args:
-        unet: the base network; its cross-attention keys and values are replaced and trained.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         lr: learning rate of the keys and values (AdamW).
         strength: λ of the projection.
         granularity: "tensor", "layer" or "network".
@@ -44,11 +41,9 @@ class Shielded(UnlearningModule):
         weight_decay: of AdamW.
         start: "base" (as the paper), or "closed_form": begin from the keys and values for which the
             tokens of every target prompt come nearest to those of its anchor prompt, and those of
-            the relearn prompts stay (`edit_matrix`, λ 0.5). Gradient steps crawl along most of that
-            way: the second moment of text states is ill-conditioned.
+            the relearn prompts stay (`edit_matrix`, λ 0.5).
         detach_first_token: take the first text token's key and value from the weights without
             gradient, as the reference implementation does.
-        accumulate: batches a step; their gradients are averaged before the one collective.
 
     Raises:
         ValueError: an option has none of its allowed values.
@@ -66,10 +61,7 @@ class Shielded(UnlearningModule):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
+        *args: Any,
         lr: float = 1e-4,
         strength: float = 1.0,
         granularity: str = "tensor",
@@ -79,17 +71,15 @@ class Shielded(UnlearningModule):
         weight_decay: float = 1e-2,
         start: str = "base",
         detach_first_token: bool = False,
-        accumulate: int = 1,
+        **options: Any,
     ) -> None:
-        self.detach_first_token = detach_first_token
-        super().__init__(unet, alphas_cumprod, prediction_type, accumulate)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+        super().__init__(*args, **options)
         for key, allowed in self.CHOICES.items():
             check(f"method.{key}", self.hparams[key], allowed)
 
     def choose_weights(self) -> dict[str, Tensor]:
         """Cross-attention keys and values, whose layers take a weight a half of the batch."""
-        layers = split_cross_attention(self.unet, self.detach_first_token)
+        layers = split_cross_attention(self.unet, self.hparams.detach_first_token)
         self.split_layers = list(layers.values())
         return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 

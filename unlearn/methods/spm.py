@@ -108,9 +108,6 @@ class SPM(NegativeGuidance):
     """Rank-1 membranes beside the transformer blocks' layers erase the target, and leave the rest.
 
     Args:
-        unet: the base network; layers of its transformer blocks get membranes.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         anchoring: λ, the weight of the loss that leaves other text states' outputs alone.
         anchors: such states a batch.
         options: lr (AdamW), eta, guidance, sampling_steps, accumulate: see `NegativeGuidance`.
@@ -122,16 +119,9 @@ class SPM(NegativeGuidance):
     """
 
     def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
-        anchoring: float = 1000.0,
-        anchors: int = 4,
-        **options: Any,
+        self, *args: Any, anchoring: float = 1000.0, anchors: int = 4, **options: Any
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type, **options)
+        super().__init__(*args, **options)
         if anchors < 1:
             raise ValueError(f"method.anchors={anchors}: at least 1 is needed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts import Concept, check
@@ -63,9 +63,6 @@ class UCE(UnlearningModule):
     """Keys and values for the target become those for the anchor, by one solve; no training.
 
     Args:
-        unet: the base network; its cross-attention keys and values are replaced.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
         edits: "names" (as the paper): the last token of each target's bare name becomes that of
             its anchor's, and those of the neighbours stay; "prompts": all tokens of the prompts
             that other methods train on, and those of their relearn prompts stay.
@@ -75,19 +72,11 @@ class UCE(UnlearningModule):
         ValueError: an option has none of its allowed values.
     """
 
+    LACKS = ("accumulate",)
     closed_form = True
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        *,
-        edits: str = "names",
-        regularization: float = 0.5,
-    ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction_type)
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
+    def __init__(self, *args: Any, edits: str = "names", regularization: float = 0.5) -> None:
+        super().__init__(*args)
         check("method.edits", edits, list(EDITS))
         if regularization <= 0:
             raise ValueError(f"method.regularization={regularization}: more than 0 is needed")
