@@ -210,6 +210,12 @@ def precision_of(config: DictConfig) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
+def sampler_of(config: DictConfig, steps: int) -> dict[str, Any]:
+    """How a run draws images with so many steps: arguments of `generate`."""
+    guidance = float(config.model.guidance)
+    return {"steps": steps, "guidance": guidance, "precision": precision_of(config)}
+
+
 def check_sweep(config: DictConfig) -> None:
     """Refuse a sweep over jobs that start processes of their own: their ranks would mix up.
 
