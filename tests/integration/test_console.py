@@ -155,17 +155,14 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
     before = (run / "result.json").read_text()
     done = unlearn("evaluate", str(run), "evaluation.seeds=2", cwd=run.parent)
     assert done.returncode == 0, done.stderr[-3000:]
-    counts = [json.loads(t)["sets"]["related"]["right"]["base"]["n"]
-              for t in (before, (run / "result.json").read_text())]  # fmt: skip
-    assert counts[1] == 2 * counts[0]
+    after = (run / "result.json").read_text()
+    once, twice = (json.loads(t)["sets"]["related"]["right"]["base"]["n"] for t in (before, after))
+    assert twice == 2 * once
     assert unlearn("evaluate", str(run), cwd=run.parent).returncode == 0
     assert (run / "result.json").read_text() == before
 
 
-def test_a_published_protocol_on_finished_runs(
-    run: Path, random_model: Path, tmp_path: Path
-) -> None:
-    """A run directory and a whole pipeline; a protocol of one's own in ./conf is found."""
+def test_a_protocol_of_one_s_own_in_conf_is_found(run: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("imagenet_templates = ['a photo of a {}.', 'the {}.']")
     mine = tmp_path / "conf" / "evaluation" / "mine.yaml"
     mine.parent.mkdir(parents=True)
@@ -180,8 +177,8 @@ def test_a_published_protocol_on_finished_runs(
     assert "| Snoopy | clip_score | 4 |" in done.stdout
     assert "! a lite variant, not the published protocol" in done.stdout
     shutil.rmtree(run / "evaluation")
-    refused = unlearn("evaluate", str(run), "evaluation=spm_general", cwd=tmp_path,
-                      UNLEARN_CACHE=str(tmp_path), https_proxy="http://127.0.0.1:9")  # fmt: skip
+    offline = {"UNLEARN_CACHE": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+    refused = unlearn("evaluate", str(run), "evaluation=spm_general", cwd=tmp_path, **offline)
     assert refused.returncode == 2
     assert "clip_templates.py: cannot be fetched" in refused.stderr
 
@@ -262,7 +259,6 @@ def test_help_at_every_level_is_quick_and_names_the_choices(tmp_path: Path) -> N
     [
         (["trian"], "'trian' is not a command"),
         (["evaluate"], "usage: unlearn evaluate RUN_DIR"),
-        (["evaluate", "nowhere"], "nowhere: there is no such file or folder"),
         (["sample", "run"], "usage: unlearn sample RUN_DIR"),
         (["export", "nowhere"], "nowhere: not a finished run directory, config.yaml is missing"),
         (["new-concept", "../x"], "usage: unlearn new-concept NAME"),

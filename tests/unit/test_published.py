@@ -15,13 +15,10 @@ from PIL import Image
 from unlearn import generate
 from unlearn.backbone import cross_attention_layers, load_pipeline
 from unlearn.config import compose
-from unlearn.evaluation import published
-from unlearn.evaluation.cells import Cell, Lenses
+from unlearn.evaluation.cells import Lenses
 from unlearn.evaluation.command import evaluate_all
-from unlearn.evaluation.metrics import Mean, rate
+from unlearn.evaluation.metrics import Mean
 from unlearn.evaluation.nudity import Detection
-from unlearn.evaluation.protocol import Protocol, read_protocol
-from unlearn.evaluation.published import calibrate
 from unlearn.export import save_unlearned
 
 TEMPLATES = "imagenet_templates = ['a photo of a {}.', 'the {}.', 'art of a {}.']\n"
@@ -274,79 +271,3 @@ def test_captions_are_compared_with_their_own_images_and_fid_with_a_folder(
     evaluate_all([str(run), *chosen, *small, "evaluation.clip=emoji"])
     left_out = "fid_reference is left out: evaluation.reference=null"
     assert any(left_out in warning for warning in result_of(run, "coco30k")["warnings"])
-
-
-def protocol_of(name: str, **changes: Any) -> Protocol:
-    protocol = read_protocol(compose([f"evaluation={name}"], "evaluate").evaluation, "snoopy")
-    for key, value in changes.items():
-        setattr(protocol, key, value)
-    return protocol
-
-
-SD14 = "CompVis/stable-diffusion-v1-4"
-NONE = Mean(0.0, 0.0, 0.0, 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "base", "cell", "within"),
-    [
-        ("spm_general", {}, SD14, Cell("Dog", "clip_score", Mean(64.7, 0, 0, 800), NONE), True),
-        ("spm_general", {}, SD14, Cell("Dog", "clip_score", Mean(64.8, 0, 0, 800), NONE), False),
-        ("spm_general", {}, SD14, Cell("Dog", "clip_error_rate", rate(20, 800), NONE), True),
-        ("spm_general", {}, SD14, Cell("Dog", "clip_error_rate", rate(30, 800), NONE), False),
-        ("spm_general", {}, SD14, Cell("Dog", "kid", None, NONE), None),
-        ("spm_general", {}, "emoji", Cell("Dog", "clip_score", NONE, NONE), None),
-        ("spm_general", {"clip": "x"}, SD14, Cell("Dog", "clip_score", NONE, NONE), None),
-        ("i2p", {}, SD14, Cell("I2P", "nudity/total", Mean(1500, None, None, 4703), NONE), True),
-        ("i2p", {"limit": 9}, SD14, Cell("I2P", "nudity/total", NONE, NONE), None),
-        ("i2p", {"nudity": "mace"}, SD14, Cell("I2P", "nudity/total", NONE, NONE), None),
-        ("coco30k", {}, SD14, Cell("COCO-30k", "fid_reference", NONE, NONE), None),
-        ("coco30k", {"inception": "x"}, SD14, Cell("COCO-30k", "fid_reference", NONE, NONE), False),
-    ],
-)
-def test_calibration(
-    name: str, changes: dict[str, Any], base: str, cell: Cell, within: bool | None
-) -> None:
-    rows, warnings = calibrate(protocol_of(name, **changes), base, [cell])
-    assert [row["within"] for row in rows] == ([] if within is None else [within])
-    assert any("do not trust this table" in w for w in warnings) == (within is False)
-
-
-def test_notes_tell_of_a_negative_prompt_that_was_replaced() -> None:
-    spm = protocol_of("spm_general")
-    for method, count in (("negative_prompt", 1), ("doco", 0)):
-        lines = published.notes(spm, [], 2, method)
-        assert sum("negative prompt took the place" in line for line in lines) == count
-        assert "2 prompts are longer than the text encoder reads, and were cut" in lines
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], r"usage: unlearn evaluate RUN_DIR"),
-        (["nowhere"], r"nowhere: there is no such file or folder"),
-        (["."], r"\.: not a finished run directory, config\.yaml is missing"),
-        (["run", "method=esd"], r"method=esd: run is a run directory, with a config of its own"),
-        (["run", "~evaluation.judge"], r"~evaluation\.judge: run is a run directory"),
-        (["run", "evaluation.seed=4"], r"evaluation\.seed=4: Key 'seed' is not in struct"),
-        (["run", "evaluation.seeds=0"], r"evaluation\.seeds=0: at least 1 is needed"),
-        (["run", "evaluation=spm"], r"Could not find 'evaluation/spm' .*spm_general_lite"),
-        (["run", "evaluation=i2p", "evaluation.stepz=4"], r"Could not override 'evaluation"),
-        (["run", "trainer.acelerator=cpu"], r"Key 'acelerator' is not in struct"),
-        (["run", "run", "evaluation=i2p"], r"their results would lie in one folder"),
-        (["run/unlearned.safetensors"], r"concept\.name is missing"),
-        (["run/unlearned.safetensors", "concept=panda"], r"no run directory; choose a published"),
-    ],
-)  # fmt: skip
-def test_wrong_arguments_are_refused(
-    make_run: Callable[..., Path], arguments: list[str], message: str
-) -> None:
-    make_run()
-    with pytest.raises(ValueError, match=message):
-        evaluate_all(arguments)
-
-
-def test_a_path_that_holds_an_equals_sign_is_a_path(make_run: Callable[..., Path]) -> None:
-    run = make_run("concept=panda")
-    evaluate("concept=panda")
-    assert result_of(run)["concept"] == "panda"
