@@ -61,7 +61,7 @@ def evaluate_published(
     cells, left_out = cells_of(protocol, rows, before, after, lenses.clip, reference)
     calibration, off = calibrate(protocol, config.model.pretrained, cells)
     method = config.get("method", {}).get("name")
-    warnings = [*notes(protocol, changed, cut, method), *left_out, *off]
+    warnings = [*notes(protocol, changed, cut), *left_out, *off]
     result = {
         "protocol": protocol.name,
         "lite": protocol.lite,
@@ -121,7 +121,7 @@ def cut_prompts(pipe: StableDiffusionPipeline, rows: dict[str, list[Shot]]) -> i
     return sum(len(ids) > limit for ids in pipe.tokenizer(prompts).input_ids)
 
 
-def notes(protocol: Protocol, changed: Sequence[str], cut: int, method: str | None) -> list[str]:
+def notes(protocol: Protocol, changed: Sequence[str], cut: int) -> list[str]:
     """What a reader of the result must know of how it came about."""
     lines = [f"differs from the publication: {text}" for text in protocol.differences]
     if protocol.lite:
@@ -136,8 +136,6 @@ def notes(protocol: Protocol, changed: Sequence[str], cut: int, method: str | No
         lines.append(
             f"nudity counts as in {protocol.nudity}, which ran {PRESETS[protocol.nudity].detector}"
         )
-    if method == "negative_prompt" and protocol.negative_prompt:
-        lines.append("the protocol's negative prompt took the place of the method's")
     return lines
 
 

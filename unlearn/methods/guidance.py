@@ -34,14 +34,16 @@ class NegativePrompt(UnlearningModule):
     def install(
         pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> None:
-        """Prompts without a negative prompt of their own get the targets."""
+        """The targets come before a prompt's own negative prompt."""
         encode, text = pipe.encode_prompt, options["text"]
 
         def encode_prompt(
             prompt: Any, device: Any, number: int, guided: bool, negative: Any = None, **kwargs: Any
         ) -> Any:
-            negative = negative or (text if isinstance(prompt, str) else [text] * len(prompt))
-            return encode(prompt, device, number, guided, negative, **kwargs)
+            count = 1 if isinstance(prompt, str) else len(prompt)
+            own = negative if isinstance(negative, list) else [negative or ""] * count
+            joined = [f"{text}, {n}" if n else text for n in own]
+            return encode(prompt, device, number, guided, joined, **kwargs)
 
         pipe.encode_prompt = encode_prompt
 
