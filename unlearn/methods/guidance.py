@@ -40,9 +40,11 @@ class NegativePrompt(UnlearningModule):
         def encode_prompt(
             prompt: Any, device: Any, number: int, guided: bool, negative: Any = None, **kwargs: Any
         ) -> Any:
-            count = 1 if isinstance(prompt, str) else len(prompt)
-            own = negative if isinstance(negative, list) else [negative or ""] * count
-            joined = [f"{text}, {n}" if n else text for n in own]
+            if isinstance(prompt, str):
+                joined: Any = ", ".join(filter(None, (text, negative)))
+            else:
+                own = negative if isinstance(negative, list) else [negative] * len(prompt)
+                joined = [", ".join(filter(None, (text, n))) for n in own]
             return encode(prompt, device, number, guided, joined, **kwargs)
 
         pipe.encode_prompt = encode_prompt
