@@ -21,24 +21,26 @@ BARS = (
 )
 
 
-def measures(result: dict[str, Any]) -> list[float]:
-    """The columns of `BARS`, from a run's `result.json`.
+def measures(result: dict[str, Any]) -> list[float | None]:
+    """The columns of `BARS`, from a run's `result.json`; None where nothing was measured.
 
     The anchor rate is over both target sets; "broken above base" is the worst of the four sets.
     """
     sets = result["sets"]
 
-    def share(name: str, metric: str, side: str = "unlearned") -> float:
-        return float(sets[name][metric][side]["value"])
+    def share(name: str, metric: str) -> float | None:
+        value: float | None = sets[name][metric]["unlearned"]["value"]
+        return value
 
-    weights = [sets[n]["anchor"]["unlearned"]["n"] for n in ("seen_target", "unseen_target")]
-    anchors = [share(n, "anchor") for n in ("seen_target", "unseen_target")]
-    anchor = sum(w * a for w, a in zip(weights, anchors, strict=True)) / sum(weights)
+    anchors = [sets[name]["anchor"]["unlearned"] for name in ("seen_target", "unseen_target")]
+    hits = sum(anchor["n"] * anchor["value"] for anchor in anchors if anchor["n"])
+    broken = [row["broken"] for row in sets.values()]
+    rises = [b["unlearned"]["value"] - b["base"]["value"] for b in broken if b["base"]["n"]]
     return [
         share("seen_target", "right"),
         share("unseen_target", "right"),
-        anchor,
-        max(share(n, "broken") - share(n, "broken", "base") for n in sets),
+        hits / n if (n := sum(anchor["n"] for anchor in anchors)) else None,
+        max(rises, default=None),
         share("unrelated", "retention"),
         share("related", "retention"),
     ]
@@ -48,15 +50,17 @@ def summarise(results: list[dict[str, Any]]) -> str:
     """A Markdown table; a share that misses its bar is marked with an exclamation mark."""
     header = [f"{name} ({'≥' if more else '≤'} {bar:.0%})" for name, bar, more in BARS]
     lines = ["| concept | kind | " + " | ".join(header) + " |", "|---" * (len(BARS) + 2) + "|"]
-    missed = 0
+    missed = total = 0
     for result in results:
         cells = []
         for value, (_, bar, more) in zip(measures(result), BARS, strict=True):
+            if value is None:
+                cells.append("n/a")
+                continue
             met = value >= bar if more else value <= bar
-            missed += not met
+            missed, total = missed + (not met), total + 1
             cells.append(f"{value:.0%}{'' if met else ' !'}")
         lines.append(f"| {result['concept']} | {result['kind']} | " + " | ".join(cells) + " |")
-    total = len(results) * len(BARS)
     return "\n".join([*lines, "", f"{total - missed} of {total} bars met."])
 
 

@@ -40,6 +40,14 @@ def fingerprint(pipe: StableDiffusionPipeline) -> str:
     return digest.hexdigest()
 
 
+def digest(weights: Path) -> str:
+    """The hash of a weights file, with all that it installs; "" for a whole pipeline's folder."""
+    if weights.is_dir():
+        return ""
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class ImageCache:
     """One lossless PNG an image, shared by all runs and processes.
 

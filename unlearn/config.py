@@ -52,6 +52,7 @@ class EvaluationConfig:
     first_seed: int = MISSING
     sampling_steps: int = MISSING
     judge: Optional[str] = None  # noqa: UP045
+    clip: str = "openai/clip-vit-base-patch32"
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -35,6 +35,64 @@ def save_unlearned(weights: Mapping[str, Tensor], path: Path, metadata: dict[str
     os.replace(partial, path)
 
 
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        ValueError: it is none, or its header does not fit its bytes.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def named_weights(pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
+    """The weights of the UNet and the text encoder: "unet.NAME", "text_encoder.NAME".
+
+    Without the "text_model." that the text encoder's names have in some versions of transformers.
+    """
+    weights = {f"unet.{name}": weight for name, weight in pipe.unet.named_parameters()}
+    for name, weight in pipe.text_encoder.named_parameters():
+        weights[f"text_encoder.{name.removeprefix('text_model.')}"] = weight
+    return weights
+
+
+def patch(
+    pipe: StableDiffusionPipeline, weights: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Copy weights into the pipeline, under the names of `named_weights`.
+
+    Raises:
+        ValueError: they do not fit the pipeline, or are not finite; nothing is changed. Begins
+            with `path`.
+    """
+    own = named_weights(pipe)
+    for name, tensor in weights.items():
+        if name not in own:
+            raise ValueError(f"{path}: {name} is not a weight of this pipeline")
+        if own[name].shape != tensor.shape:
+            shapes = f"{tuple(tensor.shape)}, the pipeline's is {tuple(own[name].shape)}"
+            raise ValueError(f"{path}: {name} has shape {shapes}; made for another base model")
+    check_finite(weights, path)
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
+
+
+def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Refuse values that are not finite.
+
+    Raises:
+        ValueError: names the first weight that holds one. Begins with `path`.
+    """
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+
+
 def load_unlearned(
     pipe: StableDiffusionPipeline, path: str | os.PathLike[str]
 ) -> StableDiffusionPipeline:
@@ -45,30 +103,18 @@ def load_unlearned(
     Raises:
         ValueError: the weights do not fit the pipeline, or are not finite; nothing is changed.
     """
-    with safe_open(path, framework="pt") as file:
-        weights = {n.removeprefix("unet."): file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-        metadata = file.metadata() or {}
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} holds values that are not finite")
-    if options := metadata.get("at_inference"):
-        from unlearn.concepts import check
-        from unlearn.methods import METHODS
-
-        check(f"{path}: method", metadata["method"], list(METHODS))
-        METHODS[metadata["method"]].install(pipe, weights, json.loads(options))
+    weights, metadata = read_safetensors(path)
+    options = metadata.get("at_inference")
+    if not options:
+        patch(pipe, weights, path)
         return pipe
-    unet = dict(pipe.unet.named_parameters())
-    for name, tensor in weights.items():
-        own = unet.get(name)
-        if own is None:
-            raise ValueError(f"{path}: {name} is not a weight of this pipeline's UNet")
-        if own.shape != tensor.shape:
-            shapes = f"{tuple(tensor.shape)}, the pipeline's is {tuple(own.shape)}"
-            raise ValueError(f"{path}: {name} has shape {shapes}; made for another base model")
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            unet[name].copy_(tensor)
+    from unlearn.concepts import check
+    from unlearn.methods import METHODS
+
+    check_finite(weights, path)
+    check(f"{path}: method", metadata["method"], list(METHODS))
+    own = {name.removeprefix("unet."): tensor for name, tensor in weights.items()}
+    METHODS[metadata["method"]].install(pipe, own, json.loads(options))
     return pipe
 
 

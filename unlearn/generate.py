@@ -49,6 +49,7 @@ def generate(
     batch_size: int = 32,
     description: str = "generating",
     cached: bool = False,
+    installed: str = "",
 ) -> Tensor:
     """Images of the prompts, uint8 (N, 3, H, W), each of one generator; sampler: DPM-Solver++.
 
@@ -62,11 +63,12 @@ def generate(
         batch_size: images a call.
         description: of the progress bar.
         cached: keep the images in the cache, and draw only those that it lacks.
+        installed: what changed the pipeline, see `ImageCache`.
     """
     shots = [Shot(p, s, guidance) for p, s in zip(prompts, seeds, strict=True)]
-    options: dict[str, Any] = {"batch_size": batch_size, "description": description}
-    drawn = draw(pipe, shots, steps=steps, precision=precision, cached=cached, **options)
-    images = dict(drawn)
+    how: dict[str, Any] = {"steps": steps, "precision": precision, "batch_size": batch_size}
+    how |= {"description": description, "cached": cached, "installed": installed}
+    images = dict(draw(pipe, shots, **how))
     return torch.cat([images[number] for number in range(len(shots))])
 
 

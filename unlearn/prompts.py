@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from unlearn.concepts import Concept, mentions
 from unlearn.vocabulary import fill, vocabulary
 
+SETS = ("seen_target", "unseen_target", "related", "unrelated")  # of the evaluation
 SEEN_PROBES = 24  # seen prompts that are evaluated, evenly spaced, where a pack holds more
 
 

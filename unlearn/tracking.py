@@ -14,9 +14,8 @@ from PIL import Image
 
 from unlearn.concepts import Concept
 from unlearn.config import plain
-from unlearn.evaluation.evaluate import SETS
 from unlearn.generate import generate
-from unlearn.prompts import evaluation_probes
+from unlearn.prompts import SETS, evaluation_probes
 
 COLUMNS = 4  # prompts of each set in a picture
 

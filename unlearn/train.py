@@ -44,7 +44,7 @@ def train(config: DictConfig) -> Path:
     prompts = sorted(all_prompts(concept))
     for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
         check_lengths(pipe.tokenizer, texts)
-    load_judge(config)  # refused now if it is missing, not after training
+    load_judge(config, concept)  # refused now if it is missing, not after training
     num_timesteps = pipe.scheduler.config.num_train_timesteps
     method = build_method(pipe, **plain(config.method))
 

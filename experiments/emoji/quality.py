@@ -9,6 +9,7 @@ a table and writes `quality.json` beside the weights.
 from __future__ import annotations
 
 import json
+import operator
 import random
 
 import torch
@@ -68,10 +69,7 @@ def concept_prompts(name: str) -> list[Prompt]:
 
 def shares(prompts: list[Prompt], verdict: Verdict) -> tuple[Rate, Rate]:
     """How many images show the named object, and how many the named style."""
-    words = vocabulary()
-    objects = [words.names[i] for i in verdict.objects.tolist()]
-    styles = [words.styles[i] for i in verdict.styles.tolist()]
-    rows = list(zip(prompts, objects, styles, strict=True))
+    rows = list(zip(prompts, verdict.objects, verdict.styles, strict=True))
     by_object = [o == name for (_, name, _), o, _ in rows if name is not None]
     by_style = [s == style for (_, _, style), _, s in rows if style is not None]
     return rate(sum(by_object), len(by_object)), rate(sum(by_style), len(by_style))
@@ -97,9 +95,9 @@ def main() -> None:
         part = Verdict(*(field[chosen] for field in verdict))
         rows.append((f"style {style}", shares(grid[chosen], part)[1], "90% if it ships"))
     other = second.judge(images)
-    agreeing = int((verdict.objects == other.objects).sum())
+    agreeing = sum(map(operator.eq, verdict.objects, other.objects))
     rows.append(("judges agree on the object", rate(agreeing, len(grid)), "95%"))
-    agreeing = int((verdict.styles == other.styles).sum())
+    agreeing = sum(map(operator.eq, verdict.styles, other.styles))
     rows.append(("judges agree on the style", rate(agreeing, len(grid)), ""))
     rows.append(("broken", rate(int(verdict.broken.sum()), len(grid)), ""))
     synonyms = synonym_prompts()

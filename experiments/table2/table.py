@@ -175,7 +175,8 @@ def draw_tradeoff(results: Path, plan: dict[str, Any], rows: Rows) -> None:
 
 def draw_contact_sheet(results: Path, plan: dict[str, Any], kept: Kept) -> None:
     """Methods by prompts, cut from the runs' own pictures: two prompts of each set a target."""
-    from unlearn.evaluation.evaluate import SETS, TILE, tile_corner
+    from unlearn.evaluation.pictures import TILE, tile_corner
+    from unlearn.prompts import SETS
 
     size, margin = TILE // 2, 190
     tiles = [(t, s, column) for t in plan["ablation_targets"] for s in SETS for column in (0, 4)]

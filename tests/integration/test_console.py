@@ -209,25 +209,54 @@ def test_bad_input_is_refused_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_a_judge_is_pictured_and_not_judged(
+def test_without_a_judge_a_model_is_pictured_and_not_judged(
     random_model: Path, tmp_path: Path
 ) -> None:
     overrides = [
         "concept=snoopy", "model=sd14", f"model.pretrained={random_model}", "steps=3",
         "method.warm_up=2", "batch_size=2", "data.images=4", "data.relearn_images=0",
         "data.sampling_steps=2", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
-        "run_dir=run",
+        "evaluation.judge=none", "run_dir=run",
     ]  # fmt: skip
     done = unlearn("train", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     too_long = unlearn("train", *overrides, "data.rescale=true", "run_dir=other", cwd=tmp_path)
     assert "the limit is 32" in too_long.stderr
     assert not (tmp_path / "other").exists()
-    assert "not judged: no judge knows what this model draws" in done.stdout
+    assert "not judged, by evaluation.judge=none" in done.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["sets"] == {}
     assert Image.open(tmp_path / "run" / "before_after.png").size == (1174, 1072)
     assert unlearn("export", "run", cwd=tmp_path).returncode == 0
     assert "Not judged" in (tmp_path / "run" / "export" / "README.md").read_text()
+
+
+def test_a_model_of_unknown_vocabulary_is_judged_by_clip(
+    random_model: Path, tmp_path: Path
+) -> None:
+    overrides = [
+        "concept=snoopy", "model=sd14", f"model.pretrained={random_model}", "method=uce",
+        "evaluation.seeds=1", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
+        "run_dir=run",
+    ]  # fmt: skip
+    missing = unlearn("train", *overrides, "evaluation.clip=nowhere/at/all", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "evaluation.clip='nowhere/at/all'" in missing.stderr
+    assert "evaluation.judge=none draws pictures alone" in missing.stderr
+    assert not list(tmp_path.iterdir())
+    done = unlearn("train", *overrides, "evaluation.clip=emoji", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    for row in result["sets"].values():
+        nothing = {"value": None, "low": None, "high": None, "n": 0}
+        assert row["broken"] == {"base": nothing, "unlearned": nothing}
+    assert result["sets"]["unrelated"]["right"]["base"]["n"] == 24  # 8 objects, 3 prompts each
+    assert result["judge"].startswith("Judged by CLIP (emoji), zero-shot among")
+    assert result["judge"] in done.stdout
+    rows = list(csv.DictReader((tmp_path / "run" / "images.csv").open()))
+    assert {row["unlearned_broken"] for row in rows} == {""}
+    assert {row["unlearned_right"] for row in rows} <= {"0", "1"}
+    assert unlearn("export", "run", cwd=tmp_path).returncode == 0
+    assert result["judge"] in (tmp_path / "run" / "export" / "README.md").read_text()
 
 
 def test_a_sweep_over_ddp_is_refused(smoke: list[str], tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def test_the_base_draws_every_target() -> None:
     prompts = [p.prompt for _, _, probes in jobs for p in probes]
     sampler = sampler_of(config, config.evaluation.sampling_steps)
     seeds = range(4_000_000, 4_000_000 + len(prompts))
-    verdict = load_judge(config).judge(generate(load_pipeline("emoji"), prompts, seeds, **sampler))
+    judge = load_judge(config, jobs[0][0])
+    verdict = judge.judge(generate(load_pipeline("emoji"), prompts, seeds, **sampler))
     start, disobeyed = 0, []
     for concept, target, probes in jobs:
         part = type(verdict)(*(field[start : start + len(probes)] for field in verdict))

@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.summary import summarise as summary
 from tests.conftest import make_concept
 from unlearn.evaluation.evaluate import summarise, table, verdicts, write_images
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.metrics import rate
 from unlearn.prompts import Probe
-from unlearn.vocabulary import vocabulary
-
-NAMES, STYLES = vocabulary().names, vocabulary().styles
 
 
 def test_wilson_interval_pinned() -> None:
@@ -39,12 +37,8 @@ def test_no_images_is_not_a_rate() -> None:
 
 def verdict(names: list[str], styles: list[str], broken: list[int] | None = None) -> Verdict:
     n = len(names)
-    return Verdict(
-        torch.tensor([NAMES.index(x) for x in names]),
-        torch.tensor([STYLES.index(x) for x in styles]),
-        torch.ones(n),
-        torch.tensor([i in (broken or []) for i in range(n)]),
-    )
+    flags = torch.tensor([i in (broken or []) for i in range(n)])
+    return Verdict(names, styles, torch.ones(n), flags)
 
 
 def values(row: dict[str, dict[str, dict[str, float]]], metric: str) -> tuple[float, float]:
@@ -111,3 +105,31 @@ def test_each_target_is_held_against_its_own_anchor() -> None:
     sets = summarise(probes, sides)["sets"]
     assert values(sets["seen_target"], "anchor") == (0, 0.5)
     assert values(sets["seen_target"], "right") == (1, 0)
+
+
+def test_what_the_judge_cannot_tell_is_not_a_rate_of_zero(tmp_path: Path) -> None:
+    concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
+    probes = [
+        Probe("seen_target", "a panda", "panda"),
+        Probe("unseen_target", "one panda", "panda"),
+        Probe("related", "a koala", "koala"),
+        Probe("unrelated", "a pizza", "pizza"),
+    ]
+    names = [p.object for p in probes]
+    base = Verdict(names, [""] * 4, torch.ones(4), None)
+    after = base._replace(objects=["bear", "bear", "koala", "bear"])
+    sides = {"base": verdicts(concept, probes, base), "unlearned": verdicts(concept, probes, after)}
+    result = {"concept": "panda", "kind": "instance", **summarise(probes, sides)}
+    for row in result["sets"].values():
+        assert row["broken"]["base"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert values(result["sets"]["seen_target"], "anchor") == (0, 1)
+    assert values(result["sets"]["unrelated"], "retention") == (1, 0)
+    noted = table({**result, "judge": "Judged by hand."})
+    assert noted == table(result) + "\n\nJudged by hand."
+    assert noted.splitlines()[2].endswith("|  |")
+    path = tmp_path / "images.csv"
+    write_images(path, probes, list(range(4)), sides, [])
+    assert {row["base_broken"] for row in csv.DictReader(path.open())} == {""}
+    row = "| panda | instance | 0% | 0% | 100% | n/a | 0% ! | 100% |"
+    assert summary([result]).splitlines()[2] == row
+    assert summary([result]).endswith("4 of 5 bars met.")

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel
 
+from unlearn.vocabulary import vocabulary
+
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {
     "resnet": (ResNetConfig, ResNetModel),
     "convnext": (ConvNextConfig, ConvNextModel),
@@ -18,12 +20,19 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {
 
 
 class Verdict(NamedTuple):
-    """What a judge sees, each (B,): classes, confidence in the object, and broken or not."""
+    """What a judge sees on each of N images.
 
-    objects: Tensor
-    styles: Tensor
+    Attributes:
+        objects: N names.
+        styles: N names; "" is no style.
+        confidence: in the object (N,).
+        broken: flags (N,); None where the judge cannot tell.
+    """
+
+    objects: list[str]
+    styles: list[str]
     confidence: Tensor
-    broken: Tensor
+    broken: Tensor | None
 
 
 class Judge(nn.Module):
@@ -36,7 +45,12 @@ class Judge(nn.Module):
         num_styles: classes of the style head.
         broken_threshold: object confidence under which an image counts as broken; fixed on
             held-out art.
+
+    Attributes:
+        note: what a table must say of the judge; empty: nothing.
     """
+
+    note = ""
 
     def __init__(
         self,
@@ -66,8 +80,13 @@ class Judge(nn.Module):
         return self.object_head(features), self.style_head(features)
 
     @torch.inference_mode()
-    def judge(self, images: Tensor, batch_size: int = 128) -> Verdict:
-        """The verdict on uint8 images (N, 3, 64, 64)."""
+    def classify(self, images: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes of object and style, and confidence in the object, each (N,).
+
+        Args:
+            images: uint8 (N, 3, 64, 64).
+            batch_size: images a forward pass.
+        """
         confidences, objects, styles = [], [], []
         for chunk in images.split(batch_size):
             object_logits, style_logits = self(chunk.float() / 127.5 - 1)
@@ -75,9 +94,18 @@ class Judge(nn.Module):
             confidences.append(top.values)
             objects.append(top.indices)
             styles.append(style_logits.argmax(-1))
-        confidence = torch.cat(confidences)
-        broken = confidence < float(self.config["broken_threshold"])
-        return Verdict(torch.cat(objects), torch.cat(styles), confidence, broken)
+        return torch.cat(objects), torch.cat(styles), torch.cat(confidences)
+
+    def judge(self, images: Tensor) -> Verdict:
+        """The verdict on uint8 images (N, 3, 64, 64), in the vocabulary's names."""
+        objects, styles, confidence = self.classify(images)
+        words = vocabulary()
+        return Verdict(
+            [words.names[i] for i in objects.tolist()],
+            [words.styles[i] for i in styles.tolist()],
+            confidence,
+            confidence < float(self.config["broken_threshold"]),
+        )
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and fp16 `model.safetensors`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from omegaconf import DictConfig
 
 from unlearn.backbone import device_of, load_pipeline
+from unlearn.cache import digest
 from unlearn.config import concept_of
 from unlearn.evaluation.cells import Cell, Lenses, Seen, cells_of
 from unlearn.evaluation.nudity import PRESETS
@@ -104,14 +104,6 @@ def look(
             [found for part in parts for found in part.found],
         )
     return by_concept
-
-
-def digest(weights: Path) -> str:
-    """The hash of a weights file, with all that it installs; "" for a whole pipeline's folder."""
-    if weights.is_dir():
-        return ""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cut_prompts(pipe: StableDiffusionPipeline, rows: dict[str, list[Shot]]) -> int:

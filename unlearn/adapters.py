@@ -1,0 +1,178 @@
+"""Low-rank files from elsewhere: LoRA is merged into the weights, SPM acts at inference."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from unlearn.export import check_finite, named_weights, patch
+from unlearn.methods.spm import SPM, permeable
+
+FACTOR = re.compile(r"(.+?)\.(?:lora[_.](down|up|A|B)\.weight|(alpha))")
+SIDES = {"A": "down", "B": "up"}
+
+
+class Factors(NamedTuple):
+    """A low-rank change of one layer's weight: scale · up · down."""
+
+    down: Tensor  # (rank, inputs), a convolution's kernel among the inputs
+    up: Tensor  # (outputs, rank)
+    scale: float  # alpha / rank
+
+
+def is_adapter(names: Iterable[str]) -> bool:
+    """Whether the weights of a file are low-rank factors."""
+    return any("lora_" in name or ".lora." in name for name in names)
+
+
+def load_adapter(
+    pipe: StableDiffusionPipeline,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    path: Path,
+    targets: list[str] | None,
+) -> StableDiffusionPipeline:
+    """Load low-rank factors into the pipeline, in place, and return it.
+
+    Factors of rank 1 of the UNet alone, under the names that SPM and kohya share, and without
+    kohya's metadata, are an SPM: `SPM.install` lets each prompt set its strength. Others are a
+    LoRA, of kohya's names (lora_unet_..., lora_te_...) or diffusers' (unet...., text_encoder....):
+    its change is added to the weights in full.
+
+    Source: the SPM repository's names and metadata (Con6924/SPM, src/models/spm.py), kohya's
+    sd-scripts (networks/lora.py), diffusers' `save_lora_weights`.
+
+    Raises:
+        ValueError: see `read_factors`; or of an SPM no targets are known.
+    """
+    factors = read_factors(pipe, tensors, metadata, path)
+    if all(name.startswith("lora_unet_") for name in tensors) and (
+        all(f.down.shape[0] == 1 for f in factors.values())
+        and not any(key.startswith("ss_") for key in metadata)
+    ):
+        words = targets or [t for t in metadata.get("prompts", "").split(",") if t.strip()]
+        if not words:
+            raise ValueError(
+                f"{path}: an SPM whose file does not say what it forgets; give its targets"
+            )
+        install_spm(pipe, factors, words, path)
+        return pipe
+    own = named_weights(pipe)
+    merged = {}
+    for layer, (down, up, scale) in factors.items():
+        weight = own[f"{layer}.weight"]
+        change = scale * (up @ down).view(weight.shape)
+        merged[f"{layer}.weight"] = weight.float() + change.to(weight.device)
+    patch(pipe, merged, path)
+    return pipe
+
+
+def layers_of(pipe: StableDiffusionPipeline) -> dict[str, str]:
+    """Linear and convolutional layers: by the names of both kinds of file, that of our weight."""
+    names = {}
+    for name, layer in pipe.unet.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            for alias in (f"unet.{name}", f"lora_unet_{name.replace('.', '_')}"):
+                names[alias] = f"unet.{name}"
+    for name, layer in pipe.text_encoder.named_modules():
+        if isinstance(layer, nn.Linear):
+            short = name.removeprefix("text_model.")
+            for alias in (
+                f"text_encoder.{short}",
+                f"text_encoder.text_model.{short}",
+                f"lora_te_text_model_{short.replace('.', '_')}",
+            ):
+                names[alias] = f"text_encoder.{short}"
+    return names
+
+
+def read_factors(
+    pipe: StableDiffusionPipeline,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    path: Path,
+) -> dict[str, Factors]:
+    """The factors by layer, checked against the pipeline's weights.
+
+    Raises:
+        ValueError: a name is no layer's, a factor is missing, of another shape, or not finite.
+    """
+    check_finite(tensors, path)
+    known, own = layers_of(pipe), named_weights(pipe)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = FACTOR.fullmatch(name)
+        if not match or match[1] not in known:
+            raise ValueError(f"{path}: {name} is not a low-rank factor of a layer of this pipeline")
+        part = match[3] or SIDES.get(match[2], match[2])
+        found.setdefault(known[match[1]], {})[part] = tensor
+    alphas = stored_alphas(metadata, path)
+    factors = {}
+    for layer, parts in found.items():
+        if missing := sorted({"down", "up"} - parts.keys()):
+            raise ValueError(f"{path}: {layer} lacks its factor {missing[0]!r}")
+        down, up, weight = parts["down"], parts["up"], own[f"{layer}.weight"]
+        rank, outputs, inputs = len(down) if down.ndim else 0, len(weight), weight[0].numel()
+        alpha = parts.get("alpha", torch.tensor(alphas.get(layer.partition(".")[0], rank)))
+        if (
+            not rank
+            or up.shape[:2] != (outputs, rank)
+            or (down.numel(), up.numel(), alpha.numel()) != (rank * inputs, outputs * rank, 1)
+        ):
+            raise ValueError(
+                f"{path}: {layer} has factors of shape {tuple(down.shape)} and {tuple(up.shape)}, "
+                f"which do not make its {tuple(weight.shape)}; made for another base model"
+            )
+        factors[layer] = Factors(
+            down.float().reshape(rank, inputs),
+            up.float().reshape(outputs, rank),
+            alpha.item() / rank,
+        )
+    return factors
+
+
+def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, float]:
+    """Alpha of the UNet and of the text encoder, where diffusers stored it beside the factors.
+
+    Raises:
+        ValueError: they are scaled in another way than by one alpha / rank.
+    """
+    stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    alphas = {}
+    for part in ("unet", "text_encoder"):
+        for key in ("alpha_pattern", "use_rslora", "use_dora"):
+            if stored.get(f"{part}.{key}"):
+                raise ValueError(f"{path}: a LoRA with {key} is not supported")
+        if f"{part}.lora_alpha" in stored:
+            alphas[part] = float(stored[f"{part}.lora_alpha"])
+    return alphas
+
+
+def install_spm(
+    pipe: StableDiffusionPipeline, factors: dict[str, Factors], targets: list[str], path: Path
+) -> None:
+    """Install the membranes of an SPM; a layer without factors is left as it is.
+
+    Raises:
+        ValueError: a layer has factors that has no membrane.
+    """
+    layers = {f"unet.{name}": layer for name, layer in permeable(pipe.unet).items()}
+    if unknown := sorted(factors.keys() - layers.keys()):
+        raise ValueError(f"{path}: {unknown[0]} lies outside of the layers that an SPM acts on")
+    weights = {}
+    for name, layer in layers.items():
+        shape, short = layer.weight.shape, name.removeprefix("unet.")
+        down, up = layer.weight.new_zeros(1, *shape[1:]), layer.weight.new_zeros(shape[0], 1)
+        if name in factors:
+            down = factors[name].down.view_as(down)
+            up = factors[name].up * factors[name].scale
+        weights[f"{short}.down"] = down
+        weights[f"{short}.up"] = up.view(shape[0], 1, *[1] * (len(shape) - 2))
+    SPM.install(pipe, weights, {"targets": targets})

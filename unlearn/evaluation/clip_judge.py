@@ -1,0 +1,78 @@
+"""A judge for models whose vocabulary is not known: CLIP chooses among the concept's own names."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearn.concepts import Concept
+from unlearn.evaluation.clip import ClipScorer
+from unlearn.evaluation.judge import Verdict
+from unlearn.prompts import evaluation_probes
+from unlearn.vocabulary import fill
+
+OBJECTS = ("a photo of a {}", "a painting of a {}", "a drawing of a {}")
+STYLES = tuple(f"{p} in the style of {{}}" for p in ("a painting", "a picture", "artwork"))
+LOGIT_SCALE = 100.0  # CLIP's own, learned and clipped there
+
+
+def names_of(concept: Concept) -> tuple[list[str], list[str]]:
+    """The objects and the styles that the concept's prompts ask for, its anchors among them.
+
+    Where the anchor of a style is no style, that is a choice too: "".
+    """
+    probes = evaluation_probes(concept)
+    objects = dict.fromkeys(p.object for p in probes)
+    styles = dict.fromkeys(p.style for p in probes if p.style)
+    plain = [a for a in concept.anchors.values() if not a]
+    return list(objects), list(dict.fromkeys((*styles, *plain)))
+
+
+def texts_of(name: str, templates: tuple[str, ...]) -> list[str]:
+    """The templates filled with a name; for "", the prompts of `STYLES` without a style."""
+    if not name:
+        return [t.removesuffix(" in the style of {}") for t in templates]
+    return [fill(t, name) for t in templates]
+
+
+class ClipJudge:
+    """Zero-shot classification of object and style, each by its own prompts.
+
+    A name's classifier is the mean of its prompts' text features; an image shows the name whose
+    classifier is nearest. Every image shows one of the names, a broken one too: no threshold was
+    fixed on real images, so `broken` stays unknown.
+
+    Source: prompt ensembling of CLIP (Radford et al. 2021, arXiv 2103.00020, section 3.1.4); the
+    prompts are ours.
+
+    Args:
+        clip: compares images with texts.
+        objects: names to choose among.
+        styles: names to choose among, "" being no style; none: no style is judged.
+    """
+
+    def __init__(self, clip: ClipScorer, objects: list[str], styles: list[str]) -> None:
+        self.clip, self.objects, self.styles = clip, objects, styles
+        among = f"{len(objects)} objects" + (f" and {len(styles)} styles" if styles else "")
+        self.note = (
+            f"Judged by CLIP ({clip.name}), zero-shot among the concept's own {among}; broken "
+            "images are not told apart."
+        )
+
+    def classifiers(self, names: list[str], templates: tuple[str, ...]) -> Tensor:
+        """A unit vector of each name (len(names), D)."""
+        texts = [text for name in names for text in texts_of(name, templates)]
+        features = self.clip.text_features(texts).unflatten(0, (len(names), len(templates)))
+        return F.normalize(features.mean(1), dim=-1)
+
+    def judge(self, images: Tensor) -> Verdict:
+        """The verdict on uint8 images (N, 3, H, W)."""
+        features = self.clip.image_features(images)
+        likeness = features @ self.classifiers(self.objects, OBJECTS).T
+        top = (LOGIT_SCALE * likeness).softmax(-1).max(-1)
+        objects = [self.objects[i] for i in top.indices.tolist()]
+        styles = [""] * len(images)
+        if self.styles:
+            nearest = (features @ self.classifiers(self.styles, STYLES).T).argmax(-1)
+            styles = [self.styles[i] for i in nearest.tolist()]
+        return Verdict(objects, styles, top.values, None)
