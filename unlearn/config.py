@@ -30,6 +30,9 @@ class ModelConfig:
     vocabulary: Optional[str] = None  # noqa: UP045 - OmegaConf reads these annotations
     guidance: float = MISSING
     settings: dict[str, Any] = MISSING
+    random_weights: bool = False
+    width: float = 1.0
+    image_size: Optional[int] = None  # noqa: UP045
 
 
 @dataclass
@@ -208,6 +211,18 @@ def precision_of(config: DictConfig) -> str:
     else:
         native = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+def base_of(config: DictConfig) -> dict[str, Any]:
+    """A run's base model: arguments of `load_pipeline`."""
+    keys = ("pretrained", "random_weights", "width", "image_size")
+    return {key: config.model[key] for key in keys if key in config.model}
+
+
+def base_name(config: DictConfig) -> str:
+    """The base model's name; one of random weights is not to be taken for the model itself."""
+    name = str(config.model.pretrained)
+    return f"random:{name}" if base_of(config).get("random_weights") else name
 
 
 def check_sweep(config: DictConfig) -> None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import device_of, load_pipeline
 from unlearn.concepts import Concept
-from unlearn.config import check_config, plain, precision_of
+from unlearn.config import base_name, base_of, check_config, plain, precision_of
 from unlearn.data import PairDataModule, check_lengths, make_training_data, with_phrases
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
@@ -40,7 +40,7 @@ def train(config: DictConfig) -> Path:
     concept = check_config(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
-    pipe = load_pipeline(config.model.pretrained)
+    pipe = load_pipeline(**base_of(config))
     prompts = sorted(all_prompts(concept))
     for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
         check_lengths(pipe.tokenizer, texts)
@@ -71,7 +71,7 @@ def train(config: DictConfig) -> Path:
         if not trainer.is_global_zero:
             return run
         metadata = {
-            "base": config.model.pretrained,
+            "base": base_name(config),
             "concept": concept.name,
             "method": config.method.name,
             "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
