@@ -68,6 +68,18 @@ def build_text_encoder(width: float = 1.0) -> CLIPTextModel:
     )
 
 
+def build_scheduler() -> PNDMScheduler:
+    """The noise schedule and the sampler."""
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+    )
+
+
 def random_pipeline(width: float = 1.0, image_size: int | None = None) -> StableDiffusionPipeline:
     """The fp32 pipeline with seeded random weights, on the CPU; nothing is downloaded.
 
@@ -100,14 +112,7 @@ def random_pipeline(width: float = 1.0, image_size: int | None = None) -> Stable
     return StableDiffusionPipeline(
         **networks,
         tokenizer=CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", model_max_length=TOKENS),
-        scheduler=PNDMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-            set_alpha_to_one=False,
-            skip_prk_steps=True,
-        ),
+        scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
