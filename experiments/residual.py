@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.summary import finished_runs
 from unlearn.backbone import load_pipeline
 from unlearn.concepts import Concept
-from unlearn.config import base_of, concept_of
+from unlearn.config import base_of, concept_of, sampler_of
 from unlearn.data import encode_prompts
 from unlearn.diffusion import add_noise
 from unlearn.export import load_unlearned
@@ -113,7 +113,7 @@ def main() -> None:
         concept = concept_of(config)  # type: ignore[arg-type]
         base, unlearned = (load_pipeline(**base_of(config)) for _ in range(2))
         load_unlearned(unlearned, run / "unlearned.safetensors")
-        sampler = {"steps": config.data.sampling_steps, "guidance": config.model.guidance}
+        sampler = sampler_of(config, config.data.sampling_steps)  # type: ignore[arg-type]
         for kind, pairs in (("seen", seen_pairs(concept)), ("unseen", unseen_pairs(concept))):
             curves[f"{run.name}, {kind} prompts"] = residuals(base, unlearned, pairs, **sampler)
     print("| timestep | " + " | ".join(str(t) for t in TIMESTEPS) + " |")

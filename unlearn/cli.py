@@ -140,12 +140,12 @@ def run_sample(arguments: list[str]) -> None:
     from PIL import Image
 
     from unlearn.backbone import device_of, load_pipeline
-    from unlearn.config import base_of
+    from unlearn.config import base_of, sampler_of
     from unlearn.export import load_unlearned
     from unlearn.generate import generate
 
     prompts, numbers = arguments[1:], range(len(arguments) - 1)
-    sampler = {"steps": config.evaluation.sampling_steps, "guidance": config.model.guidance}
+    sampler = sampler_of(config, config.evaluation.sampling_steps)
     pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
     sides = [generate(pipe, prompts, numbers, description="base images", **sampler)]
     load_unlearned(pipe, folder / "unlearned.safetensors")

@@ -225,6 +225,12 @@ def base_name(config: DictConfig) -> str:
     return f"random:{name}" if base_of(config).get("random_weights") else name
 
 
+def sampler_of(config: DictConfig, steps: int) -> dict[str, Any]:
+    """How a run draws images with so many steps: arguments of `generate`."""
+    guidance = float(config.model.guidance)
+    return {"steps": steps, "guidance": guidance, "precision": precision_of(config)}
+
+
 def check_sweep(config: DictConfig) -> None:
     """Refuse a sweep over jobs that start processes of their own: their ranks would mix up.
 

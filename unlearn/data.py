@@ -163,6 +163,7 @@ def make_training_data(
     flip: bool,
     rescale: bool,
     guidance: float,
+    precision: str = "32-true",
     images_of: str = "anchor",
 ) -> TrainingData:
     """Draw the anchor images and the relearn images with the base model.
@@ -179,6 +180,7 @@ def make_training_data(
         rescale: also train on each anchor image at another scale, with a phrase that says so added
             to the target prompt alone; not for a style.
         guidance: scale of classifier-free guidance.
+        precision: of the drawing, see `generate`.
         images_of: "anchor" or "target": the prompts that the unlearn half's images are drawn from;
             either way they are trained on under the target prompts, beside the anchor prompts.
 
@@ -191,7 +193,8 @@ def make_training_data(
     rescale = rescale and concept.kind != "style"
     phrased = with_phrases(targets) if rescale else [targets]
     target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
-    sampler: dict[str, Any] = {"steps": sampling_steps, "guidance": guidance, "flip": flip}
+    sampler: dict[str, Any] = {"steps": sampling_steps, "guidance": guidance}
+    sampler |= {"precision": precision, "flip": flip}
     drawn, label = (targets if images_of == "target" else anchors), f"{images_of} images"
     anchor = draw_images(pipe, drawn, seeds[:images], label, rescale=rescale, **sampler)
     if images_of == "target":

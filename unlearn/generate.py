@@ -19,6 +19,7 @@ def generate(
     *,
     steps: int,
     guidance: float,
+    precision: str = "32-true",
     batch_size: int = 32,
     description: str = "generating",
     cached: bool = False,
@@ -34,14 +35,16 @@ def generate(
         seeds: N seeds, one an image.
         steps: sampling steps.
         guidance: scale of classifier-free guidance.
+        precision: "32-true" or "bf16-mixed", which autocasts the networks.
         batch_size: images a call.
         description: of the progress bar.
         cached: keep the images in the cache, and draw only those that it lacks.
     """
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    sampler = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
-    cache = ImageCache(cache_folder(), pipe, **sampler) if cached else None
+    sampler = {"steps": steps, "guidance": guidance, "precision": precision}
+    cache = ImageCache(cache_folder(), pipe, batch_size=batch_size, **sampler) if cached else None
+    mixed = torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     images: list[Tensor | None] = [None] * len(prompts)
     if cache:
         images = [cache.get(p, s) for p, s in zip(prompts, seeds, strict=True)]
@@ -52,13 +55,14 @@ def generate(
             chunk = missing[start : start + batch_size]
             padding = batch_size - len(chunk)
             numbers = [*(seeds[i] for i in chunk), *[0] * padding]
-            output = pipe(
-                [*(prompts[i] for i in chunk), *[""] * padding],
-                generator=[torch.Generator().manual_seed(n) for n in numbers],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                output_type="pt",
-            ).images[: len(chunk)]
+            with mixed:
+                output = pipe(
+                    [*(prompts[i] for i in chunk), *[""] * padding],
+                    generator=[torch.Generator().manual_seed(n) for n in numbers],
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    output_type="pt",
+                ).images[: len(chunk)]
             drawn = (output.float().clamp(0, 1) * 255).round().byte().cpu()
             for i, image in zip(chunk, drawn, strict=True):
                 images[i] = image

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import device_of, load_pipeline
 from unlearn.concepts import Concept
-from unlearn.config import base_name, base_of, check_config, plain, precision_of
+from unlearn.config import base_name, base_of, check_config, plain, precision_of, sampler_of
 from unlearn.data import PairDataModule, check_lengths, make_training_data, with_phrases
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
@@ -59,7 +59,7 @@ def train(config: DictConfig) -> Path:
         if config.steps:  # drawn by the base model: before the method changes it
             data = make_training_data(
                 pipe, concept, seed=config.seed, guidance=config.model.guidance,
-                images_of=method.images_of, **config.data,
+                precision=precision_of(config), images_of=method.images_of, **config.data,
             )  # fmt: skip
             module = PairDataModule(
                 data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
@@ -96,10 +96,7 @@ def build_callbacks(
         TQDMProgressBar(refresh_rate=5),
     ]
     if every := config.logger.images_every:
-        sampler = {
-            "steps": config.evaluation.sampling_steps,
-            "guidance": config.model.guidance,
-        }
+        sampler = sampler_of(config, config.evaluation.sampling_steps)
         callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
     return callbacks
 

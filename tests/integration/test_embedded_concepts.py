@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unlearn.backbone import load_pipeline
-from unlearn.config import compose, concept_of, embedded_concepts
+from unlearn.config import compose, concept_of, embedded_concepts, sampler_of
 from unlearn.evaluation.evaluate import OBEYED, load_judge, verdicts
 from unlearn.generate import generate
 from unlearn.prompts import evaluation_probes
@@ -24,7 +24,7 @@ def test_the_base_draws_every_target() -> None:
             chosen = [p for p in probes if target in (p.object, p.style)]
             jobs.append((concept, target, (chosen * 2)[:PROMPTS]))
     prompts = [p.prompt for _, _, probes in jobs for p in probes]
-    sampler = {"steps": config.evaluation.sampling_steps, "guidance": config.model.guidance}
+    sampler = sampler_of(config, config.evaluation.sampling_steps)
     seeds = range(4_000_000, 4_000_000 + len(prompts))
     verdict = load_judge(config).judge(generate(load_pipeline("emoji"), prompts, seeds, **sampler))
     start, disobeyed = 0, []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlearn.backbone import device_of, load_pipeline
 from unlearn.concepts import Concept
-from unlearn.config import base_of, concept_of
+from unlearn.config import base_of, concept_of, sampler_of
 from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.evaluation.metrics import Rate, rate
 from unlearn.export import load_unlearned
@@ -174,7 +174,7 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     prompts = [p.prompt for p in probes]
     seeds = [settings.first_seed + i for i in range(len(probes))]
     pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
-    sampler = {"steps": settings.sampling_steps, "guidance": config.model.guidance}
+    sampler = sampler_of(config, settings.sampling_steps)
     before = generate(pipe, prompts, seeds, description="base images", cached=True, **sampler)
     load_unlearned(pipe, run / "unlearned.safetensors")
     after = generate(pipe, prompts, seeds, description="unlearned images", **sampler)

@@ -1,9 +1,13 @@
-"""Rates with intervals."""
+"""Rates and means with 95 % intervals."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Rate(NamedTuple):
@@ -16,6 +20,18 @@ class Rate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]" if self.n else "n/a"
+
+
+class Mean(NamedTuple):
+    """A mean or a distance with its 95 % interval, and the number of images behind it."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]" if self.n else "n/a"
 
 
 def rate(hits: int, n: int, z: float = 1.959963984540054) -> Rate:
@@ -32,3 +48,41 @@ def rate(hits: int, n: int, z: float = 1.959963984540054) -> Rate:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Rate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+DRAWS = 1000  # of the bootstrap
+
+
+def mean(values: ArrayLike, groups: Sequence[str] | None = None) -> Mean:
+    """The mean with a percentile bootstrap over groups, then images; all None where n is 0.
+
+    Each draw takes groups with replacement, then as many images of each taken group as it has,
+    with replacement. Images of one prompt are alike, so an interval over images alone would be too
+    narrow. Seeded, so the same values give the same interval.
+
+    Args:
+        values: one an image, (N,).
+        groups: each image's prompt; None: each image is a group of its own.
+
+    Raises:
+        ValueError: there are not as many groups as values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    n = len(array)
+    if groups is not None and len(groups) != n:
+        raise ValueError(f"{len(groups)} groups were given for {n} values")
+    if n == 0:
+        return Mean(None, None, None, 0)
+    numbers = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    grouped = array[np.argsort(numbers, kind="stable")]
+    sizes = np.bincount(numbers)
+    starts = np.cumsum(sizes) - sizes
+    generator = np.random.default_rng(0)
+    means = np.empty(DRAWS)
+    for draw in range(DRAWS):
+        taken = generator.integers(len(sizes), size=len(sizes))
+        first = np.repeat(starts[taken], sizes[taken])
+        size = np.repeat(sizes[taken], sizes[taken])
+        means[draw] = grouped[first + generator.integers(size)].mean()
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Mean(float(array.mean()), float(low), float(high), n)

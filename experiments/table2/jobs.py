@@ -1,0 +1,61 @@
+"""Many training runs on one machine: each in a process, what fails does not stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from unlearn.train import train
+
+
+def work(config: DictConfig) -> Path:
+    """One run, whose output goes to log.txt in its run directory; returns the directory."""
+    run = Path(config.run_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    with (
+        (run / "log.txt").open("w", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        return train(config)
+
+
+def run_jobs(
+    configs: dict[str, DictConfig], finish: Callable[[str, Path], None], workers: int, done: int = 0
+) -> dict[str, str]:
+    """The errors of the runs that failed, by name.
+
+    The processor's cores are shared out among the workers: small networks gain more from runs side
+    by side than from threads.
+
+    Args:
+        configs: of each run, by its name.
+        finish: called with a run's name and directory as soon as it ends.
+        workers: runs at the same time.
+        done: how many runs there were before, for the progress bar.
+    """
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the workers when they start
+    errors = {}
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    futures = {pool.submit(work, config): name for name, config in configs.items()}
+    bar = tqdm(as_completed(futures), initial=done, total=done + len(futures), unit="run")
+    try:
+        for future in bar:
+            name = futures[future]
+            bar.set_description(name)
+            if error := future.exception():
+                errors[name] = str(error)
+                bar.write(f"{name} failed: {error}")
+            else:
+                finish(name, future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return errors

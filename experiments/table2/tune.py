@@ -1,0 +1,133 @@
+"""Choose each method's settings for Table 2, on concepts that the table does not hold.
+
+    python -m experiments.table2.tune [--methods esd,spm] [--workers 2]
+
+Every method gets the same number of trials, listed in tuning/grid.yaml. Each finished trial is a
+line of tuning/outcome.csv, which also says what is not run again. The best trial of a method, for
+each kind of concept, has the largest mean score: the harmonic mean of what is forgotten (images
+for unseen target prompts that are neither the target nor broken, at the most what the base model
+leaves whole) and what is kept (retention on related and unrelated prompts).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from statistics import harmonic_mean, mean
+from typing import Any
+
+import yaml
+
+from experiments.table2.jobs import run_jobs
+from experiments.table2.table import counted
+from unlearn.config import compose
+
+HERE = Path(__file__).parent / "tuning"
+OUTCOME = HERE / "outcome.csv"
+KEYS = ["method", "trial", "target", "kind", "overrides"]
+MEASURES = ["unseen target", "anchor", "broken", "base broken", "retention"]
+
+
+def read_grid() -> dict[str, Any]:
+    """The targets, the overrides of all runs, and the trials of each method."""
+    return dict(yaml.safe_load((HERE / "grid.yaml").read_text(encoding="utf-8")))
+
+
+def read_outcome() -> list[dict[str, str]]:
+    """The finished trials."""
+    if not OUTCOME.exists():
+        return []
+    with OUTCOME.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def trials_of(grid: dict[str, Any], methods: list[str]) -> dict[str, dict[str, str]]:
+    """All trials by name, a trial's number after another so that each method gets an early one."""
+    trials = {}
+    for number in range(max(len(grid["trials"][m]) for m in methods)):
+        for method in methods:
+            for target in grid["targets"]:
+                overrides = grid["trials"][method][number]
+                kind = compose([f"concept={target}"]).concept.kind
+                row = (method, str(number), target, kind, " ".join(overrides))
+                name = f"{method}-{number}-{Path(target).name}"
+                trials[name] = dict(zip(KEYS, row, strict=True))
+    return trials
+
+
+def measures(images: list[dict[str, str]]) -> dict[str, float]:
+    """The columns of a trial, from its images.csv, and its score."""
+    shares = {}
+    for column in MEASURES:
+        hits, counts = counted(images, column)
+        shares[column] = sum(hits) / max(1, sum(counts))
+    return {**shares, "score": score(images)}
+
+
+def score(images: list[dict[str, str]]) -> float:
+    """The harmonic mean of forgetting and retention."""
+    unseen = [i for i in images if i["set"] == "unseen_target" and i["counts"] == "1"]
+    gone = mean(i["unlearned_right"] == "0" and i["unlearned_broken"] == "0" for i in unseen)
+    hits, counts = counted(images, "retention")
+    return harmonic_mean([gone, sum(hits) / sum(counts)])
+
+
+def best(outcome: list[dict[str, str]]) -> dict[tuple[str, str], tuple[str, float]]:
+    """The overrides and mean score of the best trial, by method and kind of concept."""
+    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in outcome:
+        trials = scores.setdefault((row["method"], row["kind"]), {})
+        trials.setdefault(row["overrides"], []).append(float(row["score"]))
+    return {
+        key: max(((o, mean(s)) for o, s in trials.items()), key=lambda pair: pair[1])
+        for key, trials in scores.items()
+    }
+
+
+def keep(trial: dict[str, str], run: Path) -> None:
+    """Add a finished trial to outcome.csv."""
+    with (run / "images.csv").open(encoding="utf-8") as file:
+        found = measures(list(csv.DictReader(file)))
+    row = {**trial, **{key: f"{value:.4f}" for key, value in found.items()}}
+    new = not OUTCOME.exists()
+    with OUTCOME.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def main() -> None:
+    """Run what is missing, and print each method's best trial."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--methods", help="names of grid.yaml, with commas between; default: all")
+    parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
+    options = parser.parse_args()
+    grid = read_grid()
+    methods = options.methods.split(",") if options.methods else list(grid["trials"])
+    if unknown := [m for m in methods if m not in grid["trials"]]:
+        parser.error(f"--methods: {unknown[0]!r} is none of {', '.join(grid['trials'])}")
+    trials = trials_of(grid, methods)
+    finished = {(r["method"], r["trial"], r["target"], r["overrides"]) for r in read_outcome()}
+    missing = {
+        name: t
+        for name, t in trials.items()
+        if (t["method"], t["trial"], t["target"], t["overrides"]) not in finished
+    }
+    configs = {}
+    for name, t in missing.items():
+        run = f"run_dir=runs/tuning/{name}"
+        own = t["overrides"].split()
+        configs[name] = compose([f"concept={t['target']}", *grid["common"], *own, run])
+    run_jobs(
+        configs, lambda name, run: keep(missing[name], run), options.workers,
+        len(trials) - len(missing),
+    )  # fmt: skip
+    print("| method | kind | best trial | score |\n|---|---|---|---|")
+    for (method, kind), (overrides, value) in sorted(best(read_outcome()).items()):
+        print(f"| {method} | {kind} | `{overrides}` | {value:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
