@@ -1,4 +1,4 @@
-"""Images of base models on disk, named by the hash of all that decides them."""
+"""Images on disk, named by the hash of all that decides them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def fingerprint(pipe: StableDiffusionPipeline) -> str:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     schedule = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
     # without what diffusers notes for itself, some of it in an order that no two processes share
-    facts = [pipe.tokenizer.get_vocab(), schedule, pipe.tokenizer.padding_side]
+    facts = [pipe.tokenizer.get_vocab(), pipe.tokenizer.padding_side]
+    facts += [type(pipe.scheduler).__name__, schedule]
     facts += [torch.__version__, diffusers.__version__]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()
@@ -48,30 +49,36 @@ class ImageCache:
     Args:
         folder: where the images lie, in `images/`.
         pipe: the pipeline that draws them.
-        settings: what else decides an image: steps, guidance.
+        installed: names what else than its weights changed the pipeline, such as a method that
+            acts at inference; "": nothing did.
+        settings: what else decides every image: steps, the negative prompt.
     """
 
-    def __init__(self, folder: Path, pipe: StableDiffusionPipeline, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, pipe: StableDiffusionPipeline, installed: str = "", **settings: Any
+    ) -> None:
+        changed = "encode_prompt" in vars(pipe)  # as every method that acts at inference does
+        assert installed or not changed, "the cache would take the pipeline for its base model"
         self.folder = folder / "images"
-        self.key = json.dumps([fingerprint(pipe), settings], sort_keys=True)
+        self.key = json.dumps([fingerprint(pipe), installed, settings], sort_keys=True)
 
-    def path(self, prompt: str, seed: int) -> Path:
-        """The file of one image."""
-        text = f"{self.key}\n{seed}\n{prompt}".encode()
+    def path(self, *facts: Any) -> Path:
+        """The file of the image that the facts, such as prompt and seed, decide."""
+        text = f"{self.key}\n{json.dumps(facts)}".encode()
         name = hashlib.blake2b(text, digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name}.png"
 
-    def get(self, prompt: str, seed: int) -> Tensor | None:
+    def get(self, *facts: Any) -> Tensor | None:
         """The image (3, H, W), uint8; None where it is not there, or not readable."""
         try:
-            with Image.open(self.path(prompt, seed)) as image:
+            with Image.open(self.path(*facts)) as image:
                 return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         except (OSError, SyntaxError):  # absent, truncated, or not a PNG
             return None
 
-    def put(self, prompt: str, seed: int, image: Tensor) -> None:
+    def put(self, image: Tensor, *facts: Any) -> None:
         """Store an image (3, H, W), uint8."""
-        path = self.path(prompt, seed)
+        path = self.path(*facts)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")

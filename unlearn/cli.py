@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 USAGE = """usage: unlearn COMMAND ...
 
   train        forget a concept, evaluate, and write a run directory
-  evaluate     evaluate a finished run again
+  evaluate     evaluate finished runs again, or by a published protocol
   sample       draw prompts with a run's weights, base beside unlearned
   export       write a run as a whole diffusers folder with a model card
   new-concept  write a commented file for a concept of your own
@@ -33,9 +33,30 @@ choices (files of conf/; your own in ./conf/ are found too):
 
 Any key of the configuration can be given: steps=500 method.lr=1e-4 data.images=64
 """,
-    "evaluate": """usage: unlearn evaluate RUN_DIR
+    "evaluate": """usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [key=value ...]
 
-Draws the four prompt sets again, and writes result.json, images.csv and before_after.png.
+  unlearn evaluate runs/panda-doco-0                       its four prompt sets again
+  unlearn evaluate runs/panda-doco-0 evaluation.seeds=4    with more images
+  unlearn evaluate runs/snoopy-* evaluation=spm_general    a published protocol
+  unlearn evaluate PATH concept=snoopy model=sd14 evaluation=spm_general
+                     weights from elsewhere: a diffusers folder, a .safetensors, .bin or .pt file
+
+The four prompt sets write result.json, images.csv and before_after.png into RUN_DIR; a protocol
+writes RUN_DIR/evaluation/NAME.json. Of weights from elsewhere, out_dir=FOLDER takes the place of
+RUN_DIR (default: runs/evaluate-STEM).
+
+choices (files of conf/; your own in ./conf/ are found too):
+{choices}
+
+A protocol's prompts are fetched on first use and checked against their published hash. Its file of
+conf/evaluation holds every key, such as:
+
+  evaluation.limit=5               prompts a concept, to try it (NAME_lite: a small variant)
+  evaluation.prompts_file=PATH     the prompts where there is no network: a file, or a folder
+  evaluation.sha256=null           takes prompts of one's own from there
+  evaluation.clip=PATH             another CLIP; emoji: the embedded model's
+  evaluation.inception=PATH        torch-fidelity's Inception weights, for FID and KID
+  '~evaluation.concepts.Dog'       leaves a concept out
 """,
     "sample": """usage: unlearn sample RUN_DIR "PROMPT" ["PROMPT" ...]
 
@@ -84,6 +105,12 @@ def conf_dir() -> Path:
     return inside if inside.exists() else Path(__file__).parents[1] / "conf"
 
 
+def own_conf() -> Path | None:
+    """The folder of the user's own configs, found beside the shipped ones; None: there is none."""
+    own = Path("conf").resolve()
+    return own if own.is_dir() and own != conf_dir() else None
+
+
 def run_train(overrides: list[str]) -> None:
     """`unlearn train`, composed and launched by Hydra (so `-m` sweeps)."""
     import hydra
@@ -99,8 +126,7 @@ def run_train(overrides: list[str]) -> None:
         except (ValueError, LostRankError) as error:
             refuse(error)
 
-    own = Path("conf").resolve()  # files of one's own, beside the shipped ones
-    if own.is_dir() and own != conf_dir():
+    if own := own_conf():
         overrides = ["--config-dir", str(own), *overrides]
     sys.argv = [command_line[0], *overrides]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
@@ -122,13 +148,10 @@ def load_run(run: str) -> tuple[Any, Path]:
 
 
 def run_evaluate(arguments: list[str]) -> None:
-    """`unlearn evaluate RUN_DIR`."""
-    if len(arguments) != 1:
-        raise ValueError("usage: unlearn evaluate RUN_DIR")
-    config, folder = load_run(arguments[0])
-    from unlearn.evaluation.evaluate import evaluate
+    """`unlearn evaluate RUN_DIR... [overrides]`."""
+    from unlearn.evaluation.command import evaluate_all
 
-    evaluate(config, folder)
+    evaluate_all(arguments)
 
 
 def run_sample(arguments: list[str]) -> None:
@@ -178,11 +201,14 @@ def run_new_concept(arguments: list[str]) -> None:
     print(path)
 
 
-def choices() -> str:
-    """The choices of every group of conf/, one line a group."""
+def choices(command: str) -> str:
+    """The choices of the groups of conf/ that the command takes, one line a group."""
     folder = conf_dir()
+    groups = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name != "evaluation"]
+    if command == "evaluate":
+        groups = [folder / name for name in ("evaluation", "concept", "model")]
     lines = []
-    for group in sorted(p for p in folder.iterdir() if p.is_dir()):
+    for group in groups:
         files = sorted(group.rglob("*.yaml"))
         names = ", ".join(p.relative_to(group).with_suffix("").as_posix() for p in files)
         prefix = f"  {group.name:<11} "
@@ -209,7 +235,7 @@ def main() -> None:
         print(f"unlearn: {command!r} is not a command\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
     if {"-h", "--help"} & {*rest}:
-        print(HELP[command].replace("{choices}", choices()))
+        print(HELP[command].replace("{choices}", choices(command)))
         return
     try:
         commands[command](rest)

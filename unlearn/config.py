@@ -48,8 +48,9 @@ class DataConfig:
 
 @dataclass
 class EvaluationConfig:
-    """The section `evaluation`: see conf/evaluation."""
+    """The section `evaluation` of the four prompt sets: see conf/evaluation/emoji.yaml."""
 
+    name: str = "emoji"
     seeds: int = MISSING
     first_seed: int = MISSING
     sampling_steps: int = MISSING
@@ -135,7 +136,7 @@ def check_config(config: DictConfig) -> Concept:
     method = METHODS[config.method.name]
     model = section(config.model, "model", ModelConfig)
     data = section(config.data, "data", DataConfig)
-    evaluation = section(config.evaluation, "evaluation", EvaluationConfig)
+    check_evaluation(config)
     logger = section(config.logger, "logger", LoggerConfig)
     run = section({k: config[k] for k in RunConfig.__annotations__}, "", RunConfig)
     options: Any = section(config.method, "method", options_schema(method))
@@ -146,8 +147,6 @@ def check_config(config: DictConfig) -> Concept:
         ("data.images", data.images, 2),
         ("data.relearn_images", data.relearn_images, 0),
         ("data.sampling_steps", data.sampling_steps, 1),
-        ("evaluation.seeds", evaluation.seeds, 1),
-        ("evaluation.sampling_steps", evaluation.sampling_steps, 1),
         ("logger.images_every", logger.images_every, 0),
     ):
         if value < least:
@@ -168,11 +167,29 @@ def check_config(config: DictConfig) -> Concept:
         raise ValueError(f"model.guidance={model.guidance}: {options.name} needs more than 1")
     precision_of(config)
     check_sweep(config)
-    typed = {"model": model, "data": data, "evaluation": evaluation, "logger": logger}
+    typed = {"model": model, "data": data, "logger": logger}
     sections = {k: asdict(v) for k, v in {**typed, "method": options}.items()}
     for key, value in {**sections, **asdict(run)}.items():
         config[key] = value
     return concept
+
+
+def check_evaluation(config: DictConfig) -> None:
+    """Refuse a section `evaluation` that is not of the four prompt sets; it becomes typed.
+
+    Raises:
+        ValueError: names the key, the value and what is allowed.
+    """
+    if (protocol := config.evaluation.get("name", "emoji")) != "emoji":
+        raise ValueError(
+            f"evaluation={protocol}: a run ends with the four prompt sets (emoji); "
+            f"`unlearn evaluate RUN_DIR evaluation={protocol}` runs a published protocol"
+        )
+    evaluation = section(config.evaluation, "evaluation", EvaluationConfig)
+    for key in ("seeds", "sampling_steps"):
+        if (value := getattr(evaluation, key)) < 1:
+            raise ValueError(f"evaluation.{key}={value}: at least 1 is needed")
+    config.evaluation = asdict(evaluation)
 
 
 def options_schema(method: Any) -> type:

@@ -108,14 +108,15 @@ def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
 
 
 @torch.no_grad()
-def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
-    """`encoder_hidden_states` (P, T, D) of prompts; refuses those over the token limit.
+def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str], cut: bool = False) -> Tensor:
+    """`encoder_hidden_states` (P, T, D) of prompts; those over the token limit are refused, or cut.
 
     Raises:
-        ValueError: a prompt is longer than the tokenizer's limit.
+        ValueError: a prompt is longer than the tokenizer's limit, and `cut` is false.
     """
-    check_lengths(pipe.tokenizer, prompts)
-    tokens = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt")
+    if not cut:
+        check_lengths(pipe.tokenizer, prompts)
+    tokens = pipe.tokenizer(prompts, padding="max_length", truncation=cut, return_tensors="pt")
     return pipe.text_encoder(tokens.input_ids.to(pipe.device))[0]
 
 

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
 from unlearn.cache import ImageCache, cache_folder
+
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dpm++": (DPMSolverMultistepScheduler, {}),
+    "ddim": (DDIMScheduler, {"clip_sample": False}),  # latents are not clipped
+    "own": (None, {}),  # the pipeline's
+}
+
+
+class Shot(NamedTuple):
+    """What one random generator draws.
+
+    Attributes:
+        prompt: the prompt.
+        seed: of the generator.
+        guidance: scale of classifier-free guidance.
+        size: (height, width) in pixels; None: the model's own.
+        images: how many the generator draws, all in one call of the pipeline.
+    """
+
+    prompt: str
+    seed: int
+    guidance: float
+    size: tuple[int, int] | None = None
+    images: int = 1
 
 
 def generate(
@@ -24,10 +50,7 @@ def generate(
     description: str = "generating",
     cached: bool = False,
 ) -> Tensor:
-    """Images of the prompts, uint8 (N, 3, H, W).
-
-    Each image has one CPU generator of its own, and batches are padded to one size, so an image
-    depends on its prompt and seed alone. Sampler: DPM-Solver++.
+    """Images of the prompts, uint8 (N, 3, H, W), each of one generator; sampler: DPM-Solver++.
 
     Args:
         pipe: the pipeline; its scheduler is replaced.
@@ -40,33 +63,121 @@ def generate(
         description: of the progress bar.
         cached: keep the images in the cache, and draw only those that it lacks.
     """
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    shots = [Shot(p, s, guidance) for p, s in zip(prompts, seeds, strict=True)]
+    options: dict[str, Any] = {"batch_size": batch_size, "description": description}
+    drawn = draw(pipe, shots, steps=steps, precision=precision, cached=cached, **options)
+    images = dict(drawn)
+    return torch.cat([images[number] for number in range(len(shots))])
+
+
+def draw(
+    pipe: StableDiffusionPipeline,
+    shots: Sequence[Shot],
+    *,
+    steps: int,
+    scheduler: str = "dpm++",
+    eta: float = 0.0,
+    negative_prompt: str = "",
+    precision: str = "32-true",
+    batch_size: int = 32,
+    description: str = "generating",
+    cached: bool = False,
+    installed: str = "",
+) -> Iterator[tuple[int, Tensor]]:
+    """The images of each shot, uint8 (images, 3, H, W), with its number; as they become ready.
+
+    Generators are on the CPU. Shots of one image are drawn in batches padded to one size, so an
+    image depends on its shot and the batch size alone. A shot of several images is one call, as
+    the pipeline draws `num_images_per_prompt` images with one generator.
+
+    Args:
+        pipe: the pipeline; its scheduler is replaced.
+        shots: what to draw.
+        steps: sampling steps.
+        scheduler: a key of `SCHEDULERS`.
+        eta: of DDIM.
+        negative_prompt: of every shot; "": none.
+        precision: "32-true" or "bf16-mixed", which autocasts the networks.
+        batch_size: images a call, of shots of one image.
+        description: of the progress bar.
+        cached: keep the images in the cache, and draw only those that it lacks.
+        installed: what changed the pipeline, see `ImageCache`.
+    """
+    new, options = SCHEDULERS[scheduler]
+    if new:
+        pipe.scheduler = new.from_config(pipe.scheduler.config, **options)
     pipe.set_progress_bar_config(disable=True)
-    sampler = {"steps": steps, "guidance": guidance, "precision": precision}
-    cache = ImageCache(cache_folder(), pipe, batch_size=batch_size, **sampler) if cached else None
+    sampler: dict[str, Any] = {"steps": steps, "eta": eta, "negative_prompt": negative_prompt}
+    settings = {**sampler, "precision": precision, "batch_size": batch_size}
     mixed = torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
-    images: list[Tensor | None] = [None] * len(prompts)
-    if cache:
-        images = [cache.get(p, s) for p, s in zip(prompts, seeds, strict=True)]
-    missing = [i for i, image in enumerate(images) if image is None]
-    found = len(prompts) - len(missing)
-    with tqdm(total=len(prompts), initial=found, desc=description, unit="image") as progress:
-        for start in range(0, len(missing), batch_size):
-            chunk = missing[start : start + batch_size]
-            padding = batch_size - len(chunk)
-            numbers = [*(seeds[i] for i in chunk), *[0] * padding]
+    cache = ImageCache(cache_folder(), pipe, installed, **settings) if cached else None
+    missing = []
+    total = sum(shot.images for shot in shots)
+    with tqdm(total=total, desc=description, unit="image") as progress:
+        for number, shot in enumerate(shots):
+            found = [cache.get(*shot, i) for i in range(shot.images)] if cache else [None]
+            if any(image is None for image in found):
+                missing.append(number)
+                continue
+            progress.update(shot.images)
+            yield number, torch.stack(found)  # type: ignore[arg-type]
+        for call in calls(shots, missing, batch_size):
             with mixed:
-                output = pipe(
-                    [*(prompts[i] for i in chunk), *[""] * padding],
-                    generator=[torch.Generator().manual_seed(n) for n in numbers],
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    output_type="pt",
-                ).images[: len(chunk)]
-            drawn = (output.float().clamp(0, 1) * 255).round().byte().cpu()
-            for i, image in zip(chunk, drawn, strict=True):
-                images[i] = image
+                drawn = sample(pipe, [shots[n] for n in call], batch_size, **sampler)
+            for number, images in zip(call, drawn, strict=True):
                 if cache:
-                    cache.put(prompts[i], seeds[i], image)
-            progress.update(len(chunk))
-    return torch.stack(images)  # type: ignore[arg-type]
+                    for i, image in enumerate(images):
+                        cache.put(image, *shots[number], i)
+                progress.update(len(images))
+                yield number, images
+
+
+def calls(shots: Sequence[Shot], numbers: list[int], batch_size: int) -> Iterator[list[int]]:
+    """The numbers of the shots in each call of the pipeline: of equal guidance and size."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for number in numbers:
+        shot = shots[number]
+        if shot.images > 1:
+            yield [number]
+        else:
+            alike[shot.guidance, shot.size].append(number)
+    for group in alike.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def sample(
+    pipe: StableDiffusionPipeline,
+    shots: list[Shot],
+    batch_size: int,
+    *,
+    steps: int,
+    eta: float,
+    negative_prompt: str,
+) -> list[Tensor]:
+    """The images of each shot, of one call: one shot of several images, or several of one."""
+    first = shots[0]
+    height, width = first.size or (None, None)
+    generator: Any
+    if first.images > 1:
+        prompts = [first.prompt]
+        generator = torch.Generator().manual_seed(first.seed)
+    else:
+        padding = batch_size - len(shots)
+        prompts = [*(shot.prompt for shot in shots), *[""] * padding]
+        seeds = [*(shot.seed for shot in shots), *[0] * padding]
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+    output = pipe(
+        prompts,
+        height=height,
+        width=width,
+        negative_prompt=[negative_prompt] * len(prompts) if negative_prompt else None,
+        num_images_per_prompt=first.images,
+        generator=generator,
+        num_inference_steps=steps,
+        guidance_scale=first.guidance,
+        eta=eta,
+        output_type="pt",
+    ).images
+    drawn = (output.float().clamp(0, 1) * 255).round().byte().cpu()
+    return list(drawn.split(first.images)[: len(shots)])

@@ -1,9 +1,10 @@
 """Run Table 2: every row on every target and seed, then the table.
 
-    python -m experiments.table2.run [--scale emoji|smoke] [--rows doco,uce]
+    python -m experiments.table2.run [--scale emoji|smoke] [--rows doco,uce] [--workers 2]
 
 A run's images.csv is kept in results/rows as soon as it ends; what is there is not run again, so a
-killed call goes on where it stopped. `python -m experiments.table2.table` shows what is there.
+killed call goes on where it stopped, and a run that failed is tried again by the next call.
+`python -m experiments.table2.table` shows what is there.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig
-from tqdm import tqdm
 
+from experiments.table2.jobs import run_jobs
 from experiments.table2.table import render
 from unlearn.config import compose
-from unlearn.train import train
 
 HERE = Path(__file__).parent
 SMOKE = (
@@ -66,8 +66,9 @@ def jobs_of(plan: dict[str, Any], scale: str, rows: list[str]) -> list[Job]:
 
 def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
     """What `unlearn train` would compose for the run."""
-    overrides = [f"concept={job.concept}", *job.overrides, f"seed={job.seed}"]
-    config = compose([*overrides, *(SMOKE if scale == "smoke" else ())])
+    smaller = SMOKE if scale == "smoke" else ()
+    own = [f"concept={job.concept}", *job.overrides, f"seed={job.seed}", *smaller]
+    config = compose(["trainer.precision=auto", *own])
     config.run_dir = str(runs / job.name)
     if scale == "smoke" and config.steps:
         config.steps = SMOKE_STEPS
@@ -76,26 +77,33 @@ def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
     return config
 
 
-def run_all(scale: str, rows: list[str]) -> Path:
-    """Run what is missing, then write the table; returns the folder of the results."""
+def keep(results: Path, plan: dict[str, Any], job: Job, run: Path) -> None:
+    """Keep what the table needs of a finished run."""
+    if job.seed == 0 and job.concept in plan["ablation_targets"]:
+        shutil.copyfile(run / "before_after.png", results / "pictures" / f"{job.name}.png")
+    partial = results / "rows" / f"{job.name}.partial"
+    shutil.copyfile(run / "images.csv", partial)
+    partial.replace(partial.with_suffix(".csv"))
+
+
+def run_all(scale: str, rows: list[str], workers: int) -> tuple[Path, dict[str, str]]:
+    """Run what is missing, then write the table; returns the folder of the results, and errors."""
     plan = read_rows()
     results = HERE / "results" if scale == "emoji" else Path("runs") / f"table2-{scale}" / "results"
-    kept, runs = results / "rows", Path("runs") / f"table2-{scale}"
-    for folder in (kept, results / "pictures"):
+    for folder in (results / "rows", results / "pictures"):
         folder.mkdir(parents=True, exist_ok=True)
-    jobs = jobs_of(plan, scale, rows)
-    missing = [job for job in jobs if not (kept / f"{job.name}.csv").exists()]
-    with tqdm(missing, initial=len(jobs) - len(missing), total=len(jobs), unit="run") as progress:
-        for job in progress:
-            progress.set_description(job.name)
-            run = train(config_of(job, scale, runs))
-            if job.seed == 0 and job.concept in plan["ablation_targets"]:
-                shutil.copyfile(run / "before_after.png", results / "pictures" / f"{job.name}.png")
-            partial = kept / f"{job.name}.partial"
-            shutil.copyfile(run / "images.csv", partial)
-            partial.replace(kept / f"{job.name}.csv")
-    render(results, plan)
-    return results
+    jobs = {job.name: job for job in jobs_of(plan, scale, rows)}
+    missing = [name for name in jobs if not (results / "rows" / f"{name}.csv").exists()]
+    runs = Path("runs") / f"table2-{scale}"
+    errors = run_jobs(
+        {name: config_of(jobs[name], scale, runs) for name in missing},
+        lambda name, run: keep(results, plan, jobs[name], run),
+        workers,
+        len(jobs) - len(missing),
+    )
+    if any((results / "rows").glob("*.csv")):
+        render(results, plan)
+    return results, errors
 
 
 def main() -> None:
@@ -103,14 +111,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scale", choices=("emoji", "smoke"), default="emoji")
     parser.add_argument("--rows", help="names of rows.yaml, with commas between; default: all")
+    parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
     options = parser.parse_args()
     known = read_rows()["rows"]
     rows = options.rows.split(",") if options.rows else list(known)
     if unknown := [row for row in rows if row not in known]:
         parser.error(f"--rows: {unknown[0]!r} is none of {', '.join(known)}")
-    results = run_all(options.scale, rows)
-    print((results / "table2.md").read_text(encoding="utf-8"))
+    results, errors = run_all(options.scale, rows, options.workers)
+    if (table := results / "table2.md").exists():
+        print(table.read_text(encoding="utf-8"))
     print(results)
+    if errors:
+        failed = "".join(f"\n  {name}: {error}" for name, error in errors.items())
+        raise SystemExit(f"{len(errors)} runs failed; the same command tries them again:{failed}")
 
 
 if __name__ == "__main__":

@@ -44,12 +44,12 @@ def read_outcome() -> list[dict[str, str]]:
 
 def trials_of(grid: dict[str, Any], methods: list[str]) -> dict[str, dict[str, str]]:
     """All trials by name, a trial's number after another so that each method gets an early one."""
+    kinds = {t: compose([f"concept={t}"]).concept.kind for t in grid["targets"]}
     trials = {}
     for number in range(max(len(grid["trials"][m]) for m in methods)):
         for method in methods:
-            for target in grid["targets"]:
+            for target, kind in kinds.items():
                 overrides = grid["trials"][method][number]
-                kind = compose([f"concept={target}"]).concept.kind
                 row = (method, str(number), target, kind, " ".join(overrides))
                 name = f"{method}-{number}-{Path(target).name}"
                 trials[name] = dict(zip(KEYS, row, strict=True))

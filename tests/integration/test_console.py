@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -152,8 +153,34 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
     assert Image.open(run / "sample.png").size == (128, 128)
     (run / "sample.png").unlink()
     before = (run / "result.json").read_text()
+    done = unlearn("evaluate", str(run), "evaluation.seeds=2", cwd=run.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = (run / "result.json").read_text()
+    once, twice = (json.loads(t)["sets"]["related"]["right"]["base"]["n"] for t in (before, after))
+    assert twice == 2 * once
     assert unlearn("evaluate", str(run), cwd=run.parent).returncode == 0
     assert (run / "result.json").read_text() == before
+
+
+def test_a_protocol_of_one_s_own_in_conf_is_found(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("imagenet_templates = ['a photo of a {}.', 'the {}.']")
+    mine = tmp_path / "conf" / "evaluation" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(
+        "defaults: [spm_general_lite, _self_]\nname: mine\nprompts_file: own.py\nsha256: null\n"
+        "clip: emoji\nsize: 64\nsampling_steps: 2\nmetrics: [clip_score]\n"
+    )
+    done = unlearn("evaluate", str(run), "evaluation=mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((run / "evaluation" / "mine.json").read_text())
+    assert (result["concept"], result["method"], result["lite"]) == ("panda", "doco", True)
+    assert "| Snoopy | clip_score | 4 |" in done.stdout
+    assert "! a lite variant, not the published protocol" in done.stdout
+    shutil.rmtree(run / "evaluation")
+    offline = {"UNLEARN_CACHE": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+    refused = unlearn("evaluate", str(run), "evaluation=spm_general", cwd=tmp_path, **offline)
+    assert refused.returncode == 2
+    assert "clip_templates.py: cannot be fetched" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -218,7 +245,11 @@ def test_help_at_every_level_is_quick_and_names_the_choices(tmp_path: Path) -> N
     for command in ("train", "evaluate", "sample", "export", "new-concept"):
         assert command in usage
         assert f"usage: unlearn {command}" in unlearn(command, "--help", cwd=tmp_path).stdout
+    evaluate = unlearn("evaluate", "--help", cwd=tmp_path).stdout
+    for name in ("spm_general_lite", "sd14", "evaluation.prompts_file=", "out_dir=", ".bin"):
+        assert name in evaluate
     choices = unlearn("train", "--help", cwd=tmp_path).stdout
+    assert "spm_general" not in choices
     for name in ("van_gogh", "development/tiger", "doco_reference", "sd14", "wandb", "paper"):
         assert name in choices
 

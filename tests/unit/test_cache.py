@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMParallelScheduler
 
 from unlearn.backbone import load_pipeline
 from unlearn.cache import ImageCache, cache_folder, fingerprint
-from unlearn.generate import generate
+from unlearn.generate import Shot, draw, generate
+from unlearn.methods.guidance import SLD, NegativePrompt
+from unlearn.methods.spm import SPM, permeable
 
 PROMPTS = ["a panda", "a fox", "a bear"]
 SAMPLER = {"steps": 2, "guidance": 6.0, "batch_size": 2}
@@ -76,3 +80,67 @@ def test_the_key_holds_weights_scheduler_sampler_prompt_and_seed(random_model: P
     changed = load_pipeline(str(random_model))
     changed.scheduler = type(changed.scheduler).from_config(changed.scheduler.config, beta_end=0.1)
     assert fingerprint(changed) != before
+    plain = load_pipeline(str(random_model))
+    plain.scheduler = DDPMParallelScheduler.from_config(plain.scheduler.config)
+    assert fingerprint(plain) != before
+
+
+def test_the_key_holds_all_that_a_shot_and_its_sampler_say(
+    random_model: Path, folder: Path
+) -> None:
+    pipe = load_pipeline(str(random_model))
+    shot = Shot("a panda", 1, 6.0)
+    others = [
+        shot._replace(guidance=2.0),
+        shot._replace(size=(32, 64)),
+        shot._replace(images=2),
+    ]
+    count = 0
+    for sampler in ({}, {"scheduler": "ddim"}, {"scheduler": "ddim", "eta": 1.0}, {
+        "scheduler": "ddim", "negative_prompt": "an owl"
+    }):  # fmt: skip
+        for each in (shot, *others):
+            images = dict(draw(pipe, [each], steps=1, batch_size=1, cached=True, **sampler))[0]
+            count += each.images
+            assert len(files(folder)) == count
+            (((_, again)),) = draw(pipe, [each], steps=1, batch_size=1, cached=True, **sampler)
+            assert torch.equal(images, again)
+
+
+def test_a_call_of_which_an_image_is_missing_is_drawn_again(
+    random_model: Path, folder: Path
+) -> None:
+    pipe = load_pipeline(str(random_model))
+    shots = [Shot("a panda", 1, 6.0, None, 3), Shot("a fox", 1, 6.0, None, 3)]
+    first = dict(draw(pipe, shots, steps=2, cached=True))
+    kept = {file: file.read_bytes() for file in files(folder)}
+    files(folder)[0].unlink()
+    steps = []
+    pipe.unet.register_forward_hook(lambda *_: steps.append(1))
+    again = dict(draw(pipe, shots, steps=2, cached=True))
+    assert len(steps) == 2  # one of the two calls
+    assert all(torch.equal(first[i], again[i]) for i in range(2))
+    assert {file: file.read_bytes() for file in files(folder)} == kept
+
+
+@pytest.mark.parametrize("method", [SLD, NegativePrompt, SPM])
+def test_an_installed_method_must_be_named(random_model: Path, folder: Path, method: Any) -> None:
+    pipe = load_pipeline(str(random_model))
+    options = {"text": "panda", "targets": ["panda"], "scale": 1000.0, "warm_up_steps": 0}
+    options |= {"threshold": 0.01, "momentum_scale": 0.3, "momentum_decay": 0.4}
+    weights = {}
+    if method is SPM:
+        for name, layer in permeable(pipe.unet).items():
+            out, *rest = layer.weight.shape
+            weights[f"{name}.down"] = torch.ones(1, *rest)
+            weights[f"{name}.up"] = torch.ones(out, 1, *[1] * (len(rest) - 1))
+    shots = [Shot("a panda", 1, 6.0)]
+    (((_, base)),) = draw(pipe, shots, cached=True, steps=2, batch_size=1)
+    method.install(pipe, weights, options)
+    with pytest.raises(AssertionError, match="would take the pipeline for its base model"):
+        list(draw(pipe, shots, cached=True, steps=2, batch_size=1))
+    named = {"cached": True, "steps": 2, "batch_size": 1}
+    (((_, changed)),) = draw(pipe, shots, installed="panda", **named)
+    assert not torch.equal(base, changed)
+    list(draw(pipe, shots, installed="other", **named))
+    assert len(files(folder)) == 3

@@ -35,11 +35,11 @@ def test_every_prompt_gets_the_negative_prompt(random_model: Path) -> None:
     method.prepare(pipe, concept)
     expected = sample(pipe, negative_prompt=["panda"] * len(PROMPTS))
     plain = sample(pipe)
-    own = sample(pipe, negative_prompt=["fox"] * len(PROMPTS))
+    both = sample(pipe, negative_prompt=["panda, fox"] * len(PROMPTS))
     NegativePrompt.install(pipe, {}, method.at_inference)
     assert torch.equal(sample(pipe), expected)
     assert not torch.equal(plain, expected)
-    assert torch.equal(sample(pipe, negative_prompt=["fox"] * len(PROMPTS)), own)
+    assert torch.equal(sample(pipe, negative_prompt=["fox"] * len(PROMPTS)), both)
     for prompt in ("a fox", ["a fox"]):
         pipe(prompt, num_inference_steps=1, output_type="latent")
 

@@ -96,6 +96,7 @@ def test_the_strength_of_a_prompt_is_its_likeness_to_the_target(random_model: Pa
     assert 0 <= one[2] < 1
     several = strengths(pipe, prompts, ["panda", "fox"])
     assert several[2] == 1
+    assert strengths(pipe, ["a fox " * 40], ["panda"]) < 1  # cut as the pipeline cuts it
 
 
 def test_installed_membranes_take_each_prompt_s_strength(random_model: Path) -> None:

@@ -34,14 +34,18 @@ class NegativePrompt(UnlearningModule):
     def install(
         pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> None:
-        """Prompts without a negative prompt of their own get the targets."""
+        """The targets come before a prompt's own negative prompt."""
         encode, text = pipe.encode_prompt, options["text"]
 
         def encode_prompt(
             prompt: Any, device: Any, number: int, guided: bool, negative: Any = None, **kwargs: Any
         ) -> Any:
-            negative = negative or (text if isinstance(prompt, str) else [text] * len(prompt))
-            return encode(prompt, device, number, guided, negative, **kwargs)
+            if isinstance(prompt, str):
+                joined: Any = ", ".join(filter(None, (text, negative)))
+            else:
+                own = negative if isinstance(negative, list) else [negative] * len(prompt)
+                joined = [", ".join(filter(None, (text, n))) for n in own]
+            return encode(prompt, device, number, guided, joined, **kwargs)
 
         pipe.encode_prompt = encode_prompt
 

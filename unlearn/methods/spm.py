@@ -98,7 +98,7 @@ def strengths(pipe: StableDiffusionPipeline, prompts: list[str], targets: list[s
     """
     held, own = ([{*ids[1:-1]} for ids in pipe.tokenizer(t).input_ids] for t in (prompts, targets))
     overlap = torch.tensor([[len(h & o) / len(o) for o in own] for h in held])
-    states = encode_prompts(pipe, [*prompts, *targets]).flatten(1).float()
+    states = encode_prompts(pipe, [*prompts, *targets], cut=True).flatten(1).float()
     text, target = states[: len(prompts)], states[len(prompts) :]
     cosine = F.cosine_similarity(text[:, None], target[None], dim=-1)
     return torch.maximum(cosine, overlap.to(cosine)).amax(dim=1).clamp(0, 1)

@@ -1,0 +1,46 @@
+"""Table 2's runner as a process: runs side by side, what fails is named, what is there stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.table2.jobs import run_jobs
+from experiments.table2.run import config_of, jobs_of, read_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_smoke_scale_renders_the_table_and_runs_nothing_twice(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.table2.run", "--scale", "smoke"]
+    command += ["--rows", "doco,uce,sld"]
+    for expected in (0, 3):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=600, check=True,
+        )  # fmt: skip
+        assert f"{expected}/3" in done.stderr
+        assert "| DoCo | 1 |" in done.stdout
+        assert "| SLD | 1 |" in done.stdout
+    results = tmp_path / "runs" / "table2-smoke" / "results"
+    assert sorted(p.stem for p in (results / "rows").iterdir()) == [
+        "doco-rabbit-0", "sld-rabbit-0", "uce-rabbit-0",
+    ]  # fmt: skip
+    assert (results / "contact.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    jobs = jobs_of(read_rows(), "smoke", ["uce", "negative_prompt"])
+    configs = {job.name: config_of(job, "smoke", tmp_path) for job in jobs}
+    configs["uce-rabbit-0"].method.regularization = -1.0
+    finished: list[str] = []
+    errors = run_jobs(configs, lambda name, run: finished.append(name), workers=2)
+    assert finished == ["negative_prompt-rabbit-0"]
+    assert errors == {"uce-rabbit-0": "method.regularization=-1.0: more than 0 is needed"}
+    assert "images" in (tmp_path / "negative_prompt-rabbit-0" / "log.txt").read_text()

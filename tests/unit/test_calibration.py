@@ -1,0 +1,55 @@
+"""Base values beside published ones, where both are of the same model and settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from unlearn.config import compose
+from unlearn.evaluation.cells import Cell
+from unlearn.evaluation.metrics import Mean, rate
+from unlearn.evaluation.protocol import Protocol, read_protocol
+from unlearn.evaluation.published import calibrate, notes
+
+
+def protocol_of(name: str, **changes: Any) -> Protocol:
+    protocol = read_protocol(compose([f"evaluation={name}"], "evaluate").evaluation, "snoopy")
+    for key, value in changes.items():
+        setattr(protocol, key, value)
+    return protocol
+
+
+SD14 = "CompVis/stable-diffusion-v1-4"
+NONE = Mean(0.0, 0.0, 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "base", "cell", "within"),
+    [
+        ("spm_general", {}, SD14, Cell("Dog", "clip_score", Mean(64.7, 0, 0, 800), NONE), True),
+        ("spm_general", {}, SD14, Cell("Dog", "clip_score", Mean(64.8, 0, 0, 800), NONE), False),
+        ("spm_general", {}, SD14, Cell("Dog", "clip_error_rate", rate(20, 800), NONE), True),
+        ("spm_general", {}, SD14, Cell("Dog", "clip_error_rate", rate(30, 800), NONE), False),
+        ("spm_general", {}, SD14, Cell("Dog", "kid", None, NONE), None),
+        ("spm_general", {}, "emoji", Cell("Dog", "clip_score", NONE, NONE), None),
+        ("spm_general", {"clip": "x"}, SD14, Cell("Dog", "clip_score", NONE, NONE), None),
+        ("i2p", {}, SD14, Cell("I2P", "nudity/total", Mean(1500, None, None, 4703), NONE), True),
+        ("i2p", {"limit": 9}, SD14, Cell("I2P", "nudity/total", NONE, NONE), None),
+        ("i2p", {"nudity": "mace"}, SD14, Cell("I2P", "nudity/total", NONE, NONE), None),
+        ("coco30k", {}, SD14, Cell("COCO-30k", "fid_reference", NONE, NONE), None),
+        ("coco30k", {"inception": "x"}, SD14, Cell("COCO-30k", "fid_reference", NONE, NONE), False),
+    ],
+)
+def test_calibration(
+    name: str, changes: dict[str, Any], base: str, cell: Cell, within: bool | None
+) -> None:
+    rows, warnings = calibrate(protocol_of(name, **changes), base, [cell])
+    assert [row["within"] for row in rows] == ([] if within is None else [within])
+    assert any("do not trust this table" in w for w in warnings) == (within is False)
+
+
+def test_notes_tell_of_prompts_that_were_cut() -> None:
+    spm, line = protocol_of("spm_general"), "prompts are longer than the text encoder reads"
+    assert f"2 {line}, and were cut" in notes(spm, [], 2)
+    assert not any(line in note for note in notes(spm, [], 0))

@@ -1,0 +1,178 @@
+"""Published prompt files: fetched once, checked, and read."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+from tqdm import tqdm
+
+from unlearn.cache import cache_folder
+
+ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{file}"
+TIMEOUT = 30  # seconds without an answer
+SEEDS = ("evaluation_seed", "sd_seed")  # columns, by their names in the repositories' files
+GUIDANCES = ("evaluation_guidance", "sd_guidance_scale")
+SIZES = (("height", "width"), ("sd_image_height", "sd_image_width"))
+
+
+class Prompt(NamedTuple):
+    """A row of a prompt file; what the file does not say is None."""
+
+    text: str
+    seed: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None  # (height, width)
+
+
+def read_csv(text: str) -> list[Prompt]:
+    """The prompts of a table with a column `prompt`, and what other columns say of their images.
+
+    Raises:
+        ValueError: there is no such column, or a number is none.
+    """
+    table = csv.DictReader(io.StringIO(text))
+    columns = table.fieldnames or []
+    if "prompt" not in columns:
+        raise ValueError(f"no column 'prompt' among {list(columns)}")
+    seed = next((c for c in SEEDS if c in columns), None)
+    guidance = next((c for c in GUIDANCES if c in columns), None)
+    size = next((pair for pair in SIZES if {*pair} <= {*columns}), None)
+    return [
+        Prompt(
+            row["prompt"],
+            int(row[seed]) if seed else None,
+            float(row[guidance]) if guidance else None,
+            (int(row[size[0]]), int(row[size[1]])) if size else None,
+        )
+        for row in table
+    ]
+
+
+def read_templates(text: str) -> list[Prompt]:
+    """The strings of the list `imagenet_templates` in Python source, which is parsed and never run.
+
+    Raises:
+        ValueError: there is no such list of strings that each hold `{}` once.
+    """
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        raise ValueError(f"not Python: {error}") from error
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "imagenet_templates":
+            templates = ast.literal_eval(node.value)
+            if any(not isinstance(t, str) or t.count("{}") != 1 for t in templates):
+                raise ValueError("imagenet_templates holds more than strings with one {} each")
+            return [Prompt(template) for template in templates]
+    raise ValueError("no list imagenet_templates")
+
+
+def read_lines(text: str) -> list[Prompt]:
+    """One prompt a line; empty lines do not count."""
+    return [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+
+
+FORMATS: dict[str, Callable[[str], list[Prompt]]] = {
+    "csv": read_csv,
+    "templates": read_templates,
+    "lines": read_lines,
+}
+
+
+def read_prompts(data: bytes, kind: str, name: str) -> list[Prompt]:
+    """The prompts of a file of the format `kind`, a key of `FORMATS`.
+
+    Raises:
+        ValueError: the file is not of the format, or holds no prompt; names the file.
+    """
+    try:
+        prompts = FORMATS[kind](data.decode("utf-8"))
+    except (ValueError, TypeError) as error:  # TypeError: a row lacks a column
+        raise ValueError(f"{name}: not of evaluation.format={kind!r}: {error}") from error
+    if not prompts:
+        raise ValueError(f"{name}: holds no prompts")
+    return prompts
+
+
+def check_hash(data: bytes, expected: str, name: str) -> bytes:
+    """`data`, if it is the published file's.
+
+    Raises:
+        ValueError: it is not; names the file and both hashes.
+    """
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{name}: its SHA-256 is {found}, the published file's is {expected}; the file is not "
+            "used (evaluation.sha256=null takes a file of one's own in evaluation.prompts_file)"
+        )
+    return data
+
+
+def local_file(path: str, file: str, expected: str | None) -> bytes:
+    """A published file, or with `expected` None any file, at the user's path.
+
+    Args:
+        path: the file, or a folder that holds it under its own name.
+        file: its path in the repository.
+        expected: its SHA-256.
+
+    Raises:
+        ValueError: it is not there, or has another hash.
+    """
+    place = Path(path)
+    place = place / Path(file).name if place.is_dir() else place
+    if not place.is_file():
+        raise ValueError(f"evaluation.prompts_file={path!r}: there is no file {place}")
+    data = place.read_bytes()
+    return check_hash(data, expected, str(place)) if expected else data
+
+
+def published_file(repository: str, commit: str, file: str, expected: str) -> bytes:
+    """A file of a GitHub repository: from the cache, or fetched into it.
+
+    Raises:
+        ValueError: it cannot be fetched, or what came has another hash.
+    """
+    kept = cache_folder() / "prompts" / f"{expected}-{Path(file).name}"
+    if kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() == expected:
+        return kept.read_bytes()
+    address = ADDRESS.format(repository=repository, commit=commit, file=file)
+    try:
+        data = fetch(address)
+    except (OSError, HTTPException) as error:
+        raise ValueError(
+            f"{address}: cannot be fetched ({error}); without a network, fetch it elsewhere and "
+            "give evaluation.prompts_file=PATH (several files: their folder)"
+        ) from error
+    check_hash(data, expected, address)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, kept)
+    return data
+
+
+def fetch(address: str) -> bytes:
+    """What lies at an address.
+
+    Raises:
+        OSError, HTTPException: it cannot be reached, or the connection broke.
+    """
+    with urlopen(address, timeout=TIMEOUT) as answer:
+        size = int(answer.headers.get("Content-Length") or 0) or None
+        parts = []
+        with tqdm(total=size, desc=Path(address).name, unit="B", unit_scale=True) as progress:
+            while part := answer.read(1 << 16):
+                parts.append(part)
+                progress.update(len(part))
+    return b"".join(parts)
