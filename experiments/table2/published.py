@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from experiments.table2 import table
+from unlearn.evaluation.distances import InceptionFeatures
 
 HERE = Path(__file__).parent
 BASE = "SD 1.4"  # the base model's label, which erased ""
@@ -47,6 +48,7 @@ class Figure(NamedTuple):
         metric: a key of `NAMES`, or another.
         value: the number.
         low, high: its 95 % interval; None where there is none.
+        n: images behind it.
         source: of a published one.
     """
 
@@ -57,6 +59,7 @@ class Figure(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
+    n: int | None = None
     source: str = ""
 
 
@@ -85,18 +88,31 @@ def read_results(runs: Path, plan: dict[str, Any]) -> list[tuple[str, str, dict[
 
 
 def figures_of(results: list[tuple[str, str, dict[str, Any]]]) -> list[Figure]:
-    """The figures of the results, and once the base model's."""
-    figures: dict[Figure, None] = {}
+    """The figures of the results, and once the base model's.
+
+    A FID on other features than the published ones is a metric of its own, in published.csv alone.
+    """
+    own: list[Figure] = []
+    base: dict[Figure, None] = {}
     for label, target, result in results:
+        features = result["features"]
         for cell in result["cells"]:
-            scale = 100 if cell["metric"] == "clip_error_rate" else 1
-            for owner, side in (((label, target), "unlearned"), ((BASE, ""), "base")):
-                if not cell[side] or cell[side]["value"] is None:
-                    continue
-                numbers = [cell[side][key] for key in ("value", "low", "high")]
-                scaled = [number if number is None else scale * number for number in numbers]
-                figures[Figure(*owner, cell["concept"], cell["metric"], *scaled)] = None
-    return list(figures)
+            metric = cell["metric"]
+            scale = 100 if metric == "clip_error_rate" else 1
+            if metric.startswith("fid") and features != InceptionFeatures.name:
+                metric = f"{metric} on {features}"
+            drawn = (cell["concept"], metric)
+            if side := cell["unlearned"]:
+                own.append(Figure(label, target, *drawn, *numbers_of(side, scale)))
+            if side := cell["base"]:
+                base[Figure(BASE, "", *drawn, *numbers_of(side, scale))] = None
+    return [figure for figure in (*base, *own) if figure.value is not None]
+
+
+def numbers_of(side: dict[str, Any], scale: int) -> list[Any]:
+    """Value, bounds and number of images of one model's cell."""
+    numbers = (side[key] for key in ("value", "low", "high"))
+    return [*(x if x is None else scale * x for x in numbers), side["n"]]
 
 
 def text_of(ours: list[Figure], published: list[Figure]) -> str:
@@ -173,8 +189,9 @@ def render(runs: Path, plan: dict[str, Any]) -> Path:
     for erased in plan["targets"]:
         if titles := [title_of(erased, r) for _, target, r in found if target == erased]:
             lines += section(erased, titles[0], ours, published)
-    warnings = dict.fromkeys(warning for *_, result in found for warning in result["warnings"])
-    lines += [f"- {warning}" for warning in warnings]
+    notes = [f"CLIP: {r['clip']}; KID and FID on {r['features']}" for *_, r in found]
+    notes += [warning for *_, result in found for warning in result["warnings"]]
+    lines += [f"- {note}" for note in dict.fromkeys(notes)]
     path = results / "published.md"
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
     with (results / "published.csv").open("w", newline="", encoding="utf-8") as file:
