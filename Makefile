@@ -24,9 +24,14 @@ shown-concepts: install  ## the quickstart for every shown concept, and a summar
 	$(BIN)/python -m experiments.summary $(foreach c,$(subst $(comma), ,$(SHOWN)),runs/$(c)-doco-0)
 
 SCALE ?= emoji
+DEVICES ?= 1
 
-reproduce-table2: install  ## every method on every target, and the table (SCALE=smoke: once, tiny)
+reproduce-table2: install  ## every method on every target, and the table (SCALE=smoke|sd14, LIMIT=N)
+ifeq ($(SCALE),sd14)
+	$(BIN)/python -m experiments.table2.sd14 --devices $(DEVICES) $(LIMIT:%=--limit %) $(ARGS)
+else
 	$(BIN)/python -m experiments.table2.run --scale $(SCALE)
+endif
 
 bench: install  ## time the step against a plain implementation of it
 	$(BIN)/python -m experiments.bench.step

@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.summary import finished_runs
 from unlearn.backbone import load_pipeline
 from unlearn.concepts import Concept
-from unlearn.config import concept_of, sampler_of
+from unlearn.config import base_of, concept_of, sampler_of
 from unlearn.data import encode_prompts
 from unlearn.diffusion import add_noise
 from unlearn.export import load_unlearned
@@ -111,7 +111,7 @@ def main() -> None:
     for run in finished_runs(parser, options.runs):
         config = OmegaConf.load(run / "config.yaml")
         concept = concept_of(config)  # type: ignore[arg-type]
-        base, unlearned = (load_pipeline(config.model.pretrained) for _ in range(2))
+        base, unlearned = (load_pipeline(**base_of(config)) for _ in range(2))
         load_unlearned(unlearned, run / "unlearned.safetensors")
         sampler = sampler_of(config, config.data.sampling_steps)  # type: ignore[arg-type]
         for kind, pairs in (("seen", seen_pairs(concept)), ("unseen", unseen_pairs(concept))):

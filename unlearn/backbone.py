@@ -14,11 +14,49 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from unlearn.random_weights import PUBLISHED, random_pipeline
 from unlearn.vocabulary import EMBEDDED
 
 
-def load_pipeline(pretrained: str) -> StableDiffusionPipeline:
+def load_pipeline(
+    pretrained: str,
+    *,
+    random_weights: bool = False,
+    width: float = 1.0,
+    image_size: int | None = None,
+) -> StableDiffusionPipeline:
     """The frozen fp32 pipeline at `pretrained`: "emoji", a diffusers folder or a hub id.
+
+    Args:
+        pretrained: what to load.
+        random_weights: build the architecture alone, with seeded random weights.
+        width, image_size: of the architecture with random weights, see `random_pipeline`.
+
+    Raises:
+        ValueError: see `stored_pipeline` and `random_pipeline`, or the architecture is not known,
+            or a stored model is asked for another size than its own.
+    """
+    if random_weights:
+        if pretrained != PUBLISHED:
+            raise ValueError(
+                f"model.pretrained={pretrained!r}: model.random_weights=true needs {PUBLISHED!r}, "
+                "whose architecture is known"
+            )
+        pipe = random_pipeline(width, image_size)
+    elif width != 1 or image_size is not None:
+        raise ValueError(
+            f"model.width={width}, model.image_size={image_size}: only a model of random weights "
+            "has another size than its own (model.random_weights=true)"
+        )
+    else:
+        pipe = stored_pipeline(pretrained)
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        module.float().eval().requires_grad_(False)
+    return pipe
+
+
+def stored_pipeline(pretrained: str) -> StableDiffusionPipeline:
+    """The pipeline with its trained weights.
 
     Raises:
         ValueError: the embedded model is not built yet, or `pretrained` is a folder that holds
@@ -35,15 +73,12 @@ def load_pipeline(pretrained: str) -> StableDiffusionPipeline:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     source = str(path) if path.exists() else pretrained
-    pipe = StableDiffusionPipeline.from_pretrained(
+    return StableDiffusionPipeline.from_pretrained(
         source,
         use_safetensors=True,
         safety_checker=None,
         low_cpu_mem_usage=False,  # True needs accelerate, and says so
     )
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-        module.float().eval().requires_grad_(False)
-    return pipe
 
 
 def device_of(accelerator: str) -> str:

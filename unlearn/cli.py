@@ -163,13 +163,13 @@ def run_sample(arguments: list[str]) -> None:
     from PIL import Image
 
     from unlearn.backbone import device_of, load_pipeline
-    from unlearn.config import sampler_of
+    from unlearn.config import base_of, sampler_of
     from unlearn.export import load_unlearned
     from unlearn.generate import generate
 
     prompts, numbers = arguments[1:], range(len(arguments) - 1)
     sampler = sampler_of(config, config.evaluation.sampling_steps)
-    pipe = load_pipeline(config.model.pretrained).to(device_of(config.trainer.accelerator))
+    pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
     sides = [generate(pipe, prompts, numbers, description="base images", **sampler)]
     load_unlearned(pipe, folder / "unlearned.safetensors")
     sides.append(generate(pipe, prompts, numbers, description="unlearned images", **sampler))

@@ -30,6 +30,9 @@ class ModelConfig:
     vocabulary: Optional[str] = None  # noqa: UP045 - OmegaConf reads these annotations
     guidance: float = MISSING
     settings: dict[str, Any] = MISSING
+    random_weights: bool = False
+    width: float = 1.0
+    image_size: Optional[int] = None  # noqa: UP045
 
 
 @dataclass
@@ -74,6 +77,7 @@ class RunConfig:
     steps: int = MISSING
     batch_size: int = MISSING
     checkpoint_every: int = MISSING
+    keep_every: int = MISSING
     run_dir: str = MISSING
 
 
@@ -142,6 +146,7 @@ def check_config(config: DictConfig) -> Concept:
     for key, value, least in (
         ("batch_size", run.batch_size, 1),
         ("checkpoint_every", run.checkpoint_every, 1),
+        ("keep_every", run.keep_every, 0),
         ("data.images", data.images, 2),
         ("data.relearn_images", data.relearn_images, 0),
         ("data.sampling_steps", data.sampling_steps, 1),
@@ -226,6 +231,18 @@ def precision_of(config: DictConfig) -> str:
     else:
         native = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+def base_of(config: DictConfig) -> dict[str, Any]:
+    """A run's base model: arguments of `load_pipeline`."""
+    keys = ("pretrained", "random_weights", "width", "image_size")
+    return {key: config.model[key] for key in keys if key in config.model}
+
+
+def base_name(config: DictConfig) -> str:
+    """The base model's name; one of random weights is not to be taken for the model itself."""
+    name = str(config.model.pretrained)
+    return f"random:{name}" if base_of(config).get("random_weights") else name
 
 
 def sampler_of(config: DictConfig, steps: int) -> dict[str, Any]:

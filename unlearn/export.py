@@ -169,7 +169,7 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
             inference, so that no weights alone are its result.
     """
     from unlearn.backbone import load_pipeline
-    from unlearn.config import concept_of
+    from unlearn.config import base_name, base_of, concept_of
     from unlearn.evaluation.evaluate import table
 
     if out.exists() and any(out.iterdir()):
@@ -186,11 +186,11 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
                 "folder cannot hold; unlearn.load_unlearned(pipe, path) installs it in a pipeline"
             )
     concept = concept_of(config)
-    pipe = load_unlearned(load_pipeline(config.model.pretrained), run / "unlearned.safetensors")
+    pipe = load_unlearned(load_pipeline(**base_of(config)), run / "unlearned.safetensors")
     pipe.save_pretrained(out)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     card = CARD.format(
-        base=config.model.pretrained,
+        base=base_name(config),
         method=config.method.name,
         concept=concept.name,
         kind=concept.kind,

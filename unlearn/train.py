@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlearn.backbone import device_of, load_pipeline
 from unlearn.concepts import Concept
-from unlearn.config import check_config, plain, precision_of, sampler_of
+from unlearn.config import base_name, base_of, check_config, plain, precision_of, sampler_of
 from unlearn.data import PairDataModule, check_lengths, make_training_data, with_phrases
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
@@ -40,7 +41,7 @@ def train(config: DictConfig) -> Path:
     concept = check_config(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
-    pipe = load_pipeline(config.model.pretrained)
+    pipe = load_pipeline(**base_of(config))
     prompts = sorted(all_prompts(concept))
     for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
         check_lengths(pipe.tokenizer, texts)
@@ -65,19 +66,20 @@ def train(config: DictConfig) -> Path:
                 data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
             )
         method.prepare(pipe, concept)
-        trainer = build_trainer(config, loggers, build_callbacks(config, pipe, concept, run))
-        if module:
-            trainer.fit(method, module)
-        if not trainer.is_global_zero:
-            return run
         metadata = {
-            "base": config.model.pretrained,
+            "base": base_name(config),
             "concept": concept.name,
             "method": config.method.name,
             "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
         }
         if method.at_inference:
             metadata["at_inference"] = json.dumps(method.at_inference)
+        callbacks = build_callbacks(config, pipe, concept, run, metadata)
+        trainer = build_trainer(config, loggers, callbacks)
+        if module:
+            trainer.fit(method, module)
+        if not trainer.is_global_zero:
+            return run
         save_unlearned(method.trained_weights, run / "unlearned.safetensors", metadata)
         (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
         log_result(loggers, evaluate(config, run), run, config.steps)
@@ -88,13 +90,19 @@ def train(config: DictConfig) -> Path:
 
 
 def build_callbacks(
-    config: DictConfig, pipe: StableDiffusionPipeline, concept: Concept, run: Path
+    config: DictConfig,
+    pipe: StableDiffusionPipeline,
+    concept: Concept,
+    run: Path,
+    metadata: dict[str, str],
 ) -> list[Callback]:
-    """Checkpoints, a progress bar, and pictures if the logger wants them."""
+    """Checkpoints, a progress bar, and kept weights and pictures where the config wants them."""
     callbacks: list[Callback] = [
         Checkpoints(run / "checkpoints", config.checkpoint_every),
         TQDMProgressBar(refresh_rate=5),
     ]
+    if config.keep_every:
+        callbacks.append(KeptWeights(run, config.keep_every, metadata))
     if every := config.logger.images_every:
         sampler = sampler_of(config, config.evaluation.sampling_steps)
         callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
@@ -118,6 +126,33 @@ def build_trainer(
         enable_checkpointing=False,  # `Checkpoints` counts our steps, not the optimizers'
         use_distributed_sampler=False,
     )
+
+
+class KeptWeights(Callback):
+    """Every `every` steps, the weights as they are then: a run directory `steps/STEP` of their own.
+
+    `unlearn evaluate RUN_DIR/steps/*` shows how forgetting and damage went on.
+
+    Args:
+        run: the run directory, whose config.yaml is copied.
+        every: steps between them.
+        metadata: see `save_unlearned`.
+    """
+
+    def __init__(self, run: Path, every: int, metadata: dict[str, str]) -> None:
+        self.run, self.every, self.metadata = run, every, metadata
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep, after the step that the interval ends with."""
+        step, rest = divmod(batch_idx + 1, module.accumulate)
+        if rest or step % self.every or not trainer.is_global_zero:
+            return
+        folder = self.run / "steps" / f"{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.run / "config.yaml", folder / "config.yaml")
+        save_unlearned(module.trained_weights, folder / "unlearned.safetensors", self.metadata)
 
 
 class LostRankError(RuntimeError):

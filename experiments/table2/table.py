@@ -123,7 +123,7 @@ def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
 
 HEADER = (
     "Our protocol, not the paper's Table 2 (which was not available): methods by the four prompt "
-    "sets of the embedded model. Means over targets and training seeds, with 95 % intervals "
+    "sets. Means over targets and training seeds, with 95 % intervals "
     "bootstrapped over targets, seeds and prompts. Settings of methods other than DoCo are "
     "not tuned; rows with fewer runs are ablations on two targets, or have one seed."
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from unlearn.backbone import device_of, load_pipeline
 from unlearn.cache import digest
 from unlearn.concepts import Concept
-from unlearn.config import concept_of, sampler_of
+from unlearn.config import base_of, concept_of, sampler_of
 from unlearn.evaluation.clip import ClipScorer
 from unlearn.evaluation.clip_judge import ClipJudge, names_of
 from unlearn.evaluation.judge import Judge, Verdict
@@ -177,7 +177,7 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
         probes = [p for name in SETS for p in pictured([q for q in probes if q.set == name])]
     prompts = [p.prompt for p in probes]
     seeds = [settings.first_seed + i for i in range(len(probes))]
-    pipe = load_pipeline(config.model.pretrained).to(device_of(config.trainer.accelerator))
+    pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
     sampler = {**sampler_of(config, settings.sampling_steps), "cached": True}
     before = generate(pipe, prompts, seeds, description="base images", **sampler)
     weights = run / "unlearned.safetensors"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from unlearn.backbone import device_of, load_pipeline
 from unlearn.cache import digest
-from unlearn.config import concept_of
+from unlearn.config import base_name, base_of, concept_of
 from unlearn.evaluation.cells import Cell, Lenses, Seen, cells_of
 from unlearn.evaluation.nudity import PRESETS
 from unlearn.evaluation.protocol import Protocol, read_protocol, rows_of
@@ -50,22 +50,22 @@ def evaluate_published(
     lenses = Lenses(protocol, device)
     reference = lenses.features_of(Path(protocol.reference)) if protocol.reference else None
     diffusers_logging.set_verbosity_error()  # cut prompts are counted below
-    base = load_pipeline(config.model.pretrained)
+    base = load_pipeline(**base_of(config))
     scheduler, cut, sampler = base.scheduler, cut_prompts(base, rows), protocol.sampler
     pipe = load_weights(base, weights, concept.targets).to(device)
     pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
     after = look(pipe, rows, lenses, "unlearned images", digest(weights), **sampler)
     del base, pipe
-    base = load_pipeline(config.model.pretrained).to(device)
+    base = load_pipeline(**base_of(config)).to(device)
     before = look(base, rows, lenses, "base images", **sampler)
     cells, left_out = cells_of(protocol, rows, before, after, lenses.clip, reference)
-    calibration, off = calibrate(protocol, config.model.pretrained, cells)
+    calibration, off = calibrate(protocol, base_name(config), cells)
     method = config.get("method", {}).get("name")
     warnings = [*notes(protocol, changed, cut), *left_out, *off]
     result = {
         "protocol": protocol.name,
         "lite": protocol.lite,
-        "base": config.model.pretrained,
+        "base": base_name(config),
         "concept": concept.name,
         "method": method,
         "weights": str(weights),

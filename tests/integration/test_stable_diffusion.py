@@ -1,0 +1,58 @@
+"""Every method on Stable Diffusion's architecture, small and untrained, from the console."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from tests.integration.test_console import unlearn
+from unlearn.config import compose
+from unlearn.methods import METHODS
+
+pytestmark = pytest.mark.slow
+SMALL = [
+    "model=sd14", "model.random_weights=true", "model.width=0.125", "model.image_size=64",
+    "batch_size=2", "data.images=4", "data.relearn_images=4", "data.sampling_steps=2",
+    "evaluation.sampling_steps=2", "trainer.accelerator=cpu", "run_dir=run",
+]  # fmt: skip
+FEW = {"warm_up": 1, "sampling_steps": 2, "mask_batches": 1}
+
+
+def train(method: str, folder: Path) -> Path:
+    """A run of three steps on Snoopy, whose anchor has two prompts."""
+    (folder / "dogs.txt").write_text("a dog in the park\na photo of a dog\n")
+    takes = compose([f"method={method}"]).method
+    overrides = [f"method.{key}={value}" for key, value in FEW.items() if key in takes]
+    if not METHODS[method].closed_form:
+        overrides.append("steps=3")
+    done = unlearn(
+        "train", "concept=snoopy", *SMALL, f"method={method}", "anchor.prompts=dogs.txt",
+        *overrides, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run"
+
+
+def test_a_run_with_random_weights_says_so_wherever_it_goes(tmp_path: Path) -> None:
+    run = train("uce", tmp_path)
+    with safe_open(run / "unlearned.safetensors", framework="pt") as file:
+        assert file.metadata()["base"] == "random:CompVis/stable-diffusion-v1-4"
+        assert len(file.keys()) == 32
+    assert json.loads((run / "result.json").read_text())["method"] == "uce"
+    for arguments in (["evaluate", "run"], ["sample", "run", "a dog"], ["export", "run"]):
+        done = unlearn(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    card = (run / "export" / "README.md").read_text()
+    assert "# random:CompVis/stable-diffusion-v1-4, with snoopy unlearned" in card
+    plain = StableDiffusionPipeline.from_pretrained(run / "export", use_safetensors=True)
+    assert plain.unet.config.block_out_channels == [40, 80, 160, 160]
+
+
+@pytest.mark.parametrize("method", [m for m in sorted(METHODS) if m != "uce"])
+def test_every_method_runs(tmp_path: Path, method: str) -> None:
+    run = train(method, tmp_path)
+    assert json.loads((run / "result.json").read_text())["method"] == method
