@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from unlearn.train import train
 
+Job = Callable[[DictConfig], Path]
 
-def work(config: DictConfig) -> Path:
+
+def work(job: Job, config: DictConfig) -> Path:
     """One run, whose output goes to log.txt in its run directory; returns the directory."""
     run = Path(config.run_dir)
     run.mkdir(parents=True, exist_ok=True)
@@ -24,11 +26,15 @@ def work(config: DictConfig) -> Path:
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        return train(config)
+        return job(config)
 
 
 def run_jobs(
-    configs: dict[str, DictConfig], finish: Callable[[str, Path], None], workers: int, done: int = 0
+    configs: dict[str, DictConfig],
+    finish: Callable[[str, Path], None],
+    workers: int,
+    done: int = 0,
+    job: Job = train,
 ) -> dict[str, str]:
     """The errors of the runs that failed, by name.
 
@@ -40,12 +46,13 @@ def run_jobs(
         finish: called with a run's name and directory as soon as it ends.
         workers: runs at the same time.
         done: how many runs there were before, for the progress bar.
+        job: makes a run of a config, in its run directory.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the workers when they start
     errors = {}
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    futures = {pool.submit(work, config): name for name, config in configs.items()}
+    futures = {pool.submit(work, job, config): name for name, config in configs.items()}
     bar = tqdm(as_completed(futures), initial=done, total=done + len(futures), unit="run")
     try:
         for future in bar:

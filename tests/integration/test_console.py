@@ -101,6 +101,21 @@ def test_the_same_seed_gives_the_same_bytes(run: Path, smoke: list[str], tmp_pat
         assert (files[0] == files[1]) == same
 
 
+def test_weights_kept_on_the_way_are_run_directories(smoke: list[str], tmp_path: Path) -> None:
+    overrides = ["concept=panda", *smoke, "run_dir=run", "keep_every=2"]
+    done = unlearn("train", *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folders = [tmp_path / "run" / "steps" / step for step in ("000002", "000004")]
+    early, last = (load_file(folder / "unlearned.safetensors") for folder in folders)
+    end = load_file(tmp_path / "run" / "unlearned.safetensors")
+    assert all(torch.equal(last[name], end[name]) for name in end)
+    assert any(not torch.equal(early[name], end[name]) for name in end)
+    done = unlearn("evaluate", *map(str, folders), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [(f / "result.json").read_text() for f in (*folders, tmp_path / "run")]
+    assert results[1] == results[2]
+
+
 def test_training_images_are_the_base_model_s_wherever_a_method_starts(
     smoke: list[str], tmp_path: Path
 ) -> None:

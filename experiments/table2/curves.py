@@ -1,0 +1,136 @@
+"""Forgetting against what is kept, along training: methods compared at matched forgetting.
+
+    python -m experiments.table2.curves [--workers 2]
+
+The rows `curves` of rows.yaml on the ablation targets, one training seed, each with its weights
+kept five times on the way and evaluated. Finished runs are lines of results/curves.csv and are not
+run again; results/curves.png is drawn from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from experiments.table2.jobs import run_jobs
+from experiments.table2.run import HERE, Job, config_of, read_rows
+from experiments.table2.tune import measures
+from unlearn.evaluation.evaluate import evaluate
+from unlearn.train import train
+
+POINTS = 5  # of a run
+CURVES = HERE / "results" / "curves.csv"
+Rows = list[dict[str, str]]
+
+
+def train_and_evaluate(config: DictConfig) -> Path:
+    """A run, and the evaluation of the weights that it kept; returns its directory."""
+    run = train(config)
+    for folder in kept(run):
+        evaluate(config, folder)
+    return run
+
+
+def kept(run: Path) -> list[Path]:
+    """The run directories of the weights that a run kept, in order."""
+    return sorted((run / "steps").iterdir())
+
+
+def read_curves() -> Rows:
+    """The finished runs' points."""
+    if not CURVES.exists():
+        return []
+    with CURVES.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def points_of(job: Job, run: Path) -> Rows:
+    """A run's points, from the images of each kept step."""
+    points = []
+    for folder in kept(run):
+        with (folder / "images.csv").open(encoding="utf-8") as file:
+            found = measures(list(csv.DictReader(file)))
+        shares = {key: f"{value:.4f}" for key, value in found.items()}
+        points.append(
+            {"row": job.row, "target": job.concept, "step": str(int(folder.name))} | shares
+        )
+    return points
+
+
+def keep(job: Job, run: Path) -> None:
+    """Add a finished run to curves.csv, all its points at once."""
+    points, new = points_of(job, run), not CURVES.exists()
+    with CURVES.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(points[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(points)
+
+
+def means(points: Rows, row: str) -> list[tuple[float, float]]:
+    """Unseen-target rate and retention of a row at each step, means over the targets."""
+    steps: dict[int, list[tuple[float, float]]] = {}
+    order: dict[str, int] = {}
+    for point in points:
+        if point["row"] == row:
+            number = order[point["target"]] = order.get(point["target"], -1) + 1
+            pair = float(point["unseen target"]), float(point["retention"])
+            steps.setdefault(number, []).append(pair)
+    return [
+        (sum(x for x, _ in pairs) / len(pairs), sum(y for _, y in pairs) / len(pairs))
+        for pairs in steps.values()
+    ]
+
+
+def draw(points: Rows, plan: dict[str, Any]) -> None:
+    """curves.png: one line a row, from few steps (small marks) to all (large marks)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(plan["curves"]):
+        if not (line := means(points, row)):
+            continue
+        x, y = zip(*line, strict=True)
+        axes.plot(x, y, color=f"C{number}", label=plan["rows"][row]["label"], alpha=0.7)
+        axes.scatter(x, y, [15 + 20 * i for i in range(len(x))], color=f"C{number}")
+    axes.set(xlabel="unseen-target rate", ylabel="retention, related and unrelated")
+    axes.legend(fontsize=8)
+    figure.savefig(CURVES.with_suffix(".png"), dpi=150)
+
+
+def main() -> None:
+    """Run what is missing, draw, and print the points."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
+    options = parser.parse_args()
+    plan = read_rows()
+    targets = plan["ablation_targets"]
+    rows = [(row, plan["rows"][row]["overrides"]) for row in plan["curves"]]
+    jobs = {j.name: j for row, own in rows for t in targets for j in [Job(row, t, 0, own)]}
+    done = {(p["row"], p["target"]) for p in read_curves()}
+    configs = {}
+    for name, job in jobs.items():
+        if (job.row, job.concept) not in done:
+            configs[name] = config_of(job, "emoji", Path("runs") / "table2-curves")
+            configs[name].keep_every = configs[name].steps // POINTS
+    CURVES.parent.mkdir(exist_ok=True)
+    errors = run_jobs(
+        configs, lambda name, run: keep(jobs[name], run), options.workers,
+        len(jobs) - len(configs), train_and_evaluate,
+    )  # fmt: skip
+    draw(read_curves(), plan)
+    print("| method | target | step | unseen target | retention |\n|---|---|---|---|---|")
+    for p in read_curves():
+        shares = f"{float(p['unseen target']):.1%} | {float(p['retention']):.1%}"
+        print(f"| {plan['rows'][p['row']]['label']} | {p['target']} | {p['step']} | {shares} |")
+    if errors:
+        raise SystemExit(f"failed, to be tried again by the same command: {errors}")
+
+
+if __name__ == "__main__":
+    main()
