@@ -265,8 +265,8 @@ class PairDataModule(L.LightningDataModule):
         self.data, self.steps, self.batch_size = data, steps, batch_size
         self.seed, self.num_timesteps, self.accumulate = seed, num_timesteps, accumulate
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Batches of `batch_size` a rank, `accumulate` of them a step."""
+    def train_dataloader(self) -> Iterable[dict[str, Tensor]]:
+        """Batches of `batch_size` a rank, `accumulate` of them a step, as the method wants them."""
         world = self.trainer.world_size if self.trainer else 1
         size = self.batch_size * world * self.accumulate
         dataset = PairDataset(self.data, self.steps, size, self.seed, self.num_timesteps)
@@ -274,4 +274,6 @@ class PairDataModule(L.LightningDataModule):
         sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(
             dataset, num_replicas=world, rank=rank, shuffle=False
         )
-        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler)
+        loader = DataLoader(dataset, batch_size=self.batch_size, sampler=sampler)
+        method: Any = self.trainer.lightning_module if self.trainer else None
+        return method.feed(loader) if method else loader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import lightning as L
@@ -9,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils.data import DataLoader
 
 from unlearn.backbone import cross_attention_layers
 from unlearn.concepts import Concept
@@ -93,6 +95,10 @@ class UnlearningModule(L.LightningModule):
 
     def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
         """Take what the method needs of the concept's text before training; by default nothing."""
+
+    def feed(self, loader: DataLoader[Batch]) -> Iterable[Batch]:
+        """The batches to train on, from those of `PairDataModule`; by default they as they are."""
+        return loader
 
     @staticmethod
     def install(

@@ -78,14 +78,19 @@ class DoCo(Shielded):
         """g_D and metrics, with no graph through the UNet and no relearn half."""
         latents, noise, timesteps = (batch[k][:, 0] for k in ("latents", "noise", "timesteps"))
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        teacher = self.teacher(z_t, timesteps, batch["teacher_states"])
+        taught = batch["taught"] if "taught" in batch else self.teach(batch)
         with torch.no_grad():
             student = self.unet(z_t, timesteps, batch["states"][:, 0]).sample
-        return self.critic_gradients(*self.views(teacher, student, z_t, timesteps))
+        return self.critic_gradients(*self.views(taught[:, 0], student, z_t, timesteps))
+
+    def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """D's logits of both, from one pass."""
+        logits_real, logits_fake = self.discriminator(torch.cat([real, fake])).chunk(2)
+        return logits_real, logits_fake
 
     def critic_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
         """g_D of L_D = BCE(D(real), 0) + BCE(D(sg fake), 1), and metrics."""
-        logits_real, logits_fake = self.discriminator(real), self.discriminator(fake.detach())
+        logits_real, logits_fake = self.judge(real, fake.detach())
         loss = discriminator_loss(logits_real, logits_fake)
         metrics = {
             "discriminator_loss": loss.detach(),

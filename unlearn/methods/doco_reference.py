@@ -57,12 +57,16 @@ class DoCoReference(DoCo):
         config, width = self.unet.config, self.hparams.discriminator_channels
         return PatchDiscriminator(config.in_channels, config.sample_size, width, norm="batch")
 
+    def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Each with the batch statistics of its own pass."""
+        return self.discriminator(real), self.discriminator(fake)
+
     def in_warm_up(self, step: int) -> bool:
         """One step longer than `warm_up`."""
         return step <= self.hparams.warm_up
 
     def relearn_targets(
-        self, latents: Tensor, noise: Tensor, z_t: Tensor, timesteps: Tensor, states: Tensor
+        self, taught: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor
     ) -> Tensor:
         """ε, for v models too."""
         return noise

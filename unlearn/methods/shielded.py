@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from unlearn.backbone import applying, split_cross_attention
 from unlearn.concepts import Concept, check
 from unlearn.diffusion import add_noise, noise_target
 from unlearn.losses import relearn_loss
+from unlearn.methods.ahead import TeacherAhead, together
 from unlearn.methods.base import Batch, Metrics, UnlearningModule, step_with
 from unlearn.methods.uce import edit_matrix, prompt_states
 from unlearn.surgery import GRANULARITIES, SurgeryStats, clip_to_norm, project
@@ -109,12 +112,38 @@ class Shielded(UnlearningModule):
         """
         raise NotImplementedError
 
+    def feed(self, loader: DataLoader[Batch]) -> Iterable[Batch]:
+        """Batches with the teacher's outputs."""
+
+        def teach(batch: Batch) -> Tensor:
+            with self.trainer.precision_plugin.train_step_context():
+                return self.teach(batch)
+
+        count = together(loader.batch_size or 1)
+        return TeacherAhead(loader, count, teach, self.trainer.strategy.batch_to_device)
+
+    def teach(self, batch: Batch) -> Tensor:
+        """The teacher's outputs (B, 1, C, h, w) for the anchor prompts; where relearning is from
+        the teacher, (B, 2, C, h, w), the second for the prompts of the relearn half.
+
+        Args:
+            batch: see `PairDataset`; of any number of steps.
+        """
+        halves = 2 if self.hparams.relearn_target == "teacher" else 1
+        states = torch.stack([batch["teacher_states"], batch["states"][:, 1]], dim=1)
+        latents, noise, timesteps, states = (
+            x[:, :halves].flatten(0, 1)
+            for x in (batch["latents"], batch["noise"], batch["timesteps"], states)
+        )
+        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        return self.teacher(z_t, timesteps, states).unflatten(0, (-1, halves))
+
     def relearn_targets(
-        self, latents: Tensor, noise: Tensor, z_t: Tensor, timesteps: Tensor, states: Tensor
+        self, taught: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor
     ) -> Tensor:
         """What the relearn half should output (B, C, h, w)."""
         if self.hparams.relearn_target == "teacher":
-            return self.teacher(z_t, timesteps, states)
+            return taught[:, 1]
         kind = self.prediction_type
         return noise_target(latents, noise, timesteps, self.alphas_cumprod, kind)
 
@@ -122,7 +151,8 @@ class Shielded(UnlearningModule):
         """g_u, g_r, further gradients and metrics, all from one forward pass with the same θ.
 
         Args:
-            batch: see `PairDataset`; halves on dimension 1.
+            batch: see `PairDataset`; halves on dimension 1. With the teacher's outputs as "taught",
+                if `feed` brought them.
         """
         latents, noise, timesteps, states = (
             torch.cat([batch[k][:, 0], batch[k][:, 1]])
@@ -133,12 +163,12 @@ class Shielded(UnlearningModule):
         leaves = [[w.detach().requires_grad_() for w in self.weights] for _ in range(2)]
         with applying(self.split_layers, leaves):
             output = self.unet(z_t, timesteps, states).sample
-        teacher = self.teacher(z_t[:size], timesteps[:size], batch["teacher_states"])
+        taught = batch["taught"] if "taught" in batch else self.teach(batch)
         unlearn, further, metrics = self.unlearn(
-            output[:size], teacher, z_t[:size], timesteps[:size]
+            output[:size], taught[:, 0], z_t[:size], timesteps[:size]
         )
-        kept = (x[size:] for x in (latents, noise, z_t, timesteps, states))
-        relearn = relearn_loss(output[size:], self.relearn_targets(*kept))
+        kept = (x[size:] for x in (latents, noise, timesteps))
+        relearn = relearn_loss(output[size:], self.relearn_targets(taught, *kept))
         both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])
         metrics |= {"unlearn_loss": unlearn.detach(), "relearn_loss": relearn.detach()}
         return list(both[: len(leaves[0])]), list(both[len(leaves[0]) :]), further, metrics

@@ -1,0 +1,56 @@
+"""A loader whose batches bring what the frozen teacher says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.methods.base import Batch
+
+SAMPLES = 32  # that one pass of the teacher is for
+
+
+def together(batch_size: int) -> int:
+    """How many batches the teacher takes at once."""
+    return max(1, SAMPLES // batch_size)
+
+
+class TeacherAhead:
+    """The batches of a loader, each with the teacher's outputs as "taught".
+
+    The teacher does not depend on what trains, so it can go ahead: one pass for the batches of
+    several steps takes less time than a pass for each.
+
+    Args:
+        loader: gives batches, see `PairDataset`.
+        count: batches at once.
+        teach: the teacher's outputs for a batch, one a sample on dimension 0.
+        transfer: takes a batch to the device.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Batch],
+        count: int,
+        teach: Callable[[Batch], Tensor],
+        transfer: Callable[[Any], Any],
+    ) -> None:
+        self.loader, self.count = loader, count
+        self.teach, self.transfer = teach, transfer
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        while group := list(islice(batches, self.count)):
+            moved = [self.transfer(batch) for batch in group]
+            joined = {key: torch.cat([batch[key] for batch in moved]) for key in moved[0]}
+            sizes = [len(batch["latents"]) for batch in moved]
+            taught = self.teach(joined).split(sizes)
+            for batch, outputs in zip(moved, taught, strict=True):
+                yield {**batch, "taught": outputs}
