@@ -16,13 +16,15 @@ Samples = list[list[tuple[Counts, Counts]]]
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
+    """A value with its 95 % interval; nan where nothing was measured."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if self.value != self.value:
+            return "n/a"
         return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
     @property
@@ -69,6 +71,8 @@ def estimate(value: float, values: NDArray[np.float64]) -> Estimate:
 
 def rate_of(samples: Samples) -> Estimate:
     """The rate of the first method."""
+    if not samples:
+        return Estimate(*[float("nan")] * 3)
     return estimate(float(mean_rates(samples)[0]), draws(samples)[:, 0])
 
 

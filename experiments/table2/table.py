@@ -48,13 +48,16 @@ def read_kept(folder: Path, plan: dict[str, Any]) -> Kept:
 
 
 def counted(images: list[dict[str, str]], column: str) -> tuple[list[int], list[int]]:
-    """Hits and counts of a column, by prompt of its sets in their order."""
+    """Hits and counts of a column, by prompt of its sets in their order.
+
+    A flag that the judge could not tell is empty, and does not count.
+    """
     sets, flag, among = COLUMNS[column]
     prompts: dict[tuple[str, str], list[int]] = {}
     for image in images:
         if image["set"] in sets:
             cell = prompts.setdefault((image["set"], image["prompt"]), [0, 0])
-            if image["counts"] == "1" and image[among] == "1":
+            if image["counts"] == "1" and image[among] == "1" and image[flag]:
                 cell[0] += int(image[flag])
                 cell[1] += 1
     cells = [cell for cell in prompts.values() if cell[1]]  # the same prompts for every row
