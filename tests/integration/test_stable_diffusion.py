@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 SMALL = [
     "model=sd14", "model.random_weights=true", "model.width=0.125", "model.image_size=64",
     "batch_size=2", "data.images=4", "data.relearn_images=4", "data.sampling_steps=2",
-    "evaluation.sampling_steps=2", "trainer.accelerator=cpu", "run_dir=run",
+    "evaluation.sampling_steps=2", "evaluation.judge=none", "trainer.accelerator=cpu",
+    "run_dir=run",
 ]  # fmt: skip
 FEW = {"warm_up": 1, "sampling_steps": 2, "mask_batches": 1}
 
