@@ -133,7 +133,8 @@ class OurStep:
         self.optimizer, self.critic = self.doco.configure_optimizers()
         self.batches: Iterator[dict[str, Any]] = itertools.repeat(batch)
         if count > 1:
-            ahead = TeacherAhead(self.batches, count, self.doco.teach, lambda moved: moved)
+            teach = lambda batch, _: self.doco.teach(batch)  # noqa: E731
+            ahead = TeacherAhead(self.batches, count, teach, lambda moved: moved)
             self.batches = iter(ahead)
 
     def __call__(self) -> list[Tensor]:

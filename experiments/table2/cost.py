@@ -50,7 +50,7 @@ def samples(config: DictConfig) -> tuple[float, float]:
     if method.name in ("doco", "doco_reference", "regression"):
         warm_up = method.get("warm_up", 0) + (method.name == "doco_reference")
         teachers = 1 + (method.get("relearn_target") == "teacher")
-        return batch * (warm_up + teachers * steps), 2 * batch * (steps - warm_up)
+        return batch * (2 * warm_up + teachers * (steps - warm_up)), 2 * batch * (steps - warm_up)
     if method.name == "concept_ablation":
         return batch * steps * (method.ablation_target == "anchor"), batch * steps
     if method.name == "forget_me_not":

@@ -120,13 +120,15 @@ def main() -> None:
         run = f"run_dir=runs/tuning/{name}"
         own = t["overrides"].split()
         configs[name] = compose([f"concept={t['target']}", *grid["common"], *own, run])
-    run_jobs(
+    errors = run_jobs(
         configs, lambda name, run: keep(missing[name], run), options.workers,
         len(trials) - len(missing),
     )  # fmt: skip
     print("| method | kind | best trial | score |\n|---|---|---|---|")
     for (method, kind), (overrides, value) in sorted(best(read_outcome()).items()):
         print(f"| {method} | {kind} | `{overrides}` | {value:.2f} |")
+    if errors:
+        raise SystemExit(f"failed, to be tried again by the same command: {errors}")
 
 
 if __name__ == "__main__":

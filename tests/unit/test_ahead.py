@@ -14,10 +14,10 @@ from unlearn.methods.ahead import TeacherAhead, together
 
 def test_batches_come_in_order_with_what_the_teacher_says_of_each() -> None:
     batches = [{"latents": torch.full((2, 1), float(i))} for i in range(5)]
-    passes: list[int] = []
+    passes: list[tuple[int, int]] = []
 
-    def teach(batch: dict[str, Tensor]) -> Tensor:
-        passes.append(len(batch["latents"]))
+    def teach(batch: dict[str, Tensor], last: int) -> Tensor:
+        passes.append((len(batch["latents"]), last))
         return 10 * batch["latents"]
 
     ahead = TeacherAhead(batches, 2, teach, lambda batch: batch)
@@ -25,7 +25,7 @@ def test_batches_come_in_order_with_what_the_teacher_says_of_each() -> None:
     for number, batch in enumerate(ahead):
         assert torch.equal(batch["latents"], batches[number]["latents"])
         assert torch.equal(batch["taught"], 10 * batch["latents"])
-    assert passes == [4, 4, 2]
+    assert passes == [(4, 1), (4, 3), (2, 4)]
     assert "taught" not in batches[0]
 
 
@@ -39,10 +39,15 @@ def test_gradients_do_not_depend_on_when_the_teacher_ran(random_model: Path, tar
     for weight in doco.weights:
         weight.data += 0.05 * torch.randn_like(weight)
     batches = [make_batch(seed) for seed in range(3)]
-    for plain, ahead in zip(
-        batches, TeacherAhead(batches, 2, doco.teach, lambda batch: batch), strict=True
-    ):
+    loader = TeacherAhead(batches, 2, lambda batch, _: doco.teach(batch), lambda batch: batch)
+    for plain, ahead in zip(batches, loader, strict=True):
         assert ahead["taught"].shape[1] == (2 if target == "teacher" else 1)
         for now, before in zip(doco.gradients(plain)[:3], doco.gradients(ahead)[:3], strict=True):
             for a, b in zip(now, before, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_the_relearn_half_is_not_taught_in_the_warm_up(random_model: Path) -> None:
+    doco = make_doco(random_model, relearn_target="teacher", warm_up=2)
+    assert [doco.relearns(step) for step in range(4)] == [False, False, True, True]
+    assert doco.teach(make_batch(), relearns=False).shape[1] == 1

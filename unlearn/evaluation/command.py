@@ -69,7 +69,9 @@ def job_of(path: Path, overrides: list[str]) -> Job:
     """
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
-    foreign = path.is_file() or (path / "model_index.json").exists()
+    foreign = path.is_file() or any(
+        (path / name).exists() for name in ("model_index.json", "config.json")
+    )
     if foreign and not (path / "unlearned.safetensors").exists():
         return weights_job(path, overrides)
     chosen = any(o.startswith("evaluation=") for o in overrides)

@@ -54,7 +54,8 @@ def evaluate_published(
     scheduler, cut, sampler = base.scheduler, cut_prompts(base, rows), protocol.sampler
     pipe = load_weights(base, weights, concept.targets).to(device)
     pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
-    after = look(pipe, rows, lenses, "unlearned images", digest(weights), **sampler)
+    installed = f"{digest(weights)} {concept.targets}"  # an SPM's strength depends on the targets
+    after = look(pipe, rows, lenses, "unlearned images", installed, **sampler)
     del base, pipe
     base = load_pipeline(**base_of(config)).to(device)
     before = look(base, rows, lenses, "base images", **sampler)

@@ -28,7 +28,8 @@ class TeacherAhead:
     Args:
         loader: gives batches, see `PairDataset`.
         count: batches at once.
-        teach: the teacher's outputs for a batch, one a sample on dimension 0.
+        teach: the teacher's outputs for a batch, one a sample on dimension 0; and its second
+            argument is the number of the last batch that they are for.
         transfer: takes a batch to the device.
     """
 
@@ -36,7 +37,7 @@ class TeacherAhead:
         self,
         loader: Iterable[Batch],
         count: int,
-        teach: Callable[[Batch], Tensor],
+        teach: Callable[[Batch, int], Tensor],
         transfer: Callable[[Any], Any],
     ) -> None:
         self.loader, self.count = loader, count
@@ -46,11 +47,12 @@ class TeacherAhead:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self.loader)
+        batches, last = iter(self.loader), -1
         while group := list(islice(batches, self.count)):
             moved = [self.transfer(batch) for batch in group]
             joined = {key: torch.cat([batch[key] for batch in moved]) for key in moved[0]}
             sizes = [len(batch["latents"]) for batch in moved]
-            taught = self.teach(joined).split(sizes)
+            last += len(group)
+            taught = self.teach(joined, last).split(sizes)
             for batch, outputs in zip(moved, taught, strict=True):
                 yield {**batch, "taught": outputs}

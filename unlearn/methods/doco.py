@@ -63,6 +63,10 @@ class DoCo(Shielded):
         """Whether the discriminator alone trains at this step."""
         return step < self.hparams.warm_up
 
+    def relearns(self, step: int) -> bool:
+        """Not in the warm-up."""
+        return not self.in_warm_up(step)
+
     def views(
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -78,7 +82,7 @@ class DoCo(Shielded):
         """g_D and metrics, with no graph through the UNet and no relearn half."""
         latents, noise, timesteps = (batch[k][:, 0] for k in ("latents", "noise", "timesteps"))
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        taught = batch["taught"] if "taught" in batch else self.teach(batch)
+        taught = batch["taught"] if "taught" in batch else self.teach(batch, False)
         with torch.no_grad():
             student = self.unet(z_t, timesteps, batch["states"][:, 0]).sample
         return self.critic_gradients(*self.views(taught[:, 0], student, z_t, timesteps))

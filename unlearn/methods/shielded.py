@@ -115,21 +115,26 @@ class Shielded(UnlearningModule):
     def feed(self, loader: DataLoader[Batch]) -> Iterable[Batch]:
         """Batches with the teacher's outputs."""
 
-        def teach(batch: Batch) -> Tensor:
+        def teach(batch: Batch, last: int) -> Tensor:
             with self.trainer.precision_plugin.train_step_context():
-                return self.teach(batch)
+                return self.teach(batch, self.relearns(last // self.accumulate))
 
         count = together(loader.batch_size or 1)
         return TeacherAhead(loader, count, teach, self.trainer.strategy.batch_to_device)
 
-    def teach(self, batch: Batch) -> Tensor:
+    def relearns(self, step: int) -> bool:
+        """Whether the relearn half plays a part at this step."""
+        return True
+
+    def teach(self, batch: Batch, relearns: bool = True) -> Tensor:
         """The teacher's outputs (B, 1, C, h, w) for the anchor prompts; where relearning is from
         the teacher, (B, 2, C, h, w), the second for the prompts of the relearn half.
 
         Args:
             batch: see `PairDataset`; of any number of steps.
+            relearns: the relearn half plays a part.
         """
-        halves = 2 if self.hparams.relearn_target == "teacher" else 1
+        halves = 2 if relearns and self.hparams.relearn_target == "teacher" else 1
         states = torch.stack([batch["teacher_states"], batch["states"][:, 1]], dim=1)
         latents, noise, timesteps, states = (
             x[:, :halves].flatten(0, 1)
