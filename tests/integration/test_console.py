@@ -128,7 +128,9 @@ def test_training_images_are_the_base_model_s_wherever_a_method_starts(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         counts.append(len(list((tmp_path / "cache").rglob("*.png"))))
-    assert counts[0] == counts[1] > 0
+    evaluated = len((tmp_path / "base" / "images.csv").read_text().splitlines()) - 1
+    assert counts[1] - counts[0] == evaluated  # the second run's own, and none of the base's
+    assert counts[0] > 2 * evaluated
     weights = [load_file(tmp_path / s / "unlearned.safetensors") for s in ("base", "closed_form")]
     assert any(not torch.equal(w, weights[1][name]) for name, w in weights[0].items())
 
