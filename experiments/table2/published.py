@@ -78,12 +78,17 @@ def read_published(plan: dict[str, Any], path: Path = HERE / "published.csv") ->
 
 
 def read_results(runs: Path, plan: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Label, target and result of every finished evaluation, in the plan's order."""
+    """Label, target and result of every finished evaluation, in the plan's order.
+
+    Those under other protocols than the plan's are no part of the table.
+    """
+    protocols = {protocol["name"] for protocol in plan["protocols"].values()}
     return [
         (entry["label"], target, json.loads(path.read_text(encoding="utf-8")))
         for row, entry in plan["rows"].items()
         for target in plan["targets"]
         for path in sorted(runs.glob(f"{row}-{target}-*/evaluation/*.json"))
+        if path.stem in protocols
     ]
 
 
@@ -119,11 +124,11 @@ def text_of(ours: list[Figure], published: list[Figure]) -> str:
     """A cell: ours, the mean where there are several seeds, and the published figure."""
     parts = []
     if ours:
-        digits = 4 if ours[0].metric == "kid" else 2
-        parts.append(f"{mean(figure.value for figure in ours):.{digits}f}")
+        form = ".3g" if ours[0].metric == "kid" else ".2f"  # KID on CLIP's unit features is small
+        parts.append(f"{mean(figure.value for figure in ours):{form}}")
         low, high = ours[0].low, ours[0].high
         if len(ours) == 1 and low is not None and high is not None:
-            parts.append(f"[{low:.{digits}f}, {high:.{digits}f}]")
+            parts.append(f"[{low:{form}}, {high:{form}}]")
     parts += [f"({figure.value:.2f})" for figure in published]
     return " ".join(parts)
 

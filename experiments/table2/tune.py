@@ -74,15 +74,20 @@ def score(images: list[dict[str, str]]) -> float:
 
 
 def best(outcome: list[dict[str, str]]) -> dict[tuple[str, str], tuple[str, float]]:
-    """The overrides and mean score of the best trial, by method and kind of concept."""
+    """The overrides and mean score of the best trial, by method and kind of concept.
+
+    A trial that lacks a target on which another was run does not take part.
+    """
     scores: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in outcome:
         trials = scores.setdefault((row["method"], row["kind"]), {})
         trials.setdefault(row["overrides"], []).append(float(row["score"]))
-    return {
-        key: max(((o, mean(s)) for o, s in trials.items()), key=lambda pair: pair[1])
-        for key, trials in scores.items()
-    }
+    chosen = {}
+    for key, trials in scores.items():
+        targets = max(map(len, trials.values()))
+        means = [(o, mean(s)) for o, s in trials.items() if len(s) == targets]
+        chosen[key] = max(means, key=lambda pair: pair[1])
+    return chosen
 
 
 def keep(trial: dict[str, str], run: Path) -> None:

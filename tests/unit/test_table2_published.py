@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from experiments.table2.published import HERE, read_published, render
+from experiments.table2.published import HERE, read_published, read_results, render
 from experiments.table2.sd14 import read_plan
 from tests.unit.test_table2 import write_run
 from unlearn.config import compose
@@ -166,3 +166,13 @@ def test_judged_runs_are_rendered_on_the_four_sets_too(tmp_path: Path) -> None:
     assert table["DoCo"]["broken"] == "n/a"
     for name in ("contact.png", "tradeoff.png"):
         assert (tmp_path / "results" / name).stat().st_size > 200
+
+
+def test_other_protocols_of_a_run_are_no_part_of_the_table(tmp_path: Path) -> None:
+    plan = {"rows": {"uce": {"label": "UCE"}}, "targets": ["snoopy"],
+            "protocols": {"instance": {"name": "spm_general"}}}  # fmt: skip
+    folder = tmp_path / "uce-snoopy-0" / "evaluation"
+    folder.mkdir(parents=True)
+    for name in ("spm_general", "spm_general_lite", "concept_ablation"):
+        (folder / f"{name}.json").write_text(json.dumps({"protocol": name}), encoding="utf-8")
+    assert [r["protocol"] for _, _, r in read_results(tmp_path, plan)] == ["spm_general"]

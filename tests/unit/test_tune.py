@@ -71,11 +71,13 @@ def test_the_best_trial_is_chosen_by_kind(tmp_path: Path, monkeypatch: pytest.Mo
     """Kept lines are read back; the mean over a kind's targets decides."""
     monkeypatch.setattr(tune, "OUTCOME", tmp_path / "outcome.csv")
     worse = [i | {"unlearned_right": "0"} if i["prompt"] == "e" else i for i in IMAGES]
+    better = [i | {"unlearned_right": "0"} if i["prompt"] == "c" else i for i in IMAGES]
     for number, overrides, target, kind, images in (
         ("0", "method.lr=1", "x", "instance", IMAGES),
         ("0", "method.lr=1", "y", "instance", worse),
         ("1", "method.lr=2", "x", "instance", IMAGES),
         ("1", "method.lr=2", "y", "instance", IMAGES),
+        ("2", "method.lr=3", "x", "instance", better),  # not on y
         ("0", "method.lr=1", "z", "style", IMAGES),
     ):
         with (tmp_path / "images.csv").open("w", newline="") as file:

@@ -45,8 +45,12 @@ def evaluate_all(arguments: Sequence[str]) -> None:
     if len({job.folder for job in jobs}) < len(jobs):
         raise ValueError(f"{', '.join(paths)}: their results would lie in one folder")
     from unlearn.evaluation.evaluate import evaluate
+    from unlearn.evaluation.protocol import read_protocol
     from unlearn.evaluation.published import evaluate_published
 
+    for config, *_ in jobs:
+        if config.evaluation.name != "emoji":
+            read_protocol(config.evaluation, concept_of(config).name)
     changed = [o for o in overrides if re.match(r"[+~]{0,2}evaluation\.", o)]
     for config, weights, folder in jobs:
         if config.evaluation.name == "emoji":
