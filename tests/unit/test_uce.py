@@ -45,8 +45,9 @@ def test_an_edit_equals_the_published_solve_of_each_layer(random_model: Path) ->
         torch.testing.assert_close(after, left @ torch.linalg.inv(right), rtol=1e-3, atol=1e-4)
 
 
-def test_editing_prompts_makes_targets_draw_like_their_anchors(random_model: Path) -> None:
-    pipe, concept = load_pipeline(str(random_model)), make_concept("contrast", "flat", kind="style")
+def test_editing_prompts_makes_targets_draw_like_their_anchors() -> None:
+    """On the embedded model: an untrained text encoder tells too little apart to edit it."""
+    pipe, concept = load_pipeline("emoji"), make_concept("contrast", "flat", kind="style")
     uce = UCE(pipe.unet, pipe.scheduler.alphas_cumprod, edits="prompts", regularization=1e-3)
     uce.prepare(pipe, concept)
     edited, guides, kept = prompt_states(pipe, concept)
