@@ -226,14 +226,22 @@ def test_bad_input_is_refused_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts that the random model reads whole, but not with a phrase added."""
+    file = tmp_path_factory.mktemp("pack") / "dog.txt"
+    file.write_text(f"a photo of a dog\na dog{', on a blue background' * 5}\n")
+    return file
+
+
 def test_without_a_judge_a_model_is_pictured_and_not_judged(
-    random_model: Path, tmp_path: Path
+    random_model: Path, tmp_path: Path, pack: Path
 ) -> None:
     overrides = [
         "concept=snoopy", "model=sd14", f"model.pretrained={random_model}", "steps=3",
         "method.warm_up=2", "batch_size=2", "data.images=4", "data.relearn_images=0",
         "data.sampling_steps=2", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
-        "evaluation.judge=none", "run_dir=run",
+        "evaluation.judge=none", f"anchor.prompts={pack}", "run_dir=run",
     ]  # fmt: skip
     done = unlearn("train", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -248,12 +256,12 @@ def test_without_a_judge_a_model_is_pictured_and_not_judged(
 
 
 def test_a_model_of_unknown_vocabulary_is_judged_by_clip(
-    random_model: Path, tmp_path: Path
+    random_model: Path, tmp_path: Path, pack: Path
 ) -> None:
     overrides = [
         "concept=snoopy", "model=sd14", f"model.pretrained={random_model}", "method=uce",
         "evaluation.seeds=1", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
-        "run_dir=run",
+        f"anchor.prompts={pack}", "run_dir=run",
     ]  # fmt: skip
     missing = unlearn("train", *overrides, "evaluation.clip=nowhere/at/all", cwd=tmp_path)
     assert missing.returncode == 2
