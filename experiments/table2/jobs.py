@@ -1,13 +1,15 @@
-"""Many training runs on one machine: each in a process, what fails does not stop the others."""
+"""Many training runs on one machine, several at a time: one that fails, or dies, stops no other."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -51,8 +53,22 @@ def run_jobs(
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the workers when they start
     errors = {}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    futures = {pool.submit(work, job, config): name for name, config in configs.items()}
+    idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()  # of one process each
+    for _ in range(workers):
+        idle.put(process())
+
+    def run(config: DictConfig) -> Path:
+        pool = idle.get()
+        try:
+            return pool.submit(work, job, config).result()
+        except BrokenProcessPool as error:
+            pool = process()
+            raise RuntimeError(f"its process died (out of memory?): {config.run_dir}") from error
+        finally:
+            idle.put(pool)
+
+    runners = ThreadPoolExecutor(workers)
+    futures = {runners.submit(run, config): name for name, config in configs.items()}
     bar = tqdm(as_completed(futures), initial=done, total=done + len(futures), unit="run")
     try:
         for future in bar:
@@ -64,5 +80,12 @@ def run_jobs(
             else:
                 finish(name, future.result())
     finally:
-        pool.shutdown(cancel_futures=True)
+        runners.shutdown(cancel_futures=True)
+        for _ in range(workers):
+            idle.get().shutdown()
     return errors
+
+
+def process() -> ProcessPoolExecutor:
+    """One process for run after run, so that they do not import everything anew."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))

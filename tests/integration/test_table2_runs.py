@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from experiments.table2.jobs import run_jobs
 from experiments.table2.run import config_of, jobs_of, read_rows
@@ -44,3 +46,19 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert finished == ["negative_prompt-rabbit-0"]
     assert errors == {"uce-rabbit-0": "method.regularization=-1.0: more than 0 is needed"}
     assert "images" in (tmp_path / "negative_prompt-rabbit-0" / "log.txt").read_text()
+
+
+def killed(config: DictConfig) -> Path:
+    """A run that the kernel kills where its config says so."""
+    if config.run_dir.endswith("killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Path(config.run_dir)
+
+
+def test_a_run_that_is_killed_does_not_stop_the_others(tmp_path: Path) -> None:
+    names = ["killed", "a", "b", "c"]
+    configs = {name: DictConfig({"run_dir": str(tmp_path / name)}) for name in names}
+    finished: list[str] = []
+    errors = run_jobs(configs, lambda name, run: finished.append(name), workers=2, job=killed)
+    assert sorted(finished) == ["a", "b", "c"]
+    assert errors == {"killed": f"its process died (out of memory?): {tmp_path / 'killed'}"}
