@@ -43,7 +43,7 @@ Any key of the configuration can be given: steps=500 method.lr=1e-4 data.images=
 
 The four prompt sets write result.json, images.csv and before_after.png into RUN_DIR; a protocol
 writes RUN_DIR/evaluation/NAME.json. Of weights from elsewhere, out_dir=FOLDER takes the place of
-RUN_DIR (default: runs/evaluate-STEM).
+RUN_DIR (default: runs/evaluate-FOLDER-STEM).
 
 choices (files of conf/; your own in ./conf/ are found too):
 {choices}

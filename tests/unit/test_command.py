@@ -77,7 +77,10 @@ def test_weights_from_elsewhere_take_all_from_the_command_line(run: Path) -> Non
     job = job_of(Path("delta.bin"), given)
     assert (job.config.concept.name, job.config.anchor.name) == ("snoopy", "dog_scenes")
     assert job.config.model.pretrained == "CompVis/stable-diffusion-v1-4"
-    assert (job.weights, job.folder) == (Path("delta.bin"), Path("runs/evaluate-delta"))
+    assert (job.weights, job.folder) == (
+        Path("delta.bin"),
+        Path(f"runs/evaluate-{Path.cwd().name}-delta"),
+    )
     Path("pipeline").mkdir()
     Path("pipeline/model_index.json").touch()
     assert job_of(Path("pipeline"), [*given, "out_dir=own"]).folder == Path("own")

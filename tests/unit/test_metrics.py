@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from unlearn.evaluation.metrics import Mean, mean
+from unlearn.evaluation.metrics import Mean, mean, rate, rate_over
 
 
 def test_ungrouped_interval_is_that_of_the_normal() -> None:
@@ -80,3 +80,40 @@ def test_printed_to_four_digits() -> None:
 def test_groups_must_match_values() -> None:
     with pytest.raises(ValueError, match="2 groups were given for 3 values"):
         mean([1, 2, 3], ["a", "b"])
+
+
+def test_independent_images_have_the_wilson_interval() -> None:
+    flags = [1] * 30 + [0] * 70
+    alone = rate_over(flags, [str(i) for i in range(100)])
+    expected = rate(30, 100)  # but for the 100 / 99 of an unbiased variance
+    assert (alone.value, alone.n) == (0.3, 100)
+    assert alone.low == pytest.approx(expected.low, abs=1e-3)
+    assert alone.high == pytest.approx(expected.high, abs=1e-3)
+
+
+def test_images_of_one_prompt_that_agree_count_as_one() -> None:
+    """Ten copies of each image tell nothing more than one."""
+    flags = np.repeat([1] * 30 + [0] * 70, 10)
+    copied = rate_over(flags, [str(i // 10) for i in range(1000)])
+    once = rate_over(flags[::10], [str(i) for i in range(100)])
+    assert copied.n == 1000
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high))
+
+
+def test_where_all_flags_agree_each_prompt_counts_as_one_image() -> None:
+    assert rate_over([0] * 40, [str(i % 4) for i in range(40)])[:3] == rate(0, 4)[:3]
+    assert rate_over([], []).value is None
+    with pytest.raises(ValueError, match="1 groups were given for 2 flags"):
+        rate_over([0, 1], ["a"])
+
+
+def test_the_interval_of_a_share_covers_it() -> None:
+    """95 % of the time, with prompts that differ: checked on 400 draws of 40 prompts."""
+    generator = np.random.default_rng(0)
+    groups = [str(i // 10) for i in range(400)]
+    covered = 0
+    for _ in range(400):
+        p = np.repeat(generator.beta(1, 3, 40), 10)  # mean 0.25
+        found = rate_over(generator.random(400) < p, groups)
+        covered += found.low <= 0.25 <= found.high
+    assert 0.92 <= covered / 400 <= 0.98

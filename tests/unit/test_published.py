@@ -108,14 +108,11 @@ def test_a_protocol_ends_in_a_table_and_one_result(
     similar = values(result, "image_similarity")["Snoopy"]
     assert similar["base"] is None
     assert similar["unlearned"]["value"] < 1 - 1e-6
-    assert [row["published"] for row in result["calibration"][:2]] == [74.43, 0.0062]
-    assert not result["calibration"][0]["within"]
     out = capsys.readouterr().out
-    shown = f"{score['Snoopy']['base']['value']:.4g} | 74.43 ! |"
-    assert f"| Snoopy | clip_score | 6 | {shown}" in out
+    assert f"| Snoopy | clip_score | 6 | {score['Snoopy']['base']['value']:.4g} |  |" in out
     for warning in (
         "noise comes from CPU generators",
-        "Snoopy, clip_score: the base model has",
+        "not calibrated: published values are of the whole protocol, unchanged",
         "changed on the command line: evaluation.calibration.base=",
         "fid is left out: FID on 128 dimensions needs 256 images",
         "prompts_file=templates.py",
@@ -210,7 +207,7 @@ def test_weights_from_elsewhere_have_the_command_line_s_config(
     weights = weights.rename("mine/delta.safetensors")
     given = ["concept=panda", f"model.pretrained={random_model}", "trainer.accelerator=cpu"]
     evaluate(weights, *given)
-    result = result_of(Path("runs/evaluate-delta"))
+    result = result_of(Path("runs/evaluate-mine-delta"))
     assert (result["method"], result["weights"]) == (None, "mine/delta.safetensors")
     evaluate(weights, *given, "out_dir=own")
     assert values(result_of(Path("own")), "kid") == values(result, "kid")

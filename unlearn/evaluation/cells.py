@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from unlearn.evaluation.clip import ClipScorer, clip_choices, clip_errors, clip_scores
 from unlearn.evaluation.distances import InceptionFeatures, fid, image_similarity, kid
-from unlearn.evaluation.metrics import Mean, Rate, mean, rate
+from unlearn.evaluation.metrics import Mean, Rate, mean, rate, rate_over
 from unlearn.evaluation.nudity import PRESETS, Detection, NudeNet, counts, flagged
 from unlearn.evaluation.protocol import Protocol
 from unlearn.generate import Shot
@@ -108,15 +108,14 @@ class Cell:
     unlearned: Mean | Rate
 
 
-def share(flags: Tensor) -> Rate:
-    """The share of flags (N,) that are set."""
-    return rate(int(flags.sum()), len(flags))
-
-
 ALONE: dict[str, Callable[[Seen, Texts], Mean | Rate]] = {
     "clip_score": lambda seen, t: mean(clip_scores(seen.clip, t.captions), t.prompts),
-    "clip_error_rate": lambda seen, t: share(clip_errors(seen.clip, t.captions, t.empty)),
-    "clip_accuracy": lambda seen, t: share(clip_choices(seen.clip, t.captions, t.anchor)),
+    "clip_error_rate": lambda seen, t: rate_over(
+        clip_errors(seen.clip, t.captions, t.empty), t.prompts
+    ),
+    "clip_accuracy": lambda seen, t: rate_over(
+        clip_choices(seen.clip, t.captions, t.anchor), t.prompts
+    ),
 }
 COMPARED: dict[str, Callable[[Seen, Seen, Texts], Mean]] = {
     "kid": lambda after, base, t: kid(after.features, base.features),

@@ -113,7 +113,13 @@ def weights_job(path: Path, overrides: list[str]) -> Job:
             f"evaluation=emoji: {path} is no run directory; choose a published protocol, such as "
             "evaluation=spm_general"
         )
-    return Job(config, path, Path(config.out_dir or f"runs/evaluate-{path.stem}"))
+    return Job(config, path, Path(config.out_dir or default_folder(path)))
+
+
+def default_folder(path: Path) -> Path:
+    """Where results of weights from elsewhere lie: named after the file and its folder."""
+    whole = path.resolve()
+    return Path("runs") / f"evaluate-{whole.parent.name}-{whole.stem}"
 
 
 def composed(overrides: list[str]) -> DictConfig:

@@ -34,8 +34,15 @@ class Mean(NamedTuple):
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]" if self.n else "n/a"
 
 
-def rate(hits: int, n: int, z: float = 1.959963984540054) -> Rate:
-    """hits / n with the Wilson score interval (Wilson 1927); all None where n is 0.
+def wilson(p: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % score interval (Wilson 1927) of a share p of n independent images."""
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rate(hits: int, n: int) -> Rate:
+    """hits / n with its Wilson interval; all None where n is 0.
 
     Raises:
         ValueError: hits is not between 0 and n.
@@ -44,10 +51,39 @@ def rate(hits: int, n: int, z: float = 1.959963984540054) -> Rate:
         raise ValueError(f"hits={hits} is not between 0 and n={n}")
     if n == 0:
         return Rate(None, None, None, 0)
-    p = hits / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Rate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    return Rate(hits / n, *wilson(hits / n, n), n)
+
+
+def rate_over(flags: ArrayLike, groups: Sequence[str]) -> Rate:
+    """The share of flags (N,) that are set, with the Wilson interval of so many independent images.
+
+    Images of one prompt are alike, so they count as n / d images, d being the design effect: the
+    variance of the share over prompts (linearized, as of a ratio) by that of independent images,
+    1 at the least (Korn and Graubard 1998). Where all flags agree it is not known, and each prompt
+    counts as one image.
+
+    Args:
+        flags: one an image, (N,).
+        groups: each image's prompt.
+
+    Raises:
+        ValueError: there are not as many groups as flags.
+    """
+    array = np.asarray(flags, dtype=np.float64)
+    n = len(array)
+    if len(groups) != n:
+        raise ValueError(f"{len(groups)} groups were given for {n} flags")
+    if n == 0:
+        return rate(0, 0)
+    numbers = np.unique(groups, return_inverse=True)[1]
+    k, p = int(numbers.max()) + 1, float(array.mean())
+    effective = float(k)
+    if 0 < p < 1 and k > 1:
+        residuals = np.bincount(numbers, array - p)
+        effect = (k / (k - 1) * (residuals**2).sum() / n**2) / (p * (1 - p) / n)
+        effective = n / max(1.0, effect)
+    low, high = wilson(p, effective)
+    return Rate(p, low, high, n)
 
 
 DRAWS = 1000  # of the bootstrap

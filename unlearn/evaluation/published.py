@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,10 @@ from unlearn.evaluation.protocol import Protocol, read_protocol, rows_of
 from unlearn.generate import Shot, draw
 from unlearn.importing import load_weights
 
+AS_PUBLISHED = re.compile(  # overrides after which a base model's values are still the published
+    r"~evaluation\.concepts\..+|[+]{0,2}evaluation\.(prompts_file|batch_size|metrics|clip|inception|"
+    r"nudity|reference|calibration)\b.*"
+)
 SHARES = ("clip_error_rate", "clip_accuracy", "nudity")  # shown in per cent
 
 
@@ -60,7 +65,7 @@ def evaluate_published(
     base = load_pipeline(**base_of(config)).to(device)
     before = look(base, rows, lenses, "base images", **sampler)
     cells, left_out = cells_of(protocol, rows, before, after, lenses.clip, reference)
-    calibration, off = calibrate(protocol, base_name(config), cells)
+    calibration, off = calibrate(protocol, base_name(config), cells, changed)
     method = config.get("method", {}).get("name")
     warnings = [*notes(protocol, changed, cut), *left_out, *off]
     result = {
@@ -133,11 +138,12 @@ def notes(protocol: Protocol, changed: Sequence[str], cut: int) -> list[str]:
 
 
 def calibrate(
-    protocol: Protocol, base: str, cells: list[Cell]
+    protocol: Protocol, base: str, cells: list[Cell], changed: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The base model's values beside the published ones, and a warning for each that is off.
 
-    They are compared only on the base model and with the settings that they were published for.
+    They are compared only on the base model, with the settings and by the whole protocol that they
+    were published for.
     """
     known = protocol.calibration
     if known is None:
@@ -147,12 +153,13 @@ def calibrate(
     for key, value in {"model.pretrained": known.base, **expected}.items():
         if {"model.pretrained": base, **settings}[key] != value:
             return [], [f"not calibrated: published values are of {key}={value}"]
+    if protocol.lite or protocol.limit or not all(map(AS_PUBLISHED.fullmatch, changed)):
+        return [], ["not calibrated: published values are of the whole protocol, unchanged"]
     rows, warnings = [], []
     for cell in cells:
         published = known.values.get(cell.concept, {}).get(cell.metric)
-        counted = cell.metric.startswith("nudity/") and (protocol.limit or protocol.lite)
         other_features = cell.metric.startswith("fid") and protocol.inception is None
-        if published is None or cell.base is None or counted or other_features:
+        if published is None or cell.base is None or other_features:
             continue
         measured, tolerance = cell.base.value, known.tolerance[cell.metric]
         within = measured is not None and abs(measured - published) <= tolerance
