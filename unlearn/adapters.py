@@ -120,7 +120,7 @@ def read_factors(
             raise ValueError(f"{path}: {layer} lacks its factor {missing[0]!r}")
         down, up, weight = parts["down"], parts["up"], own[f"{layer}.weight"]
         rank, outputs, inputs = len(down) if down.ndim else 0, len(weight), weight[0].numel()
-        alpha = parts.get("alpha", torch.tensor(alphas.get(layer.partition(".")[0], rank)))
+        alpha = parts.get("alpha", torch.tensor(alpha_of(layer, alphas) or rank))
         if (
             not rank
             or up.shape[:2] != (outputs, rank)
@@ -139,20 +139,33 @@ def read_factors(
 
 
 def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, float]:
-    """Alpha of the UNet and of the text encoder, where diffusers stored it beside the factors.
+    """Where diffusers stored alphas beside the factors: by a pattern of layers' names, their alpha.
+
+    The pattern of one layer comes before that of the whole UNet or text encoder.
 
     Raises:
-        ValueError: they are scaled in another way than by one alpha / rank.
+        ValueError: they are scaled in another way than by alpha / rank.
     """
     stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alphas = {}
+    alphas: dict[str, float] = {}
     for part in ("unet", "text_encoder"):
-        for key in ("alpha_pattern", "use_rslora", "use_dora"):
+        for key in ("use_rslora", "use_dora"):
             if stored.get(f"{part}.{key}"):
                 raise ValueError(f"{path}: a LoRA with {key} is not supported")
+        for name, alpha in stored.get(f"{part}.alpha_pattern", {}).items():
+            pattern = name.removeprefix("text_model.")  # as in `named_weights`
+            alphas[rf"{part}\.(?:.*\.)?(?:{pattern})"] = float(alpha)
         if f"{part}.lora_alpha" in stored:
-            alphas[part] = float(stored[f"{part}.lora_alpha"])
+            alphas[rf"{part}\..*"] = float(stored[f"{part}.lora_alpha"])
     return alphas
+
+
+def alpha_of(layer: str, alphas: Mapping[str, float]) -> float | None:
+    """The alpha of the first pattern that the layer's name fits, see `stored_alphas`.
+
+    Source: PEFT's `get_pattern_key`.
+    """
+    return next((alpha for key, alpha in alphas.items() if re.fullmatch(key, layer)), None)
 
 
 def install_spm(

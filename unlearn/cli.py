@@ -13,7 +13,8 @@ USAGE = """usage: unlearn COMMAND ...
   train        forget a concept, evaluate, and write a run directory
   evaluate     evaluate finished runs again, or by a published protocol
   sample       draw prompts with a run's weights, base beside unlearned
-  export       write a run as a whole diffusers folder with a model card
+  export       write a run for other programs: diffusers folder, LoRA, delta.bin
+  merge        add up what several runs changed, in one model
   new-concept  write a commented file for a concept of your own
 
 `unlearn COMMAND --help` says more.
@@ -62,9 +63,27 @@ conf/evaluation holds every key, such as:
 
 Writes RUN_DIR/sample.png: one row a prompt, the base model beside the unlearned one.
 """,
-    "export": """usage: unlearn export RUN_DIR [OUT_DIR]
+    "export": """usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE]
 
-Writes OUT_DIR (RUN_DIR/export): a diffusers folder, the delta, and a model card.
+  unlearn export runs/panda-doco-0                 a whole pipeline, in runs/panda-doco-0/export
+  unlearn export runs/panda-doco-0 out.safetensors format=lora error=0.001
+
+  format=folder    a diffusers folder, with the delta and a model card (the default)
+  format=delta     delta.bin, as DoCo's reference implementation writes it
+  format=lora      a LoRA in PEFT's naming, for diffusers
+  format=kohya     a LoRA in kohya's naming
+
+error is of a LoRA: how far the change of each layer may be off, relative to its norm (Frobenius;
+default 0.01). Each layer gets the least rank that keeps to it. A LoRA holds linear layers alone.
+""",
+    "merge": """usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR [scale=1.0]
+
+  unlearn merge runs/panda-doco-0 runs/rabbit-doco-0 runs/both
+  unlearn evaluate runs/both/*/                    by the prompts of each run
+
+OUT_DIR/unlearned.safetensors is the base model plus `scale` times the sum of what each run changed.
+OUT_DIR/NAME of each run directory NAME is a run directory with those weights and NAME's config. In
+place of a RUN_DIR, its unlearned.safetensors alone will do, which cannot be evaluated.
 """,
     "new-concept": """usage: unlearn new-concept NAME
 
@@ -179,14 +198,35 @@ def run_sample(arguments: list[str]) -> None:
 
 
 def run_export(arguments: list[str]) -> None:
-    """`unlearn export RUN_DIR [OUT_DIR]`."""
-    if len(arguments) not in (1, 2):
-        raise ValueError("usage: unlearn export RUN_DIR [OUT_DIR]")
-    config, folder = load_run(arguments[0])
-    from unlearn.export import export_run
+    """`unlearn export RUN_DIR [OUT] [overrides]`."""
+    from unlearn.evaluation.command import split
 
-    out = Path(arguments[1]) if len(arguments) == 2 else folder / "export"
-    print(export_run(config, folder, out))
+    paths, overrides = split(arguments)
+    if len(paths) not in (1, 2):
+        raise ValueError("usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE]")
+    config, folder = load_run(paths[0])
+    from omegaconf import OmegaConf
+
+    from unlearn.config import section
+    from unlearn.formats import ExportOptions, export
+
+    options = section(OmegaConf.from_dotlist(overrides), "", ExportOptions)
+    print(export(config, folder, Path(paths[1]) if paths[1:] else None, options))
+
+
+def run_merge(arguments: list[str]) -> None:
+    """`unlearn merge RUN_DIR RUN_DIR... OUT_DIR [overrides]`."""
+    from omegaconf import OmegaConf
+
+    from unlearn.config import section
+    from unlearn.evaluation.command import split
+    from unlearn.merge import MergeOptions, merge_runs
+
+    paths, overrides = split(arguments)
+    if len(paths) < 3:
+        raise ValueError("usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR [scale=1.0]")
+    options = section(OmegaConf.from_dotlist(overrides), "", MergeOptions)
+    print(*merge_runs([Path(p) for p in paths[:-1]], Path(paths[-1]), options), sep="\n")
 
 
 def run_new_concept(arguments: list[str]) -> None:
@@ -223,6 +263,7 @@ def main() -> None:
         "evaluate": run_evaluate,
         "sample": run_sample,
         "export": run_export,
+        "merge": run_merge,
         "new-concept": run_new_concept,
     }
     arguments = sys.argv[1:]
