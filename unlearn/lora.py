@@ -1,4 +1,4 @@
-"""LoRA: the changes of weights as low-rank factors, of the least rank that an error bound allows."""
+"""LoRA: changes of weights as low-rank factors, of the least rank that an error bound allows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 
 import torch
-from diffusers.utils import convert_state_dict_to_kohya
 from torch import Tensor
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # PEFT's names of the two factors
@@ -88,9 +87,18 @@ def peft_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def kohya_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of kohya's file, in which each layer's alpha is its rank.
+    """The tensors and the metadata of kohya's file.
+
+    A layer's factors count alpha / rank times there, and diffusers reads one alpha alone right: so
+    it is 1 everywhere, and the upper factor is multiplied by its layer's rank.
 
     Source: kohya's sd-scripts (networks/lora.py; resize_lora.py, for ranks that differ).
     """
-    ranks = {"ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}
-    return convert_state_dict_to_kohya(factors), {"ss_network_module": "networks.lora", **ranks}
+    tensors = {}
+    for layer, rank in ranks_of(factors).items():
+        name = f"lora_{layer.replace('.', '_')}"
+        tensors[f"{name}.lora_down.weight"] = factors[layer + DOWN]
+        tensors[f"{name}.lora_up.weight"] = rank * factors[layer + UP]
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    sizes = {"ss_network_dim": "Dynamic", "ss_network_alpha": "1"}
+    return tensors, {"ss_network_module": "networks.lora", **sizes}

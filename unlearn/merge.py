@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -109,7 +109,7 @@ def read_part(path: Path) -> Part:
     return Part(path, config, weights, metadata)
 
 
-def common_base(parts: Sequence[Part]) -> dict[str, object]:
+def common_base(parts: Sequence[Part]) -> dict[str, Any]:
     """The base model of all parts: arguments of `load_pipeline`.
 
     Raises:
