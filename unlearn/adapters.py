@@ -120,7 +120,7 @@ def read_factors(
             raise ValueError(f"{path}: {layer} lacks its factor {missing[0]!r}")
         down, up, weight = parts["down"], parts["up"], own[f"{layer}.weight"]
         rank, outputs, inputs = len(down) if down.ndim else 0, len(weight), weight[0].numel()
-        alpha = parts.get("alpha", torch.tensor(alpha_of(layer, alphas) or rank))
+        alpha = parts.get("alpha", torch.tensor(alpha_of(layer, alphas, rank)))
         if (
             not rank
             or up.shape[:2] != (outputs, rank)
@@ -138,34 +138,42 @@ def read_factors(
     return factors
 
 
-def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, float]:
-    """Where diffusers stored alphas beside the factors: by a pattern of layers' names, their alpha.
+def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, float]]:
+    """The alphas that diffusers stored beside the factors, by part and pattern of layers' names.
 
-    The pattern of one layer comes before that of the whole UNet or text encoder.
+    Those of single layers come before that of the whole UNet or text encoder.
 
     Raises:
-        ValueError: they are scaled in another way than by alpha / rank.
+        ValueError: the factors are scaled in another way than by alpha / rank, or a pattern is no
+            regular expression.
     """
     stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alphas: dict[str, float] = {}
-    for part in ("unet", "text_encoder"):
+    alphas: dict[str, dict[str, float]] = {"unet": {}, "text_encoder": {}}
+    for part, known in alphas.items():
         for key in ("use_rslora", "use_dora"):
             if stored.get(f"{part}.{key}"):
                 raise ValueError(f"{path}: a LoRA with {key} is not supported")
-        for name, alpha in stored.get(f"{part}.alpha_pattern", {}).items():
-            pattern = name.removeprefix("text_model.")  # as in `named_weights`
-            alphas[rf"{part}\.(?:.*\.)?(?:{pattern})"] = float(alpha)
+        for pattern, alpha in stored.get(f"{part}.alpha_pattern", {}).items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"{path}: {part}.alpha_pattern has {pattern!r}: {error}"
+                ) from error
+            known[pattern.replace("text_model.", "")] = float(alpha)  # as in `named_weights`
         if f"{part}.lora_alpha" in stored:
-            alphas[rf"{part}\..*"] = float(stored[f"{part}.lora_alpha"])
+            known[".*"] = float(stored[f"{part}.lora_alpha"])
     return alphas
 
 
-def alpha_of(layer: str, alphas: Mapping[str, float]) -> float | None:
-    """The alpha of the first pattern that the layer's name fits, see `stored_alphas`.
+def alpha_of(layer: str, alphas: Mapping[str, Mapping[str, float]], default: float) -> float:
+    """The alpha of the first pattern that the end of the layer's name fits, see `stored_alphas`.
 
     Source: PEFT's `get_pattern_key`.
     """
-    return next((alpha for key, alpha in alphas.items() if re.fullmatch(key, layer)), None)
+    part, _, name = layer.partition(".")
+    fits = (a for key, a in alphas[part].items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(fits, default)
 
 
 def install_spm(

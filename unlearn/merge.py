@@ -71,8 +71,8 @@ def merge_runs(paths: Sequence[Path], out: Path, options: MergeOptions) -> list[
         options: the scale of the sum.
 
     Raises:
-        ValueError: they do not fit together, one acts at inference, or
-            `out` is not empty.
+        ValueError: they do not fit together, one acts at inference, `out` is not empty, or the
+            scale is not valid.
     """
     if not (math.isfinite(options.scale) and options.scale > 0):
         raise ValueError(f"scale={options.scale}: more than 0 is needed")

@@ -177,7 +177,7 @@ def test_low_rank_factors_that_do_not_fit_are_refused(
 def test_alphas_of_layers_of_their_own_are_read(
     pipe: StableDiffusionPipeline, random_model: Path, tmp_path: Path
 ) -> None:
-    """Patterns are ends of names, as in PEFT; what none fits has the part's alpha."""
+    """Patterns fit ends of names, as in PEFT; what none fits has the part's alpha."""
     names = [NAME, f"{TERMS}.attn2.to_v"], "encoder.layers.0.self_attn.q_proj"
     factors = {f"unet.{n}": lora_change(pipe, 3)[NAME] for n in names[0]}
     factors[f"text_encoder.text_model.{names[1]}"] = torch.randn(3, 32), torch.randn(32, 3)
@@ -186,7 +186,11 @@ def test_alphas_of_layers_of_their_own_are_read(
         for n, ab in factors.items()
         for e, f in zip("AB", ab, strict=True)
     }
-    stored = {"unet.lora_alpha": 3, "unet.alpha_pattern": {"attn2.to_k": 6}, "text_encoder.r": 3}
+    stored = {
+        "unet.lora_alpha": 3,
+        "unet.alpha_pattern": {"^down.*attn2.to_k": 6},
+        "text_encoder.r": 3,
+    }
     stored["text_encoder.alpha_pattern"] = {f"text_model.{names[1]}": 12}
     save_file(tensors, tmp_path / "l.safetensors", {"lora_adapter_metadata": json.dumps(stored)})
     before = {n: w.clone() for n, w in named_weights(pipe).items()}
@@ -207,3 +211,6 @@ def test_a_lora_with_another_scale_is_refused(random_model: Path, tmp_path: Path
     assert_refused(
         random_model, tmp_path / "lora.safetensors", "a LoRA with use_rslora is not supported"
     )
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"to_k(": 2}})}
+    save_file(tensors, tmp_path / "lora.safetensors", metadata)
+    assert_refused(random_model, tmp_path / "lora.safetensors", r"alpha_pattern has 'to_k\('")
