@@ -120,7 +120,7 @@ def read_factors(
             raise ValueError(f"{path}: {layer} lacks its factor {missing[0]!r}")
         down, up, weight = parts["down"], parts["up"], own[f"{layer}.weight"]
         rank, outputs, inputs = len(down) if down.ndim else 0, len(weight), weight[0].numel()
-        alpha = parts.get("alpha", torch.tensor(alphas.get(layer.partition(".")[0], rank)))
+        alpha = parts.get("alpha", torch.tensor(alpha_of(layer, alphas, rank)))
         if (
             not rank
             or up.shape[:2] != (outputs, rank)
@@ -138,21 +138,42 @@ def read_factors(
     return factors
 
 
-def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, float]:
-    """Alpha of the UNet and of the text encoder, where diffusers stored it beside the factors.
+def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, float]]:
+    """The alphas that diffusers stored beside the factors, by part and pattern of layers' names.
+
+    Those of single layers come before that of the whole UNet or text encoder.
 
     Raises:
-        ValueError: they are scaled in another way than by one alpha / rank.
+        ValueError: the factors are scaled in another way than by alpha / rank, or a pattern is no
+            regular expression.
     """
     stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alphas = {}
-    for part in ("unet", "text_encoder"):
-        for key in ("alpha_pattern", "use_rslora", "use_dora"):
+    alphas: dict[str, dict[str, float]] = {"unet": {}, "text_encoder": {}}
+    for part, known in alphas.items():
+        for key in ("use_rslora", "use_dora"):
             if stored.get(f"{part}.{key}"):
                 raise ValueError(f"{path}: a LoRA with {key} is not supported")
+        for pattern, alpha in stored.get(f"{part}.alpha_pattern", {}).items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"{path}: {part}.alpha_pattern has {pattern!r}: {error}"
+                ) from error
+            known[pattern.replace("text_model.", "")] = float(alpha)  # as in `named_weights`
         if f"{part}.lora_alpha" in stored:
-            alphas[part] = float(stored[f"{part}.lora_alpha"])
+            known[".*"] = float(stored[f"{part}.lora_alpha"])
     return alphas
+
+
+def alpha_of(layer: str, alphas: Mapping[str, Mapping[str, float]], default: float) -> float:
+    """The alpha of the first pattern that the end of the layer's name fits, see `stored_alphas`.
+
+    Source: PEFT's `get_pattern_key`.
+    """
+    part, _, name = layer.partition(".")
+    fits = (a for key, a in alphas[part].items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(fits, default)
 
 
 def install_spm(

@@ -8,70 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, NoReturn
 
-USAGE = """usage: unlearn COMMAND ...
-
-  train        forget a concept, evaluate, and write a run directory
-  evaluate     evaluate finished runs again, or by a published protocol
-  sample       draw prompts with a run's weights, base beside unlearned
-  export       write a run as a whole diffusers folder with a model card
-  new-concept  write a commented file for a concept of your own
-
-`unlearn COMMAND --help` says more.
-"""
-HELP = {
-    "train": """usage: unlearn train [-m] concept=NAME [key=value ...]
-
-  unlearn train concept=panda                       on the embedded model
-  unlearn train concept=van_gogh model=sd14         on Stable Diffusion 1.4
-  unlearn train concept.name=fox concept.kind=instance anchor.name=dog
-  unlearn train -m concept=panda,rabbit seed=0,1    every combination, one run each
-  unlearn train concept=panda trainer=ddp           all GPUs
-  unlearn train concept=panda --cfg job --resolve   print the configuration, run nothing
-
-choices (files of conf/; your own in ./conf/ are found too):
-{choices}
-
-Any key of the configuration can be given: steps=500 method.lr=1e-4 data.images=64
-""",
-    "evaluate": """usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [key=value ...]
-
-  unlearn evaluate runs/panda-doco-0                       its four prompt sets again
-  unlearn evaluate runs/panda-doco-0 evaluation.seeds=4    with more images
-  unlearn evaluate runs/snoopy-* evaluation=spm_general    a published protocol
-  unlearn evaluate PATH concept=snoopy model=sd14 evaluation=spm_general
-                     weights from elsewhere: a diffusers folder, a .safetensors, .bin or .pt file
-
-The four prompt sets write result.json, images.csv and before_after.png into RUN_DIR; a protocol
-writes RUN_DIR/evaluation/NAME.json. Of weights from elsewhere, out_dir=FOLDER takes the place of
-RUN_DIR (default: runs/evaluate-FOLDER-STEM).
-
-choices (files of conf/; your own in ./conf/ are found too):
-{choices}
-
-A protocol's prompts are fetched on first use and checked against their published hash. Its file of
-conf/evaluation holds every key, such as:
-
-  evaluation.limit=5               prompts a concept, to try it (NAME_lite: a small variant)
-  evaluation.prompts_file=PATH     the prompts where there is no network: a file, or a folder
-  evaluation.sha256=null           takes prompts of one's own from there
-  evaluation.clip=PATH             another CLIP; emoji: the embedded model's
-  evaluation.inception=PATH        torch-fidelity's Inception weights, for FID and KID
-  '~evaluation.concepts.Dog'       leaves a concept out
-""",
-    "sample": """usage: unlearn sample RUN_DIR "PROMPT" ["PROMPT" ...]
-
-Writes RUN_DIR/sample.png: one row a prompt, the base model beside the unlearned one.
-""",
-    "export": """usage: unlearn export RUN_DIR [OUT_DIR]
-
-Writes OUT_DIR (RUN_DIR/export): a diffusers folder, the delta, and a model card.
-""",
-    "new-concept": """usage: unlearn new-concept NAME
-
-Writes conf/concept/NAME.yaml under this folder, to edit; then: unlearn train concept=NAME
-""",
-}
-
+from unlearn.usage import HELP, USAGE
 
 NEW_CONCEPT = """# A concept of one's own: unlearn train concept={name}
 defaults:
@@ -179,14 +116,35 @@ def run_sample(arguments: list[str]) -> None:
 
 
 def run_export(arguments: list[str]) -> None:
-    """`unlearn export RUN_DIR [OUT_DIR]`."""
-    if len(arguments) not in (1, 2):
-        raise ValueError("usage: unlearn export RUN_DIR [OUT_DIR]")
-    config, folder = load_run(arguments[0])
-    from unlearn.export import export_run
+    """`unlearn export RUN_DIR [OUT] [overrides]`."""
+    from unlearn.evaluation.command import split
 
-    out = Path(arguments[1]) if len(arguments) == 2 else folder / "export"
-    print(export_run(config, folder, out))
+    paths, overrides = split(arguments)
+    if len(paths) not in (1, 2):
+        raise ValueError("usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE]")
+    config, folder = load_run(paths[0])
+    from omegaconf import OmegaConf
+
+    from unlearn.config import section
+    from unlearn.formats import ExportOptions, export
+
+    options = section(OmegaConf.from_dotlist(overrides), "", ExportOptions)
+    print(export(config, folder, Path(paths[1]) if paths[1:] else None, options))
+
+
+def run_merge(arguments: list[str]) -> None:
+    """`unlearn merge RUN_DIR RUN_DIR... OUT_DIR [overrides]`."""
+    from omegaconf import OmegaConf
+
+    from unlearn.config import section
+    from unlearn.evaluation.command import split
+    from unlearn.merge import MergeOptions, merge_runs
+
+    paths, overrides = split(arguments)
+    if len(paths) < 3:
+        raise ValueError("usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR [scale=1.0]")
+    options = section(OmegaConf.from_dotlist(overrides), "", MergeOptions)
+    print(*merge_runs([Path(p) for p in paths[:-1]], Path(paths[-1]), options), sep="\n")
 
 
 def run_new_concept(arguments: list[str]) -> None:
@@ -223,6 +181,7 @@ def main() -> None:
         "evaluate": run_evaluate,
         "sample": run_sample,
         "export": run_export,
+        "merge": run_merge,
         "new-concept": run_new_concept,
     }
     arguments = sys.argv[1:]

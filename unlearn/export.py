@@ -20,14 +20,18 @@ if TYPE_CHECKING:  # not at run time: it would slow `unlearn --help`
 
 
 def save_unlearned(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write the changed UNet weights atomically; `metadata` names base, concept and method.
+    """Write the changed UNet weights; `metadata` names base, concept and method."""
+    write_safetensors({f"unet.{k}": v for k, v in weights.items()}, path, metadata)
 
-    Equal weights and metadata give equal bytes: safetensors writes metadata in a random order, so
-    the header is written again with sorted keys.
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors and metadata atomically.
+
+    Equal ones give equal bytes: safetensors writes metadata in a random order, so the header is
+    written again with sorted keys.
     """
     partial = path.with_suffix(".partial")
-    tensors = {f"unet.{k}": v.detach().contiguous().cpu() for k, v in weights.items()}
-    raw = save(tensors, metadata=metadata)
+    raw = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata=metadata)
     end = 8 + int.from_bytes(raw[:8], "little")
     header = json.dumps(json.loads(raw[8:end]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)  # the format's alignment
@@ -66,10 +70,23 @@ def patch(
     """Copy weights into the pipeline, under the names of `named_weights`.
 
     Raises:
-        ValueError: they do not fit the pipeline, or are not finite; nothing is changed. Begins
-            with `path`.
+        ValueError: see `check_fit`; nothing is changed.
     """
     own = named_weights(pipe)
+    check_fit(own, weights, path)
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
+
+
+def check_fit(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Refuse weights that cannot take the place of a pipeline's own, see `named_weights`.
+
+    Raises:
+        ValueError: they do not fit the pipeline, or are not finite. Begins with `path`.
+    """
     for name, tensor in weights.items():
         if name not in own:
             raise ValueError(f"{path}: {name} is not a weight of this pipeline")
@@ -77,9 +94,6 @@ def patch(
             shapes = f"{tuple(tensor.shape)}, the pipeline's is {tuple(own[name].shape)}"
             raise ValueError(f"{path}: {name} has shape {shapes}; made for another base model")
     check_finite(weights, path)
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            own[name].copy_(tensor)
 
 
 def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -116,6 +130,21 @@ def load_unlearned(
     own = {name.removeprefix("unet."): tensor for name, tensor in weights.items()}
     METHODS[metadata["method"]].install(pipe, own, json.loads(options))
     return pipe
+
+
+def read_weights_alone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the metadata of a run's file whose weights alone are its result.
+
+    Raises:
+        ValueError: the method acts at inference, which no other format holds.
+    """
+    weights, metadata = read_safetensors(path)
+    if "at_inference" in metadata:
+        raise ValueError(
+            f"{path}: method.name={metadata['method']!r} acts at inference, which changed weights "
+            "cannot hold; unlearn.load_unlearned(pipe, path) installs it in a pipeline"
+        )
+    return weights, metadata
 
 
 PARTS = ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png")  # of a run
@@ -179,12 +208,7 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
             raise ValueError(
                 f"{run}: {name} is missing; `unlearn evaluate {run}` writes the results"
             )
-    with safe_open(run / "unlearned.safetensors", framework="pt") as file:
-        if "at_inference" in (file.metadata() or {}):
-            raise ValueError(
-                f"{run}: method.name={config.method.name!r} acts at inference, which a diffusers "
-                "folder cannot hold; unlearn.load_unlearned(pipe, path) installs it in a pipeline"
-            )
+    read_weights_alone(run / "unlearned.safetensors")
     concept = concept_of(config)
     pipe = load_unlearned(load_pipeline(**base_of(config)), run / "unlearned.safetensors")
     pipe.save_pretrained(out)

@@ -296,7 +296,7 @@ def test_help_at_every_level_is_quick_and_names_the_choices(tmp_path: Path) -> N
     start = time.perf_counter()
     usage = unlearn("--help", cwd=tmp_path).stdout
     assert time.perf_counter() - start < 2
-    for command in ("train", "evaluate", "sample", "export", "new-concept"):
+    for command in ("train", "evaluate", "sample", "export", "merge", "new-concept"):
         assert command in usage
         assert f"usage: unlearn {command}" in unlearn(command, "--help", cwd=tmp_path).stdout
     evaluate = unlearn("evaluate", "--help", cwd=tmp_path).stdout
@@ -315,6 +315,9 @@ def test_help_at_every_level_is_quick_and_names_the_choices(tmp_path: Path) -> N
         (["evaluate"], "usage: unlearn evaluate RUN_DIR"),
         (["sample", "run"], "usage: unlearn sample RUN_DIR"),
         (["export", "nowhere"], "nowhere: not a finished run directory, config.yaml is missing"),
+        (["export", "nowhere", "a", "b"], "usage: unlearn export RUN_DIR"),
+        (["merge", "one", "out"], "usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR"),
+        (["merge", "one", "two", "out", "scale=high"], "scale: Value 'high' of type 'str'"),
         (["new-concept", "../x"], "usage: unlearn new-concept NAME"),
     ],
 )
@@ -334,6 +337,31 @@ def test_a_new_concept_file_is_found_and_trains(smoke: list[str], tmp_path: Path
     done = unlearn("train", "concept=mine", "anchor=bear", *smoke, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "runs" / "mine-doco-0" / "unlearned.safetensors").exists()
+
+
+def test_a_run_is_exported_as_a_lora_and_merged(
+    run: Path, smoke: list[str], tmp_path: Path
+) -> None:
+    done = unlearn("export", str(run), "lora.safetensors", "format=lora", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("lora.safetensors: ranks ")
+    refused = unlearn("export", str(run), "fromat=lora", cwd=tmp_path)
+    assert (refused.returncode, "fromat" in refused.stderr) == (2, True)
+    overrides = ["concept=rabbit", "method=uce", *(o for o in smoke if "evaluation" in o)]
+    overrides += [o for o in smoke if o.startswith("model")]
+    done = unlearn("train", *overrides, "run_dir=rabbit", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = unlearn("merge", str(run), "rabbit", "both", "scale=0.5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    merged = ["both/run", "both/rabbit"]
+    assert done.stdout.split() == ["both/unlearned.safetensors", *merged]
+    done = unlearn("evaluate", *merged, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads((tmp_path / p / "result.json").read_text()) for p in merged]
+    assert [(r["concept"], r["method"]) for r in results] == [
+        ("panda", "merge"),
+        ("rabbit", "merge"),
+    ]
 
 
 def test_a_run_is_exported_as_a_plain_diffusers_folder(run: Path, random_model: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.unit.test_export import weights_of
 from tests.unit.test_importing import NAME, TERMS, assert_refused, base_of, draw
 from unlearn.backbone import load_pipeline
+from unlearn.export import named_weights
 from unlearn.importing import load_weights
 from unlearn.methods.spm import Membrane, strengths
 
@@ -173,6 +174,32 @@ def test_low_rank_factors_that_do_not_fit_are_refused(
     )
 
 
+def test_alphas_of_layers_of_their_own_are_read(
+    pipe: StableDiffusionPipeline, random_model: Path, tmp_path: Path
+) -> None:
+    """Patterns fit ends of names, as in PEFT; what none fits has the part's alpha."""
+    names = [NAME, f"{TERMS}.attn2.to_v"], "encoder.layers.0.self_attn.q_proj"
+    factors = {f"unet.{n}": lora_change(pipe, 3)[NAME] for n in names[0]}
+    factors[f"text_encoder.text_model.{names[1]}"] = torch.randn(3, 32), torch.randn(32, 3)
+    tensors = {
+        f"{n}.lora_{e}.weight": f
+        for n, ab in factors.items()
+        for e, f in zip("AB", ab, strict=True)
+    }
+    stored = {
+        "unet.lora_alpha": 3,
+        "unet.alpha_pattern": {"^down.*attn2.to_k": 6},
+        "text_encoder.r": 3,
+    }
+    stored["text_encoder.alpha_pattern"] = {f"text_model.{names[1]}": 12}
+    save_file(tensors, tmp_path / "l.safetensors", {"lora_adapter_metadata": json.dumps(stored)})
+    before = {n: w.clone() for n, w in named_weights(pipe).items()}
+    after = named_weights(load_weights(pipe, tmp_path / "l.safetensors"))
+    for (name, (down, up)), scale in zip(factors.items(), (2, 1, 4), strict=True):
+        key = f"{name.replace('text_model.', '')}.weight"
+        torch.testing.assert_close(after[key], before[key] + scale * up @ down)
+
+
 def test_a_lora_with_another_scale_is_refused(random_model: Path, tmp_path: Path) -> None:
     tensors = {
         f"unet.{NAME}.lora_A.weight": torch.ones(2, 32),
@@ -184,3 +211,6 @@ def test_a_lora_with_another_scale_is_refused(random_model: Path, tmp_path: Path
     assert_refused(
         random_model, tmp_path / "lora.safetensors", "a LoRA with use_rslora is not supported"
     )
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"to_k(": 2}})}
+    save_file(tensors, tmp_path / "lora.safetensors", metadata)
+    assert_refused(random_model, tmp_path / "lora.safetensors", r"alpha_pattern has 'to_k\('")

@@ -1,0 +1,104 @@
+"""LoRA: changes of weights as low-rank factors, of the least rank that an error bound allows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # PEFT's names of the two factors
+LEAST_ERROR = 1e-5  # what fp32 factors reach with a margin
+
+
+def factorise(change: Tensor, error: float) -> tuple[Tensor, Tensor]:
+    """The fp32 factors down (r, in) and up (out, r) of the least rank r within the error.
+
+    Args:
+        change: of a weight (out, in).
+        error: ‖up · down − change‖ may be this share of ‖change‖ (Frobenius).
+
+    The truncated singular value decomposition is the nearest matrix of its rank, and its squared
+    error is the sum of the squared singular values left out (Eckart & Young 1936).
+    """
+    left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
+    lost = values.square().flip(0).cumsum(0).flip(0)  # squared, by rank from 0 on
+    rank = int((lost > error**2 * lost[0]).sum())
+    root = values[:rank].sqrt()
+    return (root[:, None] * right[:rank]).float(), (left[:, :rank] * root).float()
+
+
+def lora_factors(
+    base: Mapping[str, Tensor], weights: Mapping[str, Tensor], error: float
+) -> dict[str, Tensor]:
+    """The factors of each weight that has changed, in PEFT's naming.
+
+    Args:
+        base: the base model's weights.
+        weights: unlearned weights, under the names that they have in `base`.
+        error: relative error of each layer's change, and so of all of them together.
+
+    Raises:
+        ValueError: `error` is not valid, nothing has changed, or what has is no matrix.
+    """
+    if not LEAST_ERROR <= error < 1:
+        raise ValueError(f"error={error}: at least {LEAST_ERROR} and less than 1 is needed")
+    factors = {}
+    for name, weight in weights.items():
+        change = weight.double() - base[name].double()
+        if not change.any():
+            continue
+        if change.ndim != 2:
+            raise ValueError(
+                f"{name} has changed and is no linear layer's matrix, which is all that a LoRA "
+                "holds; format=delta and format=folder hold everything"
+            )
+        layer = name.removesuffix(".weight")
+        factors[layer + DOWN], factors[layer + UP] = factorise(change, error)
+    if not factors:
+        raise ValueError("the run's weights are its base model's: a LoRA would hold nothing")
+    return factors
+
+
+def ranks_of(factors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The rank of each layer."""
+    return {n.removesuffix(DOWN): len(f) for n, f in factors.items() if n.endswith(DOWN)}
+
+
+def peft_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of diffusers' file: PEFT's names, and its config of the ranks.
+
+    Each layer's alpha is its rank: a program that does not read the config takes the factors in
+    full too. Source: diffusers' `save_lora_weights`.
+    """
+    ranks = {layer.removeprefix("unet."): rank for layer, rank in ranks_of(factors).items()}
+    [(common, _)] = Counter(ranks.values()).most_common(1)
+    others = {layer: rank for layer, rank in ranks.items() if rank != common}
+    config = {
+        "unet.r": common,
+        "unet.lora_alpha": common,
+        "unet.rank_pattern": others,
+        "unet.alpha_pattern": others,
+        "unet.target_modules": sorted(ranks),
+    }
+    return factors, {"lora_adapter_metadata": json.dumps(config, sort_keys=True)}
+
+
+def kohya_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of kohya's file.
+
+    A layer's factors count alpha / rank times there, and diffusers reads one alpha alone right: so
+    it is 1 everywhere, and the upper factor is multiplied by its layer's rank.
+
+    Source: kohya's sd-scripts (networks/lora.py; resize_lora.py, for ranks that differ).
+    """
+    tensors = {}
+    for layer, rank in ranks_of(factors).items():
+        name = f"lora_{layer.replace('.', '_')}"
+        tensors[f"{name}.lora_down.weight"] = factors[layer + DOWN]
+        tensors[f"{name}.lora_up.weight"] = rank * factors[layer + UP]
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    sizes = {"ss_network_dim": "Dynamic", "ss_network_alpha": "1"}
+    return tensors, {"ss_network_module": "networks.lora", **sizes}

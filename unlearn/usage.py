@@ -1,0 +1,84 @@
+"""What `unlearn --help` and `unlearn COMMAND --help` print."""
+
+USAGE = """usage: unlearn COMMAND ...
+
+  train        forget a concept, evaluate, and write a run directory
+  evaluate     evaluate finished runs again, or by a published protocol
+  sample       draw prompts with a run's weights, base beside unlearned
+  export       write a run for other programs: diffusers folder, LoRA, delta.bin
+  merge        add up what several runs changed, in one model
+  new-concept  write a commented file for a concept of your own
+
+`unlearn COMMAND --help` says more.
+"""
+HELP = {
+    "train": """usage: unlearn train [-m] concept=NAME [key=value ...]
+
+  unlearn train concept=panda                       on the embedded model
+  unlearn train concept=van_gogh model=sd14         on Stable Diffusion 1.4
+  unlearn train concept.name=fox concept.kind=instance anchor.name=dog
+  unlearn train -m concept=panda,rabbit seed=0,1    every combination, one run each
+  unlearn train concept=panda trainer=ddp           all GPUs
+  unlearn train concept=panda --cfg job --resolve   print the configuration, run nothing
+
+choices (files of conf/; your own in ./conf/ are found too):
+{choices}
+
+Any key of the configuration can be given: steps=500 method.lr=1e-4 data.images=64
+""",
+    "evaluate": """usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [key=value ...]
+
+  unlearn evaluate runs/panda-doco-0                       its four prompt sets again
+  unlearn evaluate runs/panda-doco-0 evaluation.seeds=4    with more images
+  unlearn evaluate runs/snoopy-* evaluation=spm_general    a published protocol
+  unlearn evaluate PATH concept=snoopy model=sd14 evaluation=spm_general
+                     weights from elsewhere: a diffusers folder, a .safetensors, .bin or .pt file
+
+The four prompt sets write result.json, images.csv and before_after.png into RUN_DIR; a protocol
+writes RUN_DIR/evaluation/NAME.json. Of weights from elsewhere, out_dir=FOLDER takes the place of
+RUN_DIR (default: runs/evaluate-FOLDER-STEM).
+
+choices (files of conf/; your own in ./conf/ are found too):
+{choices}
+
+A protocol's prompts are fetched on first use and checked against their published hash. Its file of
+conf/evaluation holds every key, such as:
+
+  evaluation.limit=5               prompts a concept, to try it (NAME_lite: a small variant)
+  evaluation.prompts_file=PATH     the prompts where there is no network: a file, or a folder
+  evaluation.sha256=null           takes prompts of one's own from there
+  evaluation.clip=PATH             another CLIP; emoji: the embedded model's
+  evaluation.inception=PATH        torch-fidelity's Inception weights, for FID and KID
+  '~evaluation.concepts.Dog'       leaves a concept out
+""",
+    "sample": """usage: unlearn sample RUN_DIR "PROMPT" ["PROMPT" ...]
+
+Writes RUN_DIR/sample.png: one row a prompt, the base model beside the unlearned one.
+""",
+    "export": """usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE]
+
+  unlearn export runs/panda-doco-0                 a whole pipeline, in runs/panda-doco-0/export
+  unlearn export runs/panda-doco-0 out.safetensors format=lora error=0.001
+
+  format=folder    a diffusers folder, with the delta and a model card (the default)
+  format=delta     delta.bin, as DoCo's reference implementation writes it
+  format=lora      a LoRA in PEFT's naming, for diffusers
+  format=kohya     a LoRA in kohya's naming
+
+error is of a LoRA: how far the change of each layer may be off, relative to its norm (Frobenius;
+default 0.01). Each layer gets the least rank that keeps to it. A LoRA holds linear layers alone.
+""",
+    "merge": """usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR [scale=1.0]
+
+  unlearn merge runs/panda-doco-0 runs/rabbit-doco-0 runs/both
+  unlearn evaluate runs/both/*/                    by the prompts of each run
+
+OUT_DIR/unlearned.safetensors is the base model plus `scale` times the sum of what each run changed.
+OUT_DIR/NAME of each run directory NAME is a run directory with those weights and NAME's config. In
+place of a RUN_DIR, its unlearned.safetensors alone will do, which cannot be evaluated.
+""",
+    "new-concept": """usage: unlearn new-concept NAME
+
+Writes conf/concept/NAME.yaml under this folder, to edit; then: unlearn train concept=NAME
+""",
+}
