@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
+
+from unlearn.files import whole
 
 
 def cache_folder() -> Path:
@@ -52,7 +55,8 @@ class ImageCache:
     """One lossless PNG an image, shared by all runs and processes.
 
     A file appears whole or not at all, so a killed run loses nothing that it drew, and two
-    processes can write one image at the same time. A file that cannot be read is drawn again.
+    processes can write one image at the same time. A file that is damaged is drawn again; where
+    none can be written, the run goes on without keeping them.
 
     Args:
         folder: where the images lie, in `images/`.
@@ -77,17 +81,26 @@ class ImageCache:
         return self.folder / name[:2] / f"{name}.png"
 
     def get(self, *facts: Any) -> Tensor | None:
-        """The image (3, H, W), uint8; None where it is not there, or not readable."""
+        """The image (3, H, W), uint8; None where it is not there, or damaged, which is said."""
+        path = self.path(*facts)
         try:
-            with Image.open(self.path(*facts)) as image:
+            with Image.open(path) as image:
+                image.verify()  # compares all checksums, as decoding does not
+            with Image.open(path) as image:
                 return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except (OSError, SyntaxError):  # absent, truncated, or not a PNG
+        except FileNotFoundError:
+            return None
+        except (OSError, SyntaxError) as error:  # truncated, changed, or not a PNG
+            warnings.warn(f"{path}: damaged ({error}), so drawn again", stacklevel=2)
             return None
 
     def put(self, image: Tensor, *facts: Any) -> None:
         """Store an image (3, H, W), uint8."""
         path = self.path(*facts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
-        os.replace(partial, path)
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as partial:
+                picture.save(partial, format="PNG")
+        except OSError as error:
+            warnings.warn(f"{self.folder}: images are not kept ({error.strerror})", stacklevel=2)

@@ -55,12 +55,13 @@ def run_train(overrides: list[str]) -> None:
     command_line = list(sys.argv)
 
     def job(config: object) -> None:
-        from unlearn.train import LostRankError, train
+        from unlearn.faults import RunError
+        from unlearn.train import train
 
         sys.argv = command_line  # Lightning starts the other ranks of DDP with it
         try:
             train(config)  # type: ignore[arg-type]
-        except (ValueError, LostRankError) as error:
+        except (ValueError, RunError) as error:
             refuse(error)
 
     if own := own_conf():

@@ -79,6 +79,7 @@ class RunConfig:
     checkpoint_every: int = MISSING
     keep_every: int = MISSING
     run_dir: str = MISSING
+    resume: bool = True
 
 
 def section(config: Any, key: str, schema: type[Schema]) -> Schema:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 from transformers import CLIPTokenizer
 
+from unlearn.batches import Batches
 from unlearn.concepts import Concept
 from unlearn.diffusion import draw_noise, sample_generator
 from unlearn.generate import generate
@@ -271,9 +272,6 @@ class PairDataModule(L.LightningDataModule):
         size = self.batch_size * world * self.accumulate
         dataset = PairDataset(self.data, self.steps, size, self.seed, self.num_timesteps)
         rank = self.trainer.global_rank if self.trainer else 0
-        sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(
-            dataset, num_replicas=world, rank=rank, shuffle=False
-        )
-        loader = DataLoader(dataset, batch_size=self.batch_size, sampler=sampler)
+        loader = Batches(dataset, self.batch_size, rank, world)
         method: Any = self.trainer.lightning_module if self.trainer else None
         return method.feed(loader) if method else loader

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from unlearn.files import whole
+
 if TYPE_CHECKING:  # not at run time: it would slow `unlearn --help`
     from diffusers import StableDiffusionPipeline
     from omegaconf import DictConfig
@@ -30,13 +32,12 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[
     Equal ones give equal bytes: safetensors writes metadata in a random order, so the header is
     written again with sorted keys.
     """
-    partial = path.with_suffix(".partial")
     raw = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata=metadata)
     end = 8 + int.from_bytes(raw[:8], "little")
     header = json.dumps(json.loads(raw[8:end]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)  # the format's alignment
-    partial.write_bytes(len(header).to_bytes(8, "little") + header + raw[end:])
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_bytes(len(header).to_bytes(8, "little") + header + raw[end:])
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,40 +2,142 @@
 
 from __future__ import annotations
 
+import csv
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from diffusers import StableDiffusionPipeline
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from PIL import Image
 
 from unlearn.concepts import Concept
 from unlearn.config import plain
+from unlearn.files import whole
 from unlearn.generate import generate
 from unlearn.prompts import SETS, evaluation_probes
 
 COLUMNS = 4  # prompts of each set in a picture
 
 
-def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
-    """metrics.csv in the run directory, and the chosen logger.
+class MetricsFile(Logger):
+    """metrics.csv: a row whenever metrics are logged, its columns in alphabetical order.
+
+    Attributes:
+        rows: all of them, which a checkpoint keeps.
+    """
+
+    name = version = ""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self.columns: list[str] = []
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row."""
+        row = {**metrics, "step": step or 0}
+        self.rows.append(row)
+        if not row.keys() <= {*self.columns}:
+            self.restore(self.rows)
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    @rank_zero_only
+    def restore(self, rows: list[dict[str, float]]) -> None:
+        """Write the file anew: these are all its rows."""
+        self.rows, self.columns = rows, sorted({key for row in rows for key in row})
+        if not rows:
+            self.path.unlink(missing_ok=True)
+            return
+        with (
+            whole(self.path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class Dashboard(WandbLogger):
+    """W&B; where it fails in the middle of a run, the run says so and goes on without it."""
+
+    lost = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run, begun at the first call.
+
+        Raises:
+            ValueError: it cannot begin.
+        """
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.errors.Error as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"logger=wandb: {reason}; logger.mode=offline keeps the run here, to be sent later "
+                "with `wandb sync`, and logger=csv does without"
+            ) from error
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Send them, unless a call has failed before."""
+        if self.lost:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # whatever it is, it is no reason to lose the run
+            self.lost = True
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"W&B is lost, the run goes on without it ({reason})", stacklevel=2)
+
+
+def earlier_id(run: Path) -> str | None:
+    """The W&B id of an earlier call in the run directory, which W&B itself keeps there."""
+    names = sorted(path.name for path in (run / "wandb").glob("*run-*-*"))
+    return names[-1].rpartition("-")[2] if names else None
+
+
+def build_loggers(config: DictConfig, run: Path, step: int = 0) -> list[Logger]:
+    """metrics.csv in the run directory first, then the chosen logger.
+
+    Args:
+        config: of the run.
+        run: the run directory.
+        step: that the run goes on after; the loggers then go on too.
 
     Raises:
         ValueError: the chosen logger's package is not installed.
     """
-    loggers: list[Logger] = [CSVLogger(run, name="", version="")]
+    loggers: list[Logger] = [MetricsFile(run / "metrics.csv")]
     options = config.logger
     try:
         if options.name == "tensorboard":
             loggers.append(
-                TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False)
+                TensorBoardLogger(
+                    run, name="", version="tensorboard", default_hp_metric=False, purge_step=step
+                )
             )
         elif options.name == "wandb":
             loggers.append(
-                WandbLogger(
+                Dashboard(
+                    id=earlier_id(run) if step else None,
+                    resume="allow",
                     name=run.name,
                     save_dir=run,
                     project=options.project,
@@ -99,7 +201,8 @@ class ProgressPictures(L.Callback):
         grid = images.unflatten(0, (len(SETS), COLUMNS)).permute(0, 3, 1, 4, 2)
         array = grid.flatten(2, 3).flatten(0, 1).contiguous()
         self.folder.mkdir(exist_ok=True)
-        Image.fromarray(array.numpy()).save(self.folder / f"step_{step:06d}.png")
+        with whole(self.folder / f"step_{step:06d}.png") as partial:
+            Image.fromarray(array.numpy()).save(partial, format="PNG")
         for logger in trainer.loggers:
             log_image(logger, "images/unlearned", array, step, " | ".join(self.prompts))
 
@@ -124,7 +227,7 @@ def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: i
         data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
         image = data.view(picture.height, picture.width, 3)
     for logger in loggers:
-        if not isinstance(logger, CSVLogger):
+        if not isinstance(logger, MetricsFile):
             logger.log_metrics(rates, step)
             log_image(logger, "images/before_after", image, step, "base above unlearned")
             logger.finalize("success")

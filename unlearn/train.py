@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import logging
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from diffusers import StableDiffusionPipeline
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
 
 from unlearn.backbone import device_of, load_pipeline
+from unlearn.cache import digest
+from unlearn.checkpoints import Checkpoints, WholeCheckpoints, step_of
 from unlearn.concepts import Concept
 from unlearn.config import base_name, base_of, check_config, plain, precision_of, sampler_of
 from unlearn.data import PairDataModule, check_lengths, make_training_data, with_phrases
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import save_unlearned
-from unlearn.methods import build_method
+from unlearn.faults import Interrupted, Stop, explained
+from unlearn.methods import UnlearningModule, build_method
 from unlearn.prompts import all_prompts
+from unlearn.resume import Progress, open_run, progress_of
 from unlearn.tracking import ProgressPictures, build_loggers, log_result
 
 DDP = {"ddp": "popen", "ddp_spawn": "spawn"}  # strategies, and how each starts its processes
@@ -35,10 +39,20 @@ DDP = {"ddp": "popen", "ddp_spawn": "spawn"}  # strategies, and how each starts 
 def train(config: DictConfig) -> Path:
     """Run one unlearning job and return its run directory.
 
+    Where an earlier call of the same job was interrupted, goes on; where it finished, that is said.
+
     Raises:
-        ValueError: the concept, the model, the judge, or an option of the run is not valid.
+        ValueError: the concept, the model, the judge, or an option of the run is not valid, or
+            the run directory holds another run.
+        RunError: a fault that the run cannot go on with.
+        Interrupted: SIGTERM or Ctrl-C; all that the same call goes on from is written.
     """
     concept = check_config(config)
+    run = Path(str(config.run_dir))
+    progress = progress_of(config, run)
+    if progress.finished:
+        print(f"{run}: finished before, with this configuration; resume=false begins anew")
+        return run
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
     pipe = load_pipeline(**base_of(config))
@@ -46,47 +60,75 @@ def train(config: DictConfig) -> Path:
     for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
         check_lengths(pipe.tokenizer, texts)
     load_judge(config, concept)  # refused now if it is missing, not after training
-    num_timesteps = pipe.scheduler.config.num_train_timesteps
     method = build_method(pipe, **plain(config.method))
-
-    run = Path(str(config.run_dir))
-    run.mkdir(parents=True, exist_ok=True)
-    resolved = OmegaConf.to_yaml(config, resolve=True)
-    (run / "config.yaml").write_text(resolved, encoding="utf-8")
-    loggers = build_loggers(config, run)
-    try:
-        pipe.to(device_of(config.trainer.accelerator))
-        module = None
-        if config.steps:  # drawn by the base model: before the method changes it
-            data = make_training_data(
-                pipe, concept, seed=config.seed, guidance=config.model.guidance,
-                precision=precision_of(config), images_of=method.images_of, **config.data,
-            )  # fmt: skip
-            module = PairDataModule(
-                data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
-            )
-        method.prepare(pipe, concept)
-        metadata = {
-            "base": base_name(config),
-            "concept": concept.name,
-            "method": config.method.name,
-            "config_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
-        }
-        if method.at_inference:
-            metadata["at_inference"] = json.dumps(method.at_inference)
-        callbacks = build_callbacks(config, pipe, concept, run, metadata)
-        trainer = build_trainer(config, loggers, callbacks)
-        if module:
-            trainer.fit(method, module)
-        if not trainer.is_global_zero:
-            return run
-        save_unlearned(method.trained_weights, run / "unlearned.safetensors", metadata)
-        (run / "hparams.yaml").unlink(missing_ok=True)  # Lightning's copy of config.yaml
-        log_result(loggers, evaluate(config, run), run, config.steps)
-    finally:
-        if wandb := sys.modules.get("wandb"):
-            wandb.finish()  # or the next job of a sweep would go on in this one's W&B run
+    open_run(config, run, progress)
+    loggers = build_loggers(config, run, progress.step)
+    with Stop() as stop, explained(run):
+        try:
+            if not progress.trained and not fit(
+                config, concept, pipe, method, run, progress, loggers, stop
+            ):
+                return run  # another rank's process
+            log_result(loggers, evaluate(config, run), run, config.steps)
+        except Interrupted as end:
+            print(f"unlearn: stopped by {end.name}; {way_on(run)}", file=sys.stderr)
+            raise
+        finally:
+            if wandb := sys.modules.get("wandb"):  # else a sweep's next job would go on in its run
+                with contextlib.suppress(Exception):  # W&B may be what went wrong
+                    wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
     return run
+
+
+def way_on(run: Path) -> str:
+    """What an interrupted run left, for the one who reads why it ended."""
+    path = run / "checkpoints" / "last.ckpt"
+    if path.exists():
+        return f"the same command goes on after step {step_of(path)} ({path})"
+    return "the same command goes on; the images drawn so far are kept"
+
+
+def fit(
+    config: DictConfig,
+    concept: Concept,
+    pipe: StableDiffusionPipeline,
+    method: UnlearningModule,
+    run: Path,
+    progress: Progress,
+    loggers: list[Logger],
+    stop: Stop,
+) -> bool:
+    """Train, and write the weights; returns whether this is the process that goes on from there."""
+    num_timesteps = pipe.scheduler.config.num_train_timesteps
+    pipe.to(device_of(config.trainer.accelerator))
+    module = None
+    if config.steps:  # drawn by the base model: before the method changes it
+        data = make_training_data(
+            pipe, concept, seed=config.seed, guidance=config.model.guidance,
+            precision=precision_of(config), images_of=method.images_of, **config.data,
+        )  # fmt: skip
+        module = PairDataModule(
+            data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
+        )
+    method.prepare(pipe, concept)
+    metadata = {
+        "base": base_name(config),
+        "concept": concept.name,
+        "method": config.method.name,
+        "config_sha256": digest(run / "config.yaml"),
+    }
+    if method.at_inference:
+        metadata["at_inference"] = json.dumps(method.at_inference)
+    callbacks = build_callbacks(config, pipe, concept, run, metadata)
+    callbacks.append(Checkpoints(run, config.checkpoint_every, loggers[0], stop))
+    trainer = build_trainer(config, run, loggers, callbacks)
+    if module:
+        if progress.step:
+            rank_zero_only(print)(f"{run}: goes on after step {progress.step} of {config.steps}")
+        trainer.fit(method, module, ckpt_path=progress.checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        save_unlearned(method.trained_weights, run / "unlearned.safetensors", metadata)
+    return bool(trainer.is_global_zero)
 
 
 def build_callbacks(
@@ -96,11 +138,8 @@ def build_callbacks(
     run: Path,
     metadata: dict[str, str],
 ) -> list[Callback]:
-    """Checkpoints, a progress bar, and kept weights and pictures where the config wants them."""
-    callbacks: list[Callback] = [
-        Checkpoints(run / "checkpoints", config.checkpoint_every),
-        TQDMProgressBar(refresh_rate=5),
-    ]
+    """A progress bar, and kept weights and pictures where the config wants them."""
+    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=5)]
     if config.keep_every:
         callbacks.append(KeptWeights(run, config.keep_every, metadata))
     if every := config.logger.images_every:
@@ -110,15 +149,20 @@ def build_callbacks(
 
 
 def build_trainer(
-    config: DictConfig, loggers: list[Logger], callbacks: list[Callback]
+    config: DictConfig, run: Path, loggers: list[Logger], callbacks: list[Callback]
 ) -> L.Trainer:
     """A trainer of one epoch, which is the whole run."""
     options = {**plain(config.trainer), "precision": precision_of(config)}
     if options["strategy"] in DDP:  # every rank has the same frozen weights: nothing to broadcast
         start = DDP[options["strategy"]]
         options["strategy"] = DDPStrategy(start_method=start, broadcast_buffers=False)
+    plugins: list[Any] = [WholeCheckpoints()]
+    if SLURMEnvironment.detect():  # whose own requeueing would miss our checkpoints
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return L.Trainer(
         **options,
+        plugins=plugins,
+        default_root_dir=run,
         max_epochs=1,
         logger=loggers,
         callbacks=callbacks,
@@ -153,55 +197,3 @@ class KeptWeights(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.run / "config.yaml", folder / "config.yaml")
         save_unlearned(module.trained_weights, folder / "unlearned.safetensors", self.metadata)
-
-
-class LostRankError(RuntimeError):
-    """A process of a DDP run is gone."""
-
-
-class Checkpoints(Callback):
-    """Every `every` steps, and at the end, what was trained and its optimizers: `last.ckpt`.
-
-    Written aside and renamed, so that the file is always whole. Where another process of a DDP run
-    is gone, says so and where the checkpoint is.
-
-    Args:
-        folder: where `last.ckpt` lies.
-        every: steps between checkpoints.
-    """
-
-    def __init__(self, folder: Path, every: int) -> None:
-        self.path, self.every = folder / "last.ckpt", every
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save after the steps that the interval ends with."""
-        step, rest = divmod(batch_idx + 1, module.accumulate)
-        if not rest and step % self.every == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Save the last state."""
-        self.save(trainer)
-
-    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
-        """At once, since Lightning kills the remaining processes within seconds.
-
-        Raises:
-            LostRankError: another process of the run died or could not be reached.
-        """
-        lost = isinstance(exception, torch.distributed.DistError) or "gloo" in str(exception)
-        if trainer.world_size > 1 and lost:
-            reason = str(exception).strip().splitlines()[0]
-            raise LostRankError(
-                f"a process of this run died or could not be reached; its last checkpoint is "
-                f"{self.path} ({reason})"
-            ) from exception
-
-    def save(self, trainer: L.Trainer) -> None:
-        """Called on every rank; rank 0 writes."""
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.path)

@@ -21,6 +21,7 @@ from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.evaluation.metrics import Rate, rate
 from unlearn.evaluation.pictures import before_after, pictured
 from unlearn.export import load_unlearned
+from unlearn.files import whole, write_text
 from unlearn.generate import generate
 from unlearn.prompts import SETS, Probe, evaluation_probes
 from unlearn.vocabulary import EMBEDDED
@@ -110,7 +111,7 @@ def write_images(
         for side, f in sides.items()
         for key in FLAGS
     }
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["set", "prompt", "seed", "counts", *flags])
         for probe, seed, *row in zip(probes, seeds, *flags.values(), strict=True):
@@ -196,8 +197,10 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
         write_images(run / "images.csv", probes, seeds, sides, result["excluded_prompts"])
     else:
         result |= {"excluded_prompts": [], "sets": {}}
-    (run / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     before_after(probes, before, after, run / "before_after.png")
+    files = ("images.csv", "before_after.png") if judge else ("before_after.png",)
+    result["sha256"] = {name: digest(run / name) for name in files}
+    write_text(run / "result.json", json.dumps(result, indent=2) + "\n")  # last: all is there
     report(result, run)
     return result
 

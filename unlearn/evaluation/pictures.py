@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from unlearn.files import whole
 from unlearn.prompts import SETS, Probe
 
 PICTURED = 8  # prompts of each set in the picture
@@ -39,4 +40,5 @@ def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -
             for column, i in enumerate(chosen):
                 image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((TILE, TILE))
                 picture.paste(image, tile_corner(name, side, column))
-    picture.save(path)
+    with whole(path) as partial:
+        picture.save(partial, format="PNG")

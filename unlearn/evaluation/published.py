@@ -20,6 +20,7 @@ from unlearn.config import base_name, base_of, concept_of
 from unlearn.evaluation.cells import Cell, Lenses, Seen, cells_of
 from unlearn.evaluation.nudity import PRESETS
 from unlearn.evaluation.protocol import Protocol, read_protocol, rows_of
+from unlearn.files import write_text
 from unlearn.generate import Shot, draw
 from unlearn.importing import load_weights
 
@@ -83,7 +84,7 @@ def evaluate_published(
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{protocol.name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=2) + "\n")
     print(f"{report(result)}\n{path}")
     return result
 

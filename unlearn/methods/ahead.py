@@ -40,19 +40,34 @@ class TeacherAhead:
         teach: Callable[[Batch, int], Tensor],
         transfer: Callable[[Any], Any],
     ) -> None:
-        self.loader, self.count = loader, count
+        self.loader, self.count, self.done = loader, count, 0
         self.teach, self.transfer = teach, transfer
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
-        batches, last = iter(self.loader), -1
+        batches, first = iter(self.loader), self.done - self.done % self.count
         while group := list(islice(batches, self.count)):
             moved = [self.transfer(batch) for batch in group]
             joined = {key: torch.cat([batch[key] for batch in moved]) for key in moved[0]}
             sizes = [len(batch["latents"]) for batch in moved]
-            last += len(group)
-            taught = self.teach(joined, last).split(sizes)
-            for batch, outputs in zip(moved, taught, strict=True):
-                yield {**batch, "taught": outputs}
+            taught = self.teach(joined, first + len(group) - 1).split(sizes)
+            for number, (batch, outputs) in enumerate(zip(moved, taught, strict=True), first):
+                if number == self.done:
+                    self.done += 1
+                    yield {**batch, "taught": outputs}
+            first += len(group)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches were given."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after so many batches.
+
+        The teacher takes the group of the next one whole, as it did before: rounding depends on the
+        batch that an output is computed in.
+        """
+        self.done = state["done"]
+        self.loader.load_state_dict({"done": self.done - self.done % self.count})  # type: ignore[attr-defined]

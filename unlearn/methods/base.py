@@ -10,10 +10,11 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils.data import DataLoader
 
 from unlearn.backbone import cross_attention_layers
+from unlearn.batches import Batches
 from unlearn.concepts import Concept
+from unlearn.faults import NotFiniteError
 from unlearn.surgery import clip_to_norm
 
 Batch = dict[str, Tensor]
@@ -96,7 +97,7 @@ class UnlearningModule(L.LightningModule):
     def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
         """Take what the method needs of the concept's text before training; by default nothing."""
 
-    def feed(self, loader: DataLoader[Batch]) -> Iterable[Batch]:
+    def feed(self, loader: Batches) -> Iterable[Batch]:
         """The batches to train on, from those of `PairDataModule`; by default they as they are."""
         return loader
 
@@ -124,20 +125,37 @@ class UnlearningModule(L.LightningModule):
         """The gradient of `loss` on one batch; after the step's last batch, the step."""
         step, number = divmod(batch_idx, self.accumulate)
         loss = self.loss(batch)
+        metrics = {"unlearn_loss": loss.detach()}
+        self.check_losses(metrics, batch, step)
         gradient = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
         mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
-        metrics = {"unlearn_loss": loss.detach()}
         if mean:
             if self.clip_norm is not None:
                 mean, metrics["norm/unlearn"] = clip_to_norm(mean, self.clip_norm)
             step_with(self.optimizers(), self.weights, mean)
         self.log_step(metrics, step, "unlearn_loss")
 
+    def check_losses(self, metrics: Metrics, batch: Batch, step: int) -> None:
+        """Refuse losses that are not finite, before anything is made of them.
+
+        Raises:
+            NotFiniteError: names the losses, and holds the batch.
+        """
+        losses = {name: value for name, value in metrics.items() if name.endswith("_loss")}
+        if not torch.stack([*losses.values()]).isfinite().all():
+            values = {name: value.item() for name, value in losses.items()}
+            raise NotFiniteError(step, values, batch)
+
     def log_step(self, metrics: Metrics, step: int, shown: str) -> None:
-        """Log a step's metrics, one of them in the progress bar too."""
-        self.log_dict(metrics, prog_bar=False)
-        self.log("step", float(step), prog_bar=False)  # the loggers' x axis
+        """Send a step's metrics to the loggers, and one of them to the progress bar.
+
+        At once, for a checkpoint to hold them; Lightning's own way is after the step's callbacks.
+        """
         self.log(shown.split("_")[0], metrics[shown], prog_bar=True, logger=False)
+        if (step + 1) % self.trainer.log_every_n_steps == 0:
+            values = {name: float(value) for name, value in metrics.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step)
 
     def mean_gradients(self, gradients: list[Tensor], last: bool) -> list[Tensor]:
         """After the step's last batch, the mean over its batches and the ranks; before, nothing.

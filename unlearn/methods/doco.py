@@ -133,6 +133,7 @@ class DoCo(Shielded):
         else:
             g_u, g_r, g_d, metrics = self.gradients(batch)
             moved = [*g_u, *g_r]
+        self.check_losses(metrics, batch, step)
         mean = self.mean_gradients([*moved, *g_d], last=number == self.accumulate - 1)
         if mean:
             generator, critic = self.optimizers()  # type: ignore[misc]

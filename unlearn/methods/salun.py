@@ -75,7 +75,13 @@ class SalUn(UnlearningModule):
         return F.mse_loss(self.unet(z_t, timesteps, states).sample.float(), target.float())
 
     def on_fit_start(self) -> None:
-        """Find the salient weights: the gradient of the training loss on the target's images."""
+        """Find the salient weights: the gradient of the training loss on the target's images.
+
+        They are the base model's, so a resumed run takes them from its checkpoint.
+        """
+        if self.masks:
+            self.masks = [mask.to(self.device) for mask in self.masks]
+            return
         total = [torch.zeros_like(w) for w in self.weights]
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         for batch in islice(loader, self.hparams.mask_batches):
@@ -83,6 +89,15 @@ class SalUn(UnlearningModule):
             for sum_, g in zip(total, torch.autograd.grad(loss, self.weights), strict=True):
                 sum_ += g
         self.masks = salient(self.reduce(total), self.hparams.share)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """And the masks."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["masks"] = self.masks
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the masks."""
+        self.masks = checkpoint["masks"]
 
     def loss(self, batch: Batch) -> Tensor:
         """MSE(ε_θ(x_f, c_t), sg ε_θ(x_f, c_a)) + α L_remain."""

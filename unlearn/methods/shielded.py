@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from unlearn.backbone import applying, split_cross_attention
+from unlearn.batches import Batches
 from unlearn.concepts import Concept, check
 from unlearn.diffusion import add_noise, noise_target
 from unlearn.losses import relearn_loss
@@ -112,14 +112,14 @@ class Shielded(UnlearningModule):
         """
         raise NotImplementedError
 
-    def feed(self, loader: DataLoader[Batch]) -> Iterable[Batch]:
+    def feed(self, loader: Batches) -> Iterable[Batch]:
         """Batches with the teacher's outputs."""
 
         def teach(batch: Batch, last: int) -> Tensor:
             with self.trainer.precision_plugin.train_step_context():
                 return self.teach(batch, self.relearns(last // self.accumulate))
 
-        count = together(loader.batch_size or 1)
+        count = together(loader.batch_size)
         return TeacherAhead(loader, count, teach, self.trainer.strategy.batch_to_device)
 
     def relearns(self, step: int) -> bool:
@@ -236,6 +236,7 @@ class Shielded(UnlearningModule):
         """The gradients of one batch; after the step's last batch, the step."""
         step, number = divmod(batch_idx, self.accumulate)
         g_u, g_r, _, metrics = self.gradients(batch)
+        self.check_losses(metrics, batch, step)
         if mean := self.mean_gradients([*g_u, *g_r], last=number == self.accumulate - 1):
             metrics |= self.update(self.optimizers(), mean, step)
         self.log_step(metrics, step, "unlearn_loss")

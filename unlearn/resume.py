@@ -1,0 +1,161 @@
+"""How far an earlier call of a run came, and making its directory ready."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn.cache import digest
+from unlearn.checkpoints import step_of
+from unlearn.config import plain
+from unlearn.files import write_text
+
+FREE = ("resume", "run_dir", "checkpoint_every", "logger")  # may differ: they do not move weights
+OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says that it is one
+    "checkpoints", "evaluation", "export", "images", "steps", "tensorboard", "before_after.png",
+    "failed_step_rank*.pt", "images.csv", "metrics.csv", "result.json", "sample.png",
+    "unlearned.safetensors", "*.partial", "config.yaml",
+)  # fmt: skip
+
+
+class Progress(NamedTuple):
+    """How far an earlier call of a run came.
+
+    Attributes:
+        begun: there was one.
+        checkpoint: what training goes on from; None: from the first step.
+        step: steps in that checkpoint.
+        trained: the weights are there.
+        finished: the evaluation, too.
+    """
+
+    begun: bool = False
+    checkpoint: Path | None = None
+    step: int = 0
+    trained: bool = False
+    finished: bool = False
+
+
+def progress_of(config: DictConfig, run: Path) -> Progress:
+    """What is in a run directory, for a call that goes on with it; writes nothing.
+
+    Raises:
+        ValueError: it holds another run, or a damaged checkpoint.
+    """
+    if not (run / "config.yaml").exists():
+        return Progress()
+    earlier = read_config(run)
+    if not config.resume:
+        return Progress()
+    if different := first_difference(earlier, yaml.safe_load(text_of(config))):
+        key, old, new = different
+        raise ValueError(
+            f"run_dir={run}: holds a run with {key}={old}, not {new}; choose another run_dir, or "
+            "resume=false to begin anew, which deletes what that run wrote"
+        )
+    if (run / "unlearned.safetensors").exists():
+        return Progress(begun=True, trained=True, finished=evaluated(run))
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    if not checkpoint.exists():
+        return Progress(begun=True)
+    return Progress(begun=True, checkpoint=checkpoint, step=step_of(checkpoint))
+
+
+def text_of(config: DictConfig) -> str:
+    """The config.yaml of a run: the whole config, resolved, without how this call treats it."""
+    return OmegaConf.to_yaml({key: v for key, v in plain(config).items() if key != "resume"})
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's config.yaml.
+
+    Raises:
+        ValueError: it is none, so the folder is not this program's to write in.
+    """
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        if {"concept", "method", "seed"} <= config.keys():
+            return dict(config)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        pass
+    raise ValueError(
+        f"run_dir={run}: its config.yaml is damaged, or not that of a run; choose another run_dir"
+    )
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted key."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def first_difference(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first key whose value decides a run's result and differs, and both values as text."""
+    old, new = (
+        dict(flat({k: v for k, v in config.items() if k not in FREE})) for config in (earlier, now)
+    )
+    for key in [*new, *old]:
+        texts = [repr(values[key]) if key in values else "nothing" for values in (old, new)]
+        if texts[0] != texts[1]:
+            return key, texts[0], texts[1]
+    return None
+
+
+def evaluated(run: Path) -> bool:
+    """Whether the evaluation's files are there as they were written; says which are not."""
+    path = run / "result.json"
+    if not path.exists():
+        return False
+    try:
+        hashes = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+    except (ValueError, KeyError, TypeError):
+        hashes = {"result.json": ""}
+    for name, expected in hashes.items():
+        if not (run / name).exists() or digest(run / name) != expected:
+            print(f"{run / name}: missing or damaged; the run is evaluated again")
+            return False
+    return True
+
+
+@rank_zero_only
+def open_run(config: DictConfig, run: Path, progress: Progress) -> None:
+    """Make the run directory ready: an earlier run that this one does not go on with is deleted.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        if not progress.begun:
+            if (run / "config.yaml").exists():
+                clear(run)
+            run.mkdir(parents=True, exist_ok=True)
+            write_text(run / "config.yaml", text_of(config))
+        for left in run.rglob("*.partial"):  # by a process that was killed
+            left.unlink()
+        probe = run / "writable.partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"run_dir={run}: cannot be written ({error.strerror}); choose another run_dir"
+        ) from error
+
+
+def clear(run: Path) -> None:
+    """Delete what a run and the commands on it wrote, and nothing else."""
+    for pattern in OUTPUTS:
+        for path in run.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
