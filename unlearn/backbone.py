@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import Attention
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from unlearn.random_weights import PUBLISHED, random_pipeline
+from unlearn.random_weights import random_pipeline
 from unlearn.vocabulary import EMBEDDED
+
+KINDS = {k.__name__: k for k in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+UNCHECKED: dict[Any, dict[str, Any]] = {StableDiffusionPipeline: {"safety_checker": None}}
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")  # of a pipeline, where it has them
 
 
 def load_pipeline(
@@ -24,7 +34,7 @@ def load_pipeline(
     random_weights: bool = False,
     width: float = 1.0,
     image_size: int | None = None,
-) -> StableDiffusionPipeline:
+) -> DiffusionPipeline:
     """The frozen fp32 pipeline at `pretrained`: "emoji", a diffusers folder or a hub id.
 
     Args:
@@ -33,16 +43,11 @@ def load_pipeline(
         width, image_size: of the architecture with random weights, see `random_pipeline`.
 
     Raises:
-        ValueError: see `stored_pipeline` and `random_pipeline`, or the architecture is not known,
-            or a stored model is asked for another size than its own.
+        ValueError: see `stored_pipeline` and `random_pipeline`, or a stored model is asked for
+            another size than its own.
     """
     if random_weights:
-        if pretrained != PUBLISHED:
-            raise ValueError(
-                f"model.pretrained={pretrained!r}: model.random_weights=true needs {PUBLISHED!r}, "
-                "whose architecture is known"
-            )
-        pipe = random_pipeline(width, image_size)
+        pipe = random_pipeline(pretrained, width, image_size)
     elif width != 1 or image_size is not None:
         raise ValueError(
             f"model.width={width}, model.image_size={image_size}: only a model of random weights "
@@ -50,17 +55,22 @@ def load_pipeline(
         )
     else:
         pipe = stored_pipeline(pretrained)
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-        module.float().eval().requires_grad_(False)
+    for network in networks_of(pipe).values():
+        network.float().eval().requires_grad_(False)
     return pipe
 
 
-def stored_pipeline(pretrained: str) -> StableDiffusionPipeline:
+def networks_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """All networks of the pipeline, by their names."""
+    return {name: part for name in NETWORKS if (part := getattr(pipe, name, None)) is not None}
+
+
+def stored_pipeline(pretrained: str) -> DiffusionPipeline:
     """The pipeline with its trained weights.
 
     Raises:
         ValueError: the embedded model is not built yet, or `pretrained` is a folder that holds
-            no diffusers pipeline.
+            no diffusers pipeline, or one of another kind than `KINDS`.
     """
     path = EMBEDDED if pretrained == "emoji" else Path(pretrained)
     if pretrained == "emoji" and not (path / "model_index.json").exists():
@@ -73,12 +83,25 @@ def stored_pipeline(pretrained: str) -> StableDiffusionPipeline:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     source = str(path) if path.exists() else pretrained
-    return StableDiffusionPipeline.from_pretrained(
+    kind = kind_of(source, pretrained)
+    return kind.from_pretrained(
         source,
         use_safetensors=True,
-        safety_checker=None,
         low_cpu_mem_usage=False,  # True needs accelerate, and says so
+        **UNCHECKED.get(kind, {}),
     )
+
+
+def kind_of(source: str, pretrained: str) -> Any:
+    """The class of the pipeline at a folder or hub id.
+
+    Raises:
+        ValueError: it is none of `KINDS`.
+    """
+    name = DiffusionPipeline.load_config(source)["_class_name"]
+    if name not in KINDS:
+        raise ValueError(f"model.pretrained={pretrained!r}: a {name}; allowed are {list(KINDS)}")
+    return KINDS[name]
 
 
 def device_of(accelerator: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig
 from PIL import Image
@@ -73,11 +74,9 @@ class ProgressPictures(L.Callback):
     """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline, concept: Concept, run: Path, every: int, **sampler: Any
+        self, pipe: DiffusionPipeline, concept: Concept, run: Path, every: int, **sampler: Any
     ) -> None:
-        self.pipe = StableDiffusionPipeline(
-            **pipe.components, requires_safety_checker=False
-        )  # shares the networks, but keeps a scheduler of its own
+        self.pipe = copy.copy(pipe)  # shares the networks, but keeps a scheduler of its own
         self.prompts, self.every, self.sampler = picture_prompts(concept), every, sampler
         self.folder = run / "images"
 
