@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from unlearn.random_weights import random_pipeline
-from unlearn.vocabulary import EMBEDDED
+from unlearn.stored import stored_pipeline
 
-KINDS = {k.__name__: k for k in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
-UNCHECKED: dict[Any, dict[str, Any]] = {StableDiffusionPipeline: {"safety_checker": None}}
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")  # of a pipeline, where it has them
 
 
@@ -34,13 +23,15 @@ def load_pipeline(
     random_weights: bool = False,
     width: float = 1.0,
     image_size: int | None = None,
+    config: str | None = None,
 ) -> DiffusionPipeline:
-    """The frozen fp32 pipeline at `pretrained`: "emoji", a diffusers folder or a hub id.
+    """The frozen fp32 pipeline at `pretrained`.
 
     Args:
-        pretrained: what to load.
+        pretrained: "emoji", a diffusers folder, a single file or a hub id.
         random_weights: build the architecture alone, with seeded random weights.
         width, image_size: of the architecture with random weights, see `random_pipeline`.
+        config: of a single file, see `stored_pipeline`.
 
     Raises:
         ValueError: see `stored_pipeline` and `random_pipeline`, or a stored model is asked for
@@ -54,7 +45,7 @@ def load_pipeline(
             "has another size than its own (model.random_weights=true)"
         )
     else:
-        pipe = stored_pipeline(pretrained)
+        pipe = stored_pipeline(pretrained, config)
     for network in networks_of(pipe).values():
         network.float().eval().requires_grad_(False)
     return pipe
@@ -63,45 +54,6 @@ def load_pipeline(
 def networks_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     """All networks of the pipeline, by their names."""
     return {name: part for name in NETWORKS if (part := getattr(pipe, name, None)) is not None}
-
-
-def stored_pipeline(pretrained: str) -> DiffusionPipeline:
-    """The pipeline with its trained weights.
-
-    Raises:
-        ValueError: the embedded model is not built yet, or `pretrained` is a folder that holds
-            no diffusers pipeline, or one of another kind than `KINDS`.
-    """
-    path = EMBEDDED if pretrained == "emoji" else Path(pretrained)
-    if pretrained == "emoji" and not (path / "model_index.json").exists():
-        raise ValueError(
-            "model.pretrained='emoji': the embedded model is not built yet; build it with "
-            "`python -m experiments.emoji.build stage=vae`, then unet, judge, second_judge"
-        )
-    if path.exists() and not (path / "model_index.json").exists():
-        raise ValueError(f"model.pretrained={pretrained!r}: no model_index.json in that folder")
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    source = str(path) if path.exists() else pretrained
-    kind = kind_of(source, pretrained)
-    return kind.from_pretrained(
-        source,
-        use_safetensors=True,
-        low_cpu_mem_usage=False,  # True needs accelerate, and says so
-        **UNCHECKED.get(kind, {}),
-    )
-
-
-def kind_of(source: str, pretrained: str) -> Any:
-    """The class of the pipeline at a folder or hub id.
-
-    Raises:
-        ValueError: it is none of `KINDS`.
-    """
-    name = DiffusionPipeline.load_config(source)["_class_name"]
-    if name not in KINDS:
-        raise ValueError(f"model.pretrained={pretrained!r}: a {name}; allowed are {list(KINDS)}")
-    return KINDS[name]
 
 
 def device_of(accelerator: str) -> str:

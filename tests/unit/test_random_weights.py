@@ -107,7 +107,8 @@ def test_a_config_says_that_its_weights_are_random() -> None:
     config = compose(overrides)
     assert base_name(config) == SD14
     assert base_of(config) == {
-        "pretrained": SD14, "random_weights": False, "width": 1.0, "image_size": None
+        "pretrained": SD14, "random_weights": False, "width": 1.0, "image_size": None,
+        "config": None,
     }  # fmt: skip
     config = compose([*overrides, "model.random_weights=true", "model.width=0.05"])
     assert base_name(config) == f"random:{SD14}"
