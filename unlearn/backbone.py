@@ -34,9 +34,11 @@ def load_pipeline(
         config: of a single file, see `stored_pipeline`.
 
     Raises:
-        ValueError: see `stored_pipeline` and `random_pipeline`, or a stored model is asked for
-            another size than its own.
+        ValueError: see `stored_pipeline` and `random_pipeline`, a stored model is asked for
+            another size than its own, or random weights for a configuration.
     """
+    if random_weights and config is not None:
+        raise ValueError(f"model.config={config!r}: model.random_weights=true reads no file")
     if random_weights:
         pipe = random_pipeline(pretrained, width, image_size)
     elif width != 1 or image_size is not None:

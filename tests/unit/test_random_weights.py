@@ -91,6 +91,7 @@ def test_the_weights_are_the_same_each_time_and_cost_no_random_numbers() -> None
         ({"width": 1.5}, r"model\.width=1\.5: more than 0 and at most 1"),
         ({"image_size": 100}, r"model\.image_size=100: a multiple of 64"),
         ({"pretrained": "emoji"}, r"model\.pretrained='emoji': model\.random_weights=true needs"),
+        ({"config": "a/b"}, r"model\.config='a/b': model\.random_weights=true reads no file"),
         ({"random_weights": False}, r"model\.width=0\.05, model\.image_size=64: only a model of"),
     ],
 )
