@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
-from unlearn.random_weights import PUBLISHED, random_pipeline
-from unlearn.vocabulary import EMBEDDED
+from unlearn.random_weights import random_pipeline
+from unlearn.stored import stored_pipeline
+
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")  # of a pipeline, where it has them
 
 
 def load_pipeline(
@@ -24,61 +23,39 @@ def load_pipeline(
     random_weights: bool = False,
     width: float = 1.0,
     image_size: int | None = None,
-) -> StableDiffusionPipeline:
-    """The frozen fp32 pipeline at `pretrained`: "emoji", a diffusers folder or a hub id.
+    config: str | None = None,
+) -> DiffusionPipeline:
+    """The frozen fp32 pipeline at `pretrained`.
 
     Args:
-        pretrained: what to load.
+        pretrained: "emoji", a diffusers folder, a single file or a hub id.
         random_weights: build the architecture alone, with seeded random weights.
         width, image_size: of the architecture with random weights, see `random_pipeline`.
+        config: of a single file, see `stored_pipeline`.
 
     Raises:
-        ValueError: see `stored_pipeline` and `random_pipeline`, or the architecture is not known,
-            or a stored model is asked for another size than its own.
+        ValueError: see `stored_pipeline` and `random_pipeline`, a stored model is asked for
+            another size than its own, or random weights for a configuration.
     """
+    if random_weights and config is not None:
+        raise ValueError(f"model.config={config!r}: model.random_weights=true reads no file")
     if random_weights:
-        if pretrained != PUBLISHED:
-            raise ValueError(
-                f"model.pretrained={pretrained!r}: model.random_weights=true needs {PUBLISHED!r}, "
-                "whose architecture is known"
-            )
-        pipe = random_pipeline(width, image_size)
+        pipe = random_pipeline(pretrained, width, image_size)
     elif width != 1 or image_size is not None:
         raise ValueError(
             f"model.width={width}, model.image_size={image_size}: only a model of random weights "
             "has another size than its own (model.random_weights=true)"
         )
     else:
-        pipe = stored_pipeline(pretrained)
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-        module.float().eval().requires_grad_(False)
+        pipe = stored_pipeline(pretrained, config)
+    for network in networks_of(pipe).values():
+        network.float().eval().requires_grad_(False)
     return pipe
 
 
-def stored_pipeline(pretrained: str) -> StableDiffusionPipeline:
-    """The pipeline with its trained weights.
-
-    Raises:
-        ValueError: the embedded model is not built yet, or `pretrained` is a folder that holds
-            no diffusers pipeline.
-    """
-    path = EMBEDDED if pretrained == "emoji" else Path(pretrained)
-    if pretrained == "emoji" and not (path / "model_index.json").exists():
-        raise ValueError(
-            "model.pretrained='emoji': the embedded model is not built yet; build it with "
-            "`python -m experiments.emoji.build stage=vae`, then unet, judge, second_judge"
-        )
-    if path.exists() and not (path / "model_index.json").exists():
-        raise ValueError(f"model.pretrained={pretrained!r}: no model_index.json in that folder")
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    source = str(path) if path.exists() else pretrained
-    return StableDiffusionPipeline.from_pretrained(
-        source,
-        use_safetensors=True,
-        safety_checker=None,
-        low_cpu_mem_usage=False,  # True needs accelerate, and says so
-    )
+def networks_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """All networks of the pipeline, by their names."""
+    return {name: part for name in NETWORKS if (part := getattr(pipe, name, None)) is not None}
 
 
 def device_of(accelerator: str) -> str:

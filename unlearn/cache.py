@@ -12,10 +12,11 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from unlearn.backbone import networks_of
 from unlearn.files import whole
 
 
@@ -26,17 +27,20 @@ def cache_folder() -> Path:
     return Path(own) if own else home / "unlearn"
 
 
-def fingerprint(pipe: StableDiffusionPipeline) -> str:
+def fingerprint(pipe: DiffusionPipeline) -> str:
     """A hash of the pipeline's weights, tokenizer and scheduler, and of what computes with them."""
     digest = hashlib.blake2b(digest_size=16)
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+    for module in networks_of(pipe).values():
         digest.update(str(type(module)).encode())
         for name, tensor in module.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.device.type}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     schedule = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
     # without what diffusers notes for itself, some of it in an order that no two processes share
-    facts = [pipe.tokenizer.get_vocab(), pipe.tokenizer.padding_side]
+    tokenizers = [t for t in (pipe.tokenizer, getattr(pipe, "tokenizer_2", None)) if t]
+    facts = [f for t in tokenizers for f in (t.get_vocab(), t.padding_side)]
+    if zeros := pipe.config.get("force_zeros_for_empty_prompt"):
+        facts.append(zeros)
     facts += [type(pipe.scheduler).__name__, schedule]
     facts += [torch.__version__, diffusers.__version__]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
@@ -67,7 +71,7 @@ class ImageCache:
     """
 
     def __init__(
-        self, folder: Path, pipe: StableDiffusionPipeline, installed: str = "", **settings: Any
+        self, folder: Path, pipe: DiffusionPipeline, installed: str = "", **settings: Any
     ) -> None:
         changed = "encode_prompt" in vars(pipe)  # as every method that acts at inference does
         assert installed or not changed, "the cache would take the pipeline for its base model"

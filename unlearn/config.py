@@ -33,6 +33,7 @@ class ModelConfig:
     random_weights: bool = False
     width: float = 1.0
     image_size: Optional[int] = None  # noqa: UP045
+    config: Optional[str] = None  # noqa: UP045
 
 
 @dataclass
@@ -236,7 +237,7 @@ def precision_of(config: DictConfig) -> str:
 
 def base_of(config: DictConfig) -> dict[str, Any]:
     """A run's base model: arguments of `load_pipeline`."""
-    keys = ("pretrained", "random_weights", "width", "image_size")
+    keys = ("pretrained", "random_weights", "width", "image_size", "config")
     return {key: config.model[key] for key in keys if key in config.model}
 
 

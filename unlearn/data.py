@@ -8,20 +8,23 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import CLIPTokenizer
 
 from unlearn.batches import Batches
 from unlearn.concepts import Concept
+from unlearn.conditions import encode
 from unlearn.diffusion import draw_noise, sample_generator
-from unlearn.generate import generate
+from unlearn.generate import default_batch, generate
 from unlearn.prompts import relearn_prompts, training_pairs
 
 
 class ImageSet(NamedTuple):
     """Images drawn by the base model, encoded once, and the text states of their prompts.
+
+    Texts are as in `conditions`.
 
     Attributes:
         mean: posterior means (N, C, h, w).
@@ -109,21 +112,20 @@ def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
 
 
 @torch.no_grad()
-def encode_prompts(pipe: StableDiffusionPipeline, prompts: list[str], cut: bool = False) -> Tensor:
-    """`encoder_hidden_states` (P, T, D) of prompts; those over the token limit are refused, or cut.
+def encode_prompts(pipe: DiffusionPipeline, prompts: list[str], cut: bool = False) -> Tensor:
+    """Texts (P, T, D) of prompts, see `conditions`; over the token limit they are refused, or cut.
 
     Raises:
         ValueError: a prompt is longer than the tokenizer's limit, and `cut` is false.
     """
     if not cut:
         check_lengths(pipe.tokenizer, prompts)
-    tokens = pipe.tokenizer(prompts, padding="max_length", truncation=cut, return_tensors="pt")
-    return pipe.text_encoder(tokens.input_ids.to(pipe.device))[0]
+    return encode(pipe, prompts)
 
 
 @torch.inference_mode()
 def draw_images(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     prompts: list[str],
     seeds: range,
     description: str,
@@ -146,7 +148,7 @@ def draw_images(
     if flip:
         images, phrase = torch.cat([images, images.flip(-1)]), phrase.repeat(2)
     moments = []
-    for chunk in images.split(64):
+    for chunk in images.split(2 * default_batch(pipe)):
         posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
         moments.append(torch.stack([posterior.mean, posterior.std]).cpu())
     mean, std = torch.cat(moments, dim=1) * pipe.vae.config.scaling_factor
@@ -155,7 +157,7 @@ def draw_images(
 
 
 def make_training_data(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     concept: Concept,
     *,
     seed: int,

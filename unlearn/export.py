@@ -17,7 +17,7 @@ from torch import Tensor
 from unlearn.files import whole
 
 if TYPE_CHECKING:  # not at run time: it would slow `unlearn --help`
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
     from omegaconf import DictConfig
 
 
@@ -54,7 +54,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
 
 
-def named_weights(pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
+def named_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """The weights of the UNet and the text encoder: "unet.NAME", "text_encoder.NAME".
 
     Without the "text_model." that the text encoder's names have in some versions of transformers.
@@ -66,7 +66,7 @@ def named_weights(pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
 
 
 def patch(
-    pipe: StableDiffusionPipeline, weights: Mapping[str, Tensor], path: str | os.PathLike[str]
+    pipe: DiffusionPipeline, weights: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> None:
     """Copy weights into the pipeline, under the names of `named_weights`.
 
@@ -108,9 +108,7 @@ def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) ->
             raise ValueError(f"{path}: {name} holds values that are not finite")
 
 
-def load_unlearned(
-    pipe: StableDiffusionPipeline, path: str | os.PathLike[str]
-) -> StableDiffusionPipeline:
+def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> DiffusionPipeline:
     """Patch a diffusers pipeline in place with unlearned weights, and return it.
 
     A method that acts at inference is installed: the pipeline samples as it wants.
@@ -162,9 +160,9 @@ tags: [unlearning, {method}]
 beside them: {targets}.
 
 ```python
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
+pipe = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
 ```
 
 `unlearned.safetensors` holds the changed weights alone: `unlearn.load_unlearned(base_pipeline,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,15 +38,21 @@ class Shot(NamedTuple):
     images: int = 1
 
 
+def default_batch(pipe: DiffusionPipeline) -> int:
+    """Images a call: 32 up to 512 x 512 pixels, of larger ones as many as need no more memory."""
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return min(32, max(1, 32 * 512**2 // side**2))
+
+
 def generate(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
     steps: int,
     guidance: float,
     precision: str = "32-true",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     description: str = "generating",
     cached: bool = False,
     installed: str = "",
@@ -60,7 +66,7 @@ def generate(
         steps: sampling steps.
         guidance: scale of classifier-free guidance.
         precision: "32-true" or "bf16-mixed", which autocasts the networks.
-        batch_size: images a call.
+        batch_size: images a call; None: `default_batch`.
         description: of the progress bar.
         cached: keep the images in the cache, and draw only those that it lacks.
         installed: what changed the pipeline, see `ImageCache`.
@@ -73,7 +79,7 @@ def generate(
 
 
 def draw(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     shots: Sequence[Shot],
     *,
     steps: int,
@@ -81,7 +87,7 @@ def draw(
     eta: float = 0.0,
     negative_prompt: str = "",
     precision: str = "32-true",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     description: str = "generating",
     cached: bool = False,
     installed: str = "",
@@ -100,7 +106,7 @@ def draw(
         eta: of DDIM.
         negative_prompt: of every shot; "": none.
         precision: "32-true" or "bf16-mixed", which autocasts the networks.
-        batch_size: images a call, of shots of one image.
+        batch_size: images a call, of shots of one image; None: `default_batch`.
         description: of the progress bar.
         cached: keep the images in the cache, and draw only those that it lacks.
         installed: what changed the pipeline, see `ImageCache`.
@@ -108,6 +114,7 @@ def draw(
     new, options = SCHEDULERS[scheduler]
     if new:
         pipe.scheduler = new.from_config(pipe.scheduler.config, **options)
+    batch_size = batch_size or default_batch(pipe)
     pipe.set_progress_bar_config(disable=True)
     sampler: dict[str, Any] = {"steps": steps, "eta": eta, "negative_prompt": negative_prompt}
     settings = {**sampler, "precision": precision, "batch_size": batch_size}
@@ -149,7 +156,7 @@ def calls(shots: Sequence[Shot], numbers: list[int], batch_size: int) -> Iterato
 
 
 def sample(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     shots: list[Shot],
     batch_size: int,
     *,

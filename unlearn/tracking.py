@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import warnings
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
@@ -175,11 +176,9 @@ class ProgressPictures(L.Callback):
     """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline, concept: Concept, run: Path, every: int, **sampler: Any
+        self, pipe: DiffusionPipeline, concept: Concept, run: Path, every: int, **sampler: Any
     ) -> None:
-        self.pipe = StableDiffusionPipeline(
-            **pipe.components, requires_safety_checker=False
-        )  # shares the networks, but keeps a scheduler of its own
+        self.pipe = copy.copy(pipe)  # shares the networks, but keeps a scheduler of its own
         self.prompts, self.every, self.sampler = picture_prompts(concept), every, sampler
         self.folder = run / "images"
 

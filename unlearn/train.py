@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -91,7 +91,7 @@ def way_on(run: Path) -> str:
 def fit(
     config: DictConfig,
     concept: Concept,
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     method: UnlearningModule,
     run: Path,
     progress: Progress,
@@ -133,7 +133,7 @@ def fit(
 
 def build_callbacks(
     config: DictConfig,
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     concept: Concept,
     run: Path,
     metadata: dict[str, str],

@@ -26,7 +26,7 @@ from unlearn.config import compose, concept_of
 from unlearn.data import RESCALED
 from unlearn.methods import METHODS
 from unlearn.prompts import evaluation_probes, relearn_prompts, training_pairs
-from unlearn.random_weights import build_scheduler
+from unlearn.random_weights import SD1
 
 TFLOPS = 0.4 * 312  # sustained: 40 % of an A100's dense bf16 peak
 TFLOPS_FP32 = 25.0  # sustained on an A100 with torch's defaults: convolutions in TF32, products not
@@ -149,7 +149,7 @@ class Evaluation(NamedTuple):
 def protocol_size(name: str, prompts: int) -> tuple[int, int]:
     """The images of a protocol with so many prompts a concept, and the UNet's calls for each."""
     evaluation = compose([f"evaluation={name}"], "evaluate").evaluation
-    scheduler = build_scheduler()
+    scheduler = SD1.build_scheduler()
     scheduler.set_timesteps(evaluation.sampling_steps)
     return len(evaluation.concepts) * prompts * evaluation.images, len(scheduler.timesteps)
 

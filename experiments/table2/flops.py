@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unlearn.methods import METHODS
-from unlearn.random_weights import (
-    IMAGE_SIZE,
-    TOKENS,
-    build_text_encoder,
-    build_unet,
-    build_vae,
-)
+from unlearn.random_weights import SD1, TOKENS
 
 
 def counted(run: Callable[[], Any]) -> int:
@@ -48,11 +42,11 @@ def unet_inputs(unet: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 @torch.no_grad()
-def networks(width: float = 1.0, image_size: int = IMAGE_SIZE) -> Networks:
+def networks(width: float = 1.0, image_size: int = SD1.image_size) -> Networks:
     """Counted for one image of that size."""
     with torch.device("meta"):
-        unet, vae = build_unet(width, image_size), build_vae(width, image_size)
-        text_encoder, inputs = build_text_encoder(width), unet_inputs(unet)
+        unet, vae = SD1.build_unet(width, image_size), SD1.build_vae(width, image_size)
+        text_encoder, inputs = SD1.encoders[0].build(width), unet_inputs(unet)
         pixels, tokens = torch.empty(1, 3, image_size, image_size), torch.zeros(1, TOKENS).long()
     return Networks(
         counted(lambda: unet(*inputs)),
@@ -71,18 +65,18 @@ class Passes(NamedTuple):
 
 @cache
 def passes(
-    method: str, trained: str | None = None, width: float = 1.0, image_size: int = IMAGE_SIZE
+    method: str, trained: str | None = None, width: float = 1.0, image_size: int = SD1.image_size
 ) -> Passes:
     """Counted with what the method adds to the UNet and for the weights that it trains.
 
     Args:
         method: a key of `METHODS`.
         trained: of ESD, "x" or "u".
-        width, image_size: see `build_unet`.
+        width, image_size: see `Architecture`.
     """
     options: dict[str, Any] = {"trained": trained} if trained else {}
     with torch.device("meta"):
-        unet = build_unet(width, image_size).eval()
+        unet = SD1.build_unet(width, image_size).eval()
         weights = METHODS[method](unet, torch.empty(1000), **options).weights
         inputs = unet_inputs(unet)
 

@@ -19,8 +19,9 @@ from experiments.table2.flops import counted, networks, passes, unet_inputs
 from unlearn.backbone import load_pipeline
 from unlearn.config import check_config, compose, plain
 from unlearn.methods import build_method
-from unlearn.random_weights import PUBLISHED, build_unet
+from unlearn.random_weights import SD1
 
+SD14 = "CompVis/stable-diffusion-v1-4"
 SMALL = (0.05, 64)
 
 
@@ -39,7 +40,7 @@ def test_the_unet_s_count_is_that_of_its_layers() -> None:
         total += 4 * output.shape[1] * keys * module.inner_dim
 
     with torch.device("meta"):
-        unet = build_unet()
+        unet = SD1.build_unet()
     for module in unet.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.register_forward_hook(layer)
@@ -93,7 +94,7 @@ def test_a_run_s_count_is_that_of_the_method_s_own_steps(
         ["concept=snoopy", "model=sd14", f"method={name}", *overrides, "steps=2", "batch_size=2"]
     )
     concept = check_config(config)
-    pipe = load_pipeline(PUBLISHED, random_weights=True, width=SMALL[0], image_size=SMALL[1])
+    pipe = load_pipeline(SD14, random_weights=True, width=SMALL[0], image_size=SMALL[1])
     method = build_method(pipe, **plain(config.method))
     method.prepare(pipe, concept)
     batch = batch_of(pipe, 2)

@@ -91,6 +91,6 @@ def test_prompts_over_the_token_limit_are_refused(random_model: Path) -> None:
 def test_an_unbuilt_embedded_model_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("unlearn.backbone.EMBEDDED", tmp_path)
+    monkeypatch.setattr("unlearn.stored.EMBEDDED", tmp_path)
     with pytest.raises(ValueError, match=r"model\.pretrained='emoji': .* not built yet"):
         load_pipeline("emoji")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from omegaconf import DictConfig
 
@@ -90,7 +90,7 @@ def evaluate_published(
 
 
 def look(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     rows: dict[str, list[Shot]],
     lenses: Lenses,
     description: str,
@@ -113,7 +113,7 @@ def look(
     return by_concept
 
 
-def cut_prompts(pipe: StableDiffusionPipeline, rows: dict[str, list[Shot]]) -> int:
+def cut_prompts(pipe: DiffusionPipeline, rows: dict[str, list[Shot]]) -> int:
     """How many prompts are longer than the text encoder reads."""
     prompts = list({shot.prompt for shots in rows.values() for shot in shots})
     limit = pipe.tokenizer.model_max_length

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from unlearn.concepts import check
 from unlearn.methods.base import UnlearningModule
@@ -32,7 +32,7 @@ METHODS: dict[str, type[UnlearningModule]] = {
 }
 
 
-def build_method(pipe: StableDiffusionPipeline, name: str, **options: Any) -> UnlearningModule:
+def build_method(pipe: DiffusionPipeline, name: str, **options: Any) -> UnlearningModule:
     """The method `name` on the pipeline's UNet and noise schedule.
 
     Raises:

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from torch.func import functional_call
 
 from unlearn.backbone import cross_attention_layers
 from unlearn.batches import Batches
 from unlearn.concepts import Concept
+from unlearn.conditions import arguments, predict
 from unlearn.faults import NotFiniteError
 from unlearn.surgery import clip_to_norm
 
@@ -88,13 +89,18 @@ class UnlearningModule(L.LightningModule):
         """The base model's own values of the trained weights."""
         return [getattr(self, f"base_{number}") for number in range(len(self.weights))]
 
+    def output(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        """The trained model's output (B, C, h, w); `states` are texts, see `conditions`."""
+        return predict(self.unet, z_t, timesteps, states)
+
     @torch.no_grad()
     def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The frozen base model's output (B, C, h, w): the same network with its own weights."""
         base = dict(zip(self.trained_weights, self.base, strict=True))
-        return functional_call(self.unet, base, (z_t, timesteps, states)).sample
+        text = arguments(self.unet, z_t, states)
+        return functional_call(self.unet, base, (z_t, timesteps), text).sample
 
-    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+    def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """Take what the method needs of the concept's text before training; by default nothing."""
 
     def feed(self, loader: Batches) -> Iterable[Batch]:
@@ -103,7 +109,7 @@ class UnlearningModule(L.LightningModule):
 
     @staticmethod
     def install(
-        pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
+        pipe: DiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> None:
         """Make a pipeline sample as the method wants, where changed weights alone do not.
 

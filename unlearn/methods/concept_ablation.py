@@ -63,6 +63,6 @@ class ConceptAblation(UnlearningModule):
             )
         else:
             with torch.no_grad():
-                target = self.unet(z_t, timesteps, batch["teacher_states"]).sample
-        output = self.unet(z_t, timesteps, states).sample
+                target = self.output(z_t, timesteps, batch["teacher_states"])
+        output = self.output(z_t, timesteps, states)
         return F.mse_loss(output.float(), target.float())

@@ -84,7 +84,7 @@ class DoCo(Shielded):
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
         taught = batch["taught"] if "taught" in batch else self.teach(batch, False)
         with torch.no_grad():
-            student = self.unet(z_t, timesteps, batch["states"][:, 0]).sample
+            student = self.output(z_t, timesteps, batch["states"][:, 0])
         return self.critic_gradients(*self.views(taught[:, 0], student, z_t, timesteps))
 
     def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:

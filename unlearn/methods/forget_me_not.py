@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from unlearn.methods.base import Batch, UnlearningModule
 from unlearn.prompts import training_pairs
 
 
-def token_positions(pipe: StableDiffusionPipeline, words: list[str], prompt: str) -> Tensor:
+def token_positions(pipe: DiffusionPipeline, words: list[str], prompt: str) -> Tensor:
     """Where the tokens of one of the words stand in the prompt: flags (T,).
 
     Raises:
@@ -85,7 +85,7 @@ class ForgetMeNot(UnlearningModule):
         """The whole UNet."""
         return dict(self.unet.named_parameters())
 
-    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+    def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """Where the target's tokens stand in each prompt."""
         prompts = [target for _, target in training_pairs(concept)]
         flags = torch.stack([token_positions(pipe, concept.targets, p) for p in prompts])
@@ -102,7 +102,7 @@ class ForgetMeNot(UnlearningModule):
         latents, noise, timesteps, states = parts
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
         with attention_maps(self.unet) as maps:
-            self.unet(z_t, timesteps, states)
+            self.output(z_t, timesteps, states)
         chosen = self.positions[batch["pair"]].to(z_t.dtype)[:, None, None]  # (B, 1, 1, T)
         size = len(chosen)
         squares = [

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts import Concept
+from unlearn.conditions import arguments, intercept_prompts
 from unlearn.data import encode_prompts
 from unlearn.methods.base import UnlearningModule
 
@@ -26,28 +27,26 @@ class NegativePrompt(UnlearningModule):
         """None."""
         return {}
 
-    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+    def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """The text to turn away from."""
         self.at_inference = {"text": ", ".join(concept.targets)}
 
     @staticmethod
     def install(
-        pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
+        pipe: DiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> None:
         """The targets come before a prompt's own negative prompt."""
-        encode, text = pipe.encode_prompt, options["text"]
+        text = options["text"]
 
-        def encode_prompt(
-            prompt: Any, device: Any, number: int, guided: bool, negative: Any = None, **kwargs: Any
-        ) -> Any:
+        def join(asked: dict[str, Any]) -> None:
+            prompt, negative = asked["prompt"], asked["negative_prompt"]
             if isinstance(prompt, str):
-                joined: Any = ", ".join(filter(None, (text, negative)))
+                asked["negative_prompt"] = ", ".join(filter(None, (text, negative)))
             else:
                 own = negative if isinstance(negative, list) else [negative] * len(prompt)
-                joined = [", ".join(filter(None, (text, n))) for n in own]
-            return encode(prompt, device, number, guided, joined, **kwargs)
+                asked["negative_prompt"] = [", ".join(filter(None, (text, n))) for n in own]
 
-        pipe.encode_prompt = encode_prompt
+        intercept_prompts(pipe, join)
 
 
 class SLD(NegativePrompt):
@@ -74,14 +73,14 @@ class SLD(NegativePrompt):
     ) -> None:
         super().__init__(*args)
 
-    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+    def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """The text to turn away from, and how."""
         super().prepare(pipe, concept)
         self.at_inference |= {k: v for k, v in self.hparams.items() if k not in self.LACKS}
 
     @staticmethod
     def install(
-        pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
+        pipe: DiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> None:
         """The UNet's output for a prompt becomes safe before the pipeline guides by it."""
         SafetyGuidance(pipe, options)
@@ -98,28 +97,28 @@ class SafetyGuidance:
         options: "text", what to turn away from, and those of `SLD`.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, options: dict[str, Any]) -> None:
+    def __init__(self, pipe: DiffusionPipeline, options: dict[str, Any]) -> None:
         self.options, self.states = options, encode_prompts(pipe, [options["text"]])
         self.step, self.momentum = 0, torch.zeros(())
-        encode = pipe.encode_prompt
-
-        def encode_prompt(
-            prompt: Any, device: Any, number: int, guided: bool, *args: Any, **kwargs: Any
-        ) -> Any:
-            if not guided:
-                raise ValueError("method.name='sld': needs classifier-free guidance, over 1")
-            self.step, self.momentum = 0, torch.zeros(())
-            return encode(prompt, device, number, guided, *args, **kwargs)
-
-        pipe.encode_prompt = encode_prompt
+        intercept_prompts(pipe, self.begin)
         pipe.unet.register_forward_hook(self.guide, with_kwargs=True)
+
+    def begin(self, asked: dict[str, Any]) -> None:
+        """A sampling begins.
+
+        Raises:
+            ValueError: it is without classifier-free guidance.
+        """
+        if not asked["do_classifier_free_guidance"]:
+            raise ValueError("method.name='sld': needs classifier-free guidance, over 1")
+        self.step, self.momentum = 0, torch.zeros(())
 
     def guide(self, unet: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """A hook of the UNet, which sees the halves without and with the prompt in one batch."""
         without, with_text = output[0].chunk(2)
         inputs = args[0].chunk(2)[1]
         states = self.states.to(inputs).expand(len(inputs), -1, -1)
-        unsafe = unet.forward(inputs, args[1], encoder_hidden_states=states).sample  # no hook
+        unsafe = unet.forward(inputs, args[1], **arguments(unet, inputs, states)).sample  # no hook
         gamma = self.safety(without, with_text, unsafe)
         return (torch.cat([without, with_text - gamma]), *output[1:])
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts import Concept
-from unlearn.data import encode_prompts
+from unlearn.conditions import unconditional
 from unlearn.methods.base import Batch, UnlearningModule
 
 
@@ -32,8 +32,8 @@ def denoise(
         scheduler: DDIM with its timesteps set.
         noise: where each sample starts (B, C, h, w).
         stops: steps to take, under the scheduler's number of steps (B,).
-        states: text states (B, T, D).
-        null: of the empty prompt, same shape.
+        states: texts (B, T, D), see `conditions`.
+        null: of no prompt, same shape.
         guidance: scale of classifier-free guidance.
     """
     latents = noise
@@ -81,9 +81,9 @@ class NegativeGuidance(UnlearningModule):
         if sampling_steps < 1:
             raise ValueError(f"method.sampling_steps={sampling_steps}: at least 1 is needed")
 
-    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
-        """The empty prompt's states, and the sampler of the latents."""
-        self.register_buffer("null_states", encode_prompts(pipe, [""]), persistent=False)
+    def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
+        """The text of no prompt, and the sampler of the latents."""
+        self.register_buffer("null_states", unconditional(pipe), persistent=False)
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
         self.scheduler.set_timesteps(self.hparams.sampling_steps)
 
@@ -95,13 +95,10 @@ class NegativeGuidance(UnlearningModule):
         count, total = self.hparams.sampling_steps, len(self.alphas_cumprod)
         stops = count - 1 - batch["timesteps"][:, 0] * count // total
 
-        def network(z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-            return self.unet(z_t, t, text).sample
-
         start, guidance = batch["noise"][:, 0], self.hparams.guidance
-        z_t, timesteps = denoise(network, self.scheduler, start, stops, states, null, guidance)
+        z_t, timesteps = denoise(self.output, self.scheduler, start, stops, states, null, guidance)
         pair = (torch.cat([z_t, z_t]), torch.cat([timesteps, timesteps]))
         without, with_text = self.teacher(*pair, torch.cat([null, states])).chunk(2)
         target = negative_guidance(without, with_text, self.hparams.eta)
-        output = self.unet(z_t, timesteps, states).sample
+        output = self.output(z_t, timesteps, states)
         return F.mse_loss(output.float(), target.float()), z_t, timesteps

@@ -72,7 +72,7 @@ class SalUn(UnlearningModule):
         latents, noise, timesteps, states = parts
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
         target = noise_target(latents, noise, timesteps, self.alphas_cumprod, self.prediction_type)
-        return F.mse_loss(self.unet(z_t, timesteps, states).sample.float(), target.float())
+        return F.mse_loss(self.output(z_t, timesteps, states).float(), target.float())
 
     def on_fit_start(self) -> None:
         """Find the salient weights: the gradient of the training loss on the target's images.
@@ -105,8 +105,8 @@ class SalUn(UnlearningModule):
         latents, noise, timesteps, states = parts
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
         with torch.no_grad():
-            relabelled = self.unet(z_t, timesteps, batch["teacher_states"]).sample
-        forget = F.mse_loss(self.unet(z_t, timesteps, states).sample.float(), relabelled.float())
+            relabelled = self.output(z_t, timesteps, batch["teacher_states"])
+        forget = F.mse_loss(self.output(z_t, timesteps, states).float(), relabelled.float())
         return forget + self.hparams.alpha * self.training_loss(batch, 1)
 
     def mean_gradients(self, gradients: list[Tensor], last: bool) -> list[Tensor]:

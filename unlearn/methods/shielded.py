@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from unlearn.backbone import applying, split_cross_attention
@@ -87,7 +87,7 @@ class Shielded(UnlearningModule):
         return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
     @torch.no_grad()
-    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+    def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """Go to the start."""
         if self.hparams.start == "closed_form":
             matrix = edit_matrix(*prompt_states(pipe, concept))
@@ -167,7 +167,7 @@ class Shielded(UnlearningModule):
         z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
         leaves = [[w.detach().requires_grad_() for w in self.weights] for _ in range(2)]
         with applying(self.split_layers, leaves):
-            output = self.unet(z_t, timesteps, states).sample
+            output = self.output(z_t, timesteps, states)
         taught = batch["taught"] if "taught" in batch else self.teach(batch)
         unlearn, further, metrics = self.unlearn(
             output[:size], taught[:, 0], z_t[:size], timesteps[:size]

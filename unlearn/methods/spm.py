@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from unlearn.concepts import Concept
+from unlearn.conditions import intercept_prompts, pack, unpack
 from unlearn.data import encode_prompts
 from unlearn.methods.base import Batch
 from unlearn.methods.negative_guidance import NegativeGuidance
@@ -88,7 +89,7 @@ def check_membranes(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> N
             )
 
 
-def strengths(pipe: StableDiffusionPipeline, prompts: list[str], targets: list[str]) -> Tensor:
+def strengths(pipe: DiffusionPipeline, prompts: list[str], targets: list[str]) -> Tensor:
     """How strong the membrane is for each prompt (N,), in [0, 1].
 
     The larger of the cosine of the text states and the share of the target's tokens that the
@@ -133,7 +134,7 @@ class SPM(NegativeGuidance):
             for part in ("down", "up")
         }
 
-    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+    def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """And the targets, which decide the strength at inference."""
         super().prepare(pipe, concept)
         self.at_inference = {"targets": concept.targets}
@@ -143,18 +144,20 @@ class SPM(NegativeGuidance):
         return torch.optim.AdamW(self.weights, self.hparams.lr)
 
     def other_states(self, states: Tensor, numbers: Tensor) -> Tensor:
-        """Text states (anchors, T, D) as large as the batch's, kept the likelier the less alike.
+        """Texts (anchors, T, D) as large as the batch's, kept the likelier the less alike.
 
         A sample of the latent anchoring: a Gaussian direction of 0.8 to 1.2 times the target
-        states' norm, accepted with probability 1 - cosine.
+        states' norm, pooled ones for themselves, accepted with probability 1 - cosine.
         """
         generator = torch.Generator().manual_seed(int(numbers[0]))
         kept: list[Tensor] = []
         while len(kept) < self.hparams.anchors:
             own = states[len(kept) % len(states)].cpu()
             noise = torch.randn(own.shape, generator=generator)
-            size = own.norm() * (0.8 + 0.4 * torch.rand((), generator=generator))
-            other = size * noise / noise.norm()
+            size = 0.8 + 0.4 * torch.rand((), generator=generator)
+            parts = zip(*(unpack(self.unet, text[None]) for text in (own, noise)), strict=True)
+            drawn: Any = [p if p is None else p.norm() * size * n / n.norm() for p, n in parts]
+            other = pack(*drawn)[0]
             cosine = F.cosine_similarity(own.flatten(), other.flatten(), dim=0)
             if torch.rand((), generator=generator) < 1 - cosine:
                 kept.append(other)
@@ -166,12 +169,12 @@ class SPM(NegativeGuidance):
         others = self.other_states(batch["states"][:, 0], batch["number"])
         chosen = torch.arange(len(others)) % len(z_t)
         args = (z_t[chosen], timesteps[chosen], others)
-        kept = F.mse_loss(self.unet(*args).sample.float(), self.teacher(*args).float())
+        kept = F.mse_loss(self.output(*args).float(), self.teacher(*args).float())
         return erase + self.hparams.anchoring * kept
 
     @staticmethod
     def install(
-        pipe: StableDiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
+        pipe: DiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> None:
         """Membranes in the pipeline's UNet, whose strength each prompt sets."""
         check_membranes(pipe.unet, weights)
@@ -182,15 +185,13 @@ class SPM(NegativeGuidance):
                 getattr(membranes[layer], part).copy_(weight)
         for membrane in membranes.values():
             membrane.to(pipe.unet.device, pipe.unet.dtype).requires_grad_(False)
-        encode = pipe.encode_prompt
 
-        def encode_prompt(
-            prompt: Any, device: Any, number: int, guided: bool, *args: Any, **kwargs: Any
-        ) -> Any:
-            prompts = [prompt] if isinstance(prompt, str) else prompt
-            strength = strengths(pipe, prompts, targets).repeat_interleave(number)
+        def set_strength(asked: dict[str, Any]) -> None:
+            prompts = [asked["prompt"]] if isinstance(asked["prompt"], str) else asked["prompt"]
+            strength = strengths(pipe, prompts, targets)
+            strength = strength.repeat_interleave(asked["num_images_per_prompt"])
+            guided = asked["do_classifier_free_guidance"]
             for membrane in membranes.values():
                 membrane.strength = strength.repeat(2) if guided else strength
-            return encode(prompt, device, number, guided, *args, **kwargs)
 
-        pipe.encode_prompt = encode_prompt
+        intercept_prompts(pipe, set_strength)

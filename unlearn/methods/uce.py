@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts import Concept, check
+from unlearn.conditions import unpack
 from unlearn.data import encode_prompts
 from unlearn.methods.base import UnlearningModule
 from unlearn.prompts import relearn_prompts, training_pairs
@@ -34,26 +35,31 @@ def edit_matrix(
     return torch.linalg.solve(held + e.T @ e, held + g.T @ e, left=False)
 
 
-def prompt_states(pipe: StableDiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
+def token_states(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
+    """The states (P, T, D) of the prompts' tokens, which the keys and values are of."""
+    return unpack(pipe.unet, encode_prompts(pipe, prompts))[0]
+
+
+def prompt_states(pipe: DiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
     """All tokens of the target prompts and of the anchor prompts that methods train on, and of the
     relearn prompts: states (N, D), (N, D) and (P, D).
     """
     guides, edited = map(list, zip(*training_pairs(concept), strict=True))
     texts = (edited, guides, relearn_prompts(concept))
-    return tuple(encode_prompts(pipe, t).flatten(0, 1) for t in texts)  # type: ignore[return-value]
+    return tuple(token_states(pipe, t).flatten(0, 1) for t in texts)  # type: ignore[return-value]
 
 
-def name_states(pipe: StableDiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
+def name_states(pipe: DiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
     """The last tokens of the targets, of their anchors and of the neighbours, bare names."""
     words = (concept.targets, list(concept.anchors.values()), concept.neighbours)
     return tuple(last_tokens(pipe, names) for names in words)  # type: ignore[return-value]
 
 
-def last_tokens(pipe: StableDiffusionPipeline, names: list[str]) -> Tensor:
+def last_tokens(pipe: DiffusionPipeline, names: list[str]) -> Tensor:
     """The text state of each name's last token (N, D); of an empty name, the start token's."""
     lengths: Any = pipe.tokenizer(names).input_ids
     last = torch.tensor([len(ids) - 2 for ids in lengths])
-    return encode_prompts(pipe, names)[torch.arange(len(names)), last]
+    return token_states(pipe, names)[torch.arange(len(names)), last]
 
 
 EDITS = {"names": name_states, "prompts": prompt_states}
@@ -82,7 +88,7 @@ class UCE(UnlearningModule):
             raise ValueError(f"method.regularization={regularization}: more than 0 is needed")
 
     @torch.no_grad()
-    def prepare(self, pipe: StableDiffusionPipeline, concept: Concept) -> None:
+    def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """Solve, and change the weights."""
         hp = self.hparams
         matrix = edit_matrix(*EDITS[hp.edits](pipe, concept), hp.regularization)

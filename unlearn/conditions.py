@@ -1,0 +1,94 @@
+"""What a prompt becomes: one tensor, from which any network's call takes what it needs.
+
+The text of a prompt is its token states (T, D). Where the network takes a pooled state beside them,
+as SDXL's, that is one row more (T + 1, D), filled up with zeros: texts of every model are stored,
+batched and moved alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PIXELS = 8  # of SDXL's images along a latent's side
+
+
+def pack(states: Tensor, pooled: Tensor | None = None) -> Tensor:
+    """Texts (B, T, D), or (B, T + 1, D) with pooled states (B, P) in the last row."""
+    if pooled is None:
+        return states
+    row = F.pad(pooled, (0, states.shape[-1] - pooled.shape[-1]))
+    return torch.cat([states, row[:, None]], dim=1)
+
+
+def unpack(network: nn.Module, texts: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The token states (B, T, D) and the pooled states (B, P), None where the network has none."""
+    config: Any = network.config
+    if config.addition_embed_type is None:
+        return texts, None
+    width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return texts[:, :-1], texts[:, -1, :width]
+
+
+def arguments(network: nn.Module, z_t: Tensor, texts: Tensor) -> dict[str, Any]:
+    """What a network is called with beside z_t (B, C, h, w) and its timesteps.
+
+    SDXL's networks are also told an image's size before and after cropping, and where it was
+    cropped: here always whole images of the latents' own size.
+
+    Source: Podell et al. 2023 (SDXL, arXiv 2307.01952), section 2.2.
+    """
+    states, pooled = unpack(network, texts)
+    if pooled is None:
+        return {"encoder_hidden_states": states}
+    height, width = (PIXELS * side for side in z_t.shape[-2:])
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=z_t.dtype)
+    added = {"text_embeds": pooled, "time_ids": sizes.expand(len(z_t), -1)}
+    return {"encoder_hidden_states": states, "added_cond_kwargs": added}
+
+
+def predict(network: nn.Module, z_t: Tensor, timesteps: Tensor, texts: Tensor) -> Tensor:
+    """The network's output (B, C, h, w) for noisy latents, their timesteps and their texts."""
+    return network(z_t, timesteps, **arguments(network, z_t, texts)).sample
+
+
+def encode(pipe: Any, prompts: list[str]) -> Tensor:
+    """The texts (P, T, D) or (P, T + 1, D) of prompts, which are cut at the token limit.
+
+    By the class's own function: a method may have changed the pipeline's.
+    """
+    given = type(pipe).encode_prompt(
+        pipe, prompts, device=pipe.device, num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+    )  # fmt: skip
+    return pack(*given[::2])  # every other one is of the negative prompt
+
+
+def unconditional(pipe: Any) -> Tensor:
+    """The text (1, T, D) or (1, T + 1, D) that the pipeline guides away from by default."""
+    empty = encode(pipe, [""])
+    return torch.zeros_like(empty) if pipe.config.get("force_zeros_for_empty_prompt") else empty
+
+
+def intercept_prompts(pipe: Any, change: Callable[[dict[str, Any]], None]) -> None:
+    """Let `change` see, and change in place, the arguments of the pipeline's `encode_prompt`.
+
+    They come by name and whole, however the pipeline passes them on.
+    """
+    encode_prompt = pipe.encode_prompt
+    signature = inspect.signature(encode_prompt)
+
+    @functools.wraps(encode_prompt)
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        change(bound.arguments)
+        return encode_prompt(*bound.args, **bound.kwargs)
+
+    pipe.encode_prompt = changed

