@@ -146,7 +146,7 @@ def test_two_processes_share_one_cache(smoke: list[str], tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_two_ranks_go_on_together(smoke: list[str], tmp_path: Path) -> None:
-    """SIGTERM to rank 0 alone, as Kubernetes sends it: within 1e-6 of a run that was not stopped."""
+    """SIGTERM to rank 0 alone, as Kubernetes sends it: within 1e-6 of an unstopped run."""
     overrides = [*smoke, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
     overrides += ["trainer.precision=32-true", "steps=60", "checkpoint_every=1000", "run_dir=run"]
     with started(overrides, tmp_path) as process:
