@@ -25,6 +25,8 @@ HELP = {
   unlearn train concept=van_gogh model=sd14         on Stable Diffusion 1.4
   unlearn train concept.name=fox concept.kind=instance anchor.name=dog
   unlearn train -m concept=panda,rabbit seed=0,1    every combination, one run each
+  unlearn train 'concept=[panda,noto]'              several, together
+  unlearn train concept=noto after=runs/panda-doco-0   one after another
   unlearn train concept=panda trainer=ddp           all GPUs
   unlearn train concept=panda --cfg job --resolve   print the configuration, run nothing
 
@@ -114,15 +116,19 @@ def own_conf() -> Path | None:
 def run_train(overrides: list[str]) -> None:
     """`unlearn train`, composed and launched by Hydra (so `-m` sweeps)."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    import unlearn.several  # noqa: F401 - `run_dir` needs its resolver
 
     command_line = list(sys.argv)
 
     def job(config: object) -> None:
+        from unlearn.config import compose
         from unlearn.train import LostRankError, train
 
         sys.argv = command_line  # Lightning starts the other ranks of DDP with it
-        try:
-            train(config)  # type: ignore[arg-type]
+        try:  # composed anew, since Hydra merges the files of concept=[a,b] key by key
+            train(compose(list(HydraConfig.get().overrides.task)))
         except (ValueError, LostRankError) as error:
             refuse(error)
 
