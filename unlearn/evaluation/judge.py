@@ -34,6 +34,10 @@ class Verdict(NamedTuple):
     confidence: Tensor
     broken: Tensor | None
 
+    def of(self, chosen: slice) -> Verdict:
+        """The verdict on some of the images."""
+        return Verdict(*(None if field is None else field[chosen] for field in self))
+
 
 class Judge(nn.Module):
     """A backbone from transformers under an object head and a style head.
