@@ -73,7 +73,7 @@ def missing(jobs: list[Job], rows: Path, runs: Path) -> list[Job]:
 
 
 def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
-    """What `unlearn train` would compose for the run; of a merged model, the runs under `merged`."""
+    """What `unlearn train` would compose for the run; `merged` lists the runs that one merges."""
     if job.way == "merged":
         config = join_configs([config_of(single, scale, runs) for single in job.needs])
         config.merged = [str(runs / single.name) for single in job.needs]

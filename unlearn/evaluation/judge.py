@@ -36,7 +36,8 @@ class Verdict(NamedTuple):
 
     def of(self, chosen: slice) -> Verdict:
         """The verdict on some of the images."""
-        return Verdict(*(None if field is None else field[chosen] for field in self))
+        broken = None if self.broken is None else self.broken[chosen]
+        return Verdict(self.objects[chosen], self.styles[chosen], self.confidence[chosen], broken)
 
 
 class Judge(nn.Module):
