@@ -51,15 +51,26 @@ def own_conf() -> Path | None:
 def run_train(overrides: list[str]) -> None:
     """`unlearn train`, composed and launched by Hydra (so `-m` sweeps)."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
 
+    from unlearn.several import listed  # and the resolver that `run_dir` needs
+
+    if listed([o for o in overrides if not o.startswith("-")])[0] and "--cfg" in overrides:
+        raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
     command_line = list(sys.argv)
 
     def job(config: object) -> None:
+        from unlearn.config import compose
         from unlearn.faults import RunError
         from unlearn.train import train
 
         sys.argv = command_line  # Lightning starts the other ranks of DDP with it
+        given = list(HydraConfig.get().overrides.task)
         try:
+            if listed(given)[0]:  # Hydra merged the files of concept=[a,b] key by key
+                GlobalHydra.instance().clear()
+                config = compose(given)
             train(config)  # type: ignore[arg-type]
         except (ValueError, RunError) as error:
             refuse(error)
@@ -126,8 +137,8 @@ def run_export(arguments: list[str]) -> None:
     config, folder = load_run(paths[0])
     from omegaconf import OmegaConf
 
-    from unlearn.config import section
     from unlearn.formats import ExportOptions, export
+    from unlearn.sections import section
 
     options = section(OmegaConf.from_dotlist(overrides), "", ExportOptions)
     print(export(config, folder, Path(paths[1]) if paths[1:] else None, options))
@@ -137,9 +148,9 @@ def run_merge(arguments: list[str]) -> None:
     """`unlearn merge RUN_DIR RUN_DIR... OUT_DIR [overrides]`."""
     from omegaconf import OmegaConf
 
-    from unlearn.config import section
     from unlearn.evaluation.command import split
     from unlearn.merge import MergeOptions, merge_runs
+    from unlearn.sections import section
 
     paths, overrides = split(arguments)
     if len(paths) < 3:

@@ -88,6 +88,8 @@ class Concept:
         unrelated: far concepts that must survive and that no training prompt names.
         pack: prompts with the anchor word; empty: the templates make them.
         words: what the model knows; None: not known, so no name is checked.
+        parts: of several concepts as one, each of them (see `several.join`); empty: it is one.
+        others: what is forgotten beside it, of several concepts as one.
     """
 
     kind: str
@@ -100,6 +102,23 @@ class Concept:
     unrelated: list[str] = field(default_factory=list)
     pack: list[str] = field(default_factory=list)
     words: Vocabulary | None = None
+    parts: tuple[Concept, ...] = ()
+    others: tuple[Concept, ...] = ()
+
+    @property
+    def each(self) -> tuple[Concept, ...]:
+        """The concepts that it is made of, or itself alone."""
+        return self.parts or (self,)
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """What else is forgotten, by every name: no prompt of the concept holds it."""
+        return [n for o in self.others for t in o.targets for n in (t, *o.synonyms[t])]
+
+    @property
+    def spared(self) -> list[str]:
+        """The far concepts that no training prompt of the others names either."""
+        return [n for n in self.unrelated if all(n in o.unrelated for o in self.others)]
 
     @property
     def targets(self) -> list[str]:

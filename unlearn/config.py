@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass, make_dataclass
-from typing import Any, Optional, TypeVar, get_type_hints
+from typing import Any, Optional, get_type_hints
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, DictConfig
 
-from unlearn.cli import conf_dir
-from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept, check
-from unlearn.vocabulary import vocabulary
+from unlearn.cli import conf_dir, own_conf
+from unlearn.concepts import Concept, check
+from unlearn.prompts import check_prompts
+from unlearn.sections import section
+from unlearn.several import check_alike, concept_of, go_on, join_configs, listed
 
-Schema = TypeVar("Schema")
 PRECISIONS = ("32-true", "bf16-mixed", "auto")
 LOGGERS = ("csv", "wandb", "tensorboard")
 
@@ -81,52 +81,11 @@ class RunConfig:
     keep_every: int = MISSING
     run_dir: str = MISSING
     resume: bool = True
-
-
-def section(config: Any, key: str, schema: type[Schema]) -> Schema:
-    """A config section as a `schema` object.
-
-    Args:
-        config: the section.
-        key: its name, for the message.
-        schema: a dataclass.
-
-    Raises:
-        ValueError: a value is missing, has the wrong type, or has no place in the schema.
-    """
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(schema), plain(config))
-        return OmegaConf.to_object(typed)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        name = ".".join(filter(None, (key, getattr(error, "full_key", None))))
-        raise ValueError(f"{name}: {reason}") from error
-
-
-def concept_of(config: DictConfig) -> Concept:
-    """The concept and the anchor of a run, checked against what its model knows.
-
-    Raises:
-        ValueError: see `section` and `build_concept`.
-    """
-    for key in ("concept", "anchor"):
-        if OmegaConf.is_missing(config[key], "name"):
-            raise ValueError(
-                f"{key}.name is missing: choose a file of conf/{key} (concept=panda), or give "
-                "concept.name=... and anchor.name=..."
-            )
-    known = config.model.vocabulary
-    if known not in (None, "emoji"):
-        raise ValueError(f"model.vocabulary={known!r}: allowed are 'emoji' and null")
-    return build_concept(
-        section(config.concept, "concept", ConceptConfig),
-        section(config.anchor, "anchor", AnchorConfig),
-        vocabulary() if known else None,
-    )
+    after: Optional[str] = None  # noqa: UP045
 
 
 def check_config(config: DictConfig) -> Concept:
-    """Refuse what a run could not do, before any work; returns the run's concept.
+    """Refuse what a run could not do, before any work; returns the concept that it trains on.
 
     The sections of `config` become what their schemas make of them: "8" an 8, where an int belongs.
 
@@ -135,7 +94,7 @@ def check_config(config: DictConfig) -> Concept:
     """
     from unlearn.methods import METHODS
 
-    concept = concept_of(config)
+    concept = concept_of(config, own=True)
     check("method.name", config.method.name, list(METHODS))
     method = METHODS[config.method.name]
     model = section(config.model, "model", ModelConfig)
@@ -149,7 +108,7 @@ def check_config(config: DictConfig) -> Concept:
         ("batch_size", run.batch_size, 1),
         ("checkpoint_every", run.checkpoint_every, 1),
         ("keep_every", run.keep_every, 0),
-        ("data.images", data.images, 2),
+        ("data.images", data.images, max(2, len(concept.each))),
         ("data.relearn_images", data.relearn_images, 0),
         ("data.sampling_steps", data.sampling_steps, 1),
         ("logger.images_every", logger.images_every, 0),
@@ -172,6 +131,9 @@ def check_config(config: DictConfig) -> Concept:
         raise ValueError(f"model.guidance={model.guidance}: {options.name} needs more than 1")
     precision_of(config)
     check_sweep(config)
+    if run.after:
+        go_on(config, base_name(config))
+    check_prompts(concept_of(config))
     typed = {"model": model, "data": data, "logger": logger}
     sections = {k: asdict(v) for k, v in {**typed, "method": options}.items()}
     for key, value in {**sections, **asdict(run)}.items():
@@ -283,13 +245,18 @@ def embedded_concepts() -> list[str]:
 
 
 def compose(overrides: list[str], root: str = "train") -> DictConfig:
-    """The config that the command line would compose."""
+    """The config that the command line would compose; `concept=[a,b]` is one of both concepts.
+
+    Raises:
+        ValueError: see `listed` and `check_alike`.
+    """
+    names, rest = listed(overrides)
+    own = own_conf()
+    found_too = [f"hydra.searchpath=['file://{own}']"] if own else []
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra.compose(root, overrides)
-
-
-def plain(config: Any) -> Any:
-    """A config as plain containers, interpolations resolved."""
-    if not OmegaConf.is_config(config):
-        return config
-    return OmegaConf.to_container(config, resolve=True)
+        if not names:
+            return hydra.compose(root, [*found_too, *overrides])
+        chosen = [[*found_too, *rest, f"concept={name}"] for name in names]
+        configs = [hydra.compose(root, own_overrides) for own_overrides in chosen]
+    check_alike(configs)
+    return join_configs(configs)

@@ -18,7 +18,7 @@ from unlearn.concepts import Concept
 from unlearn.conditions import encode
 from unlearn.diffusion import draw_noise, sample_generator
 from unlearn.generate import default_batch, generate
-from unlearn.prompts import relearn_prompts, training_pairs
+from unlearn.prompts import relearn_prompts, shares, training_pairs
 
 
 class ImageSet(NamedTuple):
@@ -127,19 +127,20 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: list[str], cut: bool = Fals
 def draw_images(
     pipe: DiffusionPipeline,
     prompts: list[str],
+    order: list[int],
     seeds: range,
     description: str,
     flip: bool,
     rescale: bool,
     **sampler: Any,
 ) -> ImageSet:
-    """One base-model image a seed, of the prompts in turn, as posterior moments.
+    """One base-model image a seed, of the prompts in the order, as posterior moments.
 
     With `flip` each image comes mirrored too, with `rescale` once more at another scale.
     """
     states = encode_prompts(pipe, prompts).cpu()
-    prompt = torch.arange(len(seeds)) % len(prompts)
-    texts = [prompts[i] for i in prompt.tolist()]
+    prompt = torch.tensor(order)
+    texts = [prompts[i] for i in order]
     images = generate(pipe, texts, seeds, description=description, cached=True, **sampler)
     phrase = torch.zeros(len(images), dtype=torch.long)
     if rescale:
@@ -194,19 +195,23 @@ def make_training_data(
     anchors, targets = map(list, zip(*training_pairs(concept), strict=True))
     total = images + relearn_images
     seeds = range(seed * total, (seed + 1) * total)
-    rescale = rescale and concept.kind != "style"
+    rescale = rescale and all(part.kind != "style" for part in concept.each)
     phrased = with_phrases(targets) if rescale else [targets]
     target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
     sampler: dict[str, Any] = {"steps": sampling_steps, "guidance": guidance}
     sampler |= {"precision": precision, "flip": flip}
     drawn, label = (targets if images_of == "target" else anchors), f"{images_of} images"
-    anchor = draw_images(pipe, drawn, seeds[:images], label, rescale=rescale, **sampler)
+    order = shares(concept, training_pairs, images)
+    anchor = draw_images(pipe, drawn, order, seeds[:images], label, rescale=rescale, **sampler)
     if images_of == "target":
         anchor = anchor._replace(states=encode_prompts(pipe, anchors).cpu())
     if not relearn_images:
         return TrainingData(anchor, target_states)
     prompts = relearn_prompts(concept)
-    relearn = draw_images(pipe, prompts, seeds[images:], "relearn images", rescale=False, **sampler)
+    order = shares(concept, relearn_prompts, relearn_images)
+    relearn = draw_images(
+        pipe, prompts, order, seeds[images:], "relearn images", rescale=False, **sampler
+    )
     return TrainingData(anchor, target_states, relearn)
 
 

@@ -1,16 +1,28 @@
-"""The prompts of a concept: to unlearn, to relearn, and the four sets of the evaluation."""
+"""The prompts of a concept, or of several: to unlearn, to relearn, and the evaluation's four sets.
+
+Where several are forgotten, no prompt of one names what another forgets.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 from unlearn.concepts import Concept, mentions
 from unlearn.vocabulary import fill, vocabulary
 
 SETS = ("seen_target", "unseen_target", "related", "unrelated")  # of the evaluation
 SEEN_PROBES = 24  # seen prompts that are evaluated, evenly spaced, where a pack holds more
+
+
+def without(names: list[str]) -> Callable[[str], bool]:
+    """Whether a prompt holds none of the names, as a function of the prompt."""
+    any_of = re.compile("|".join(rf"(?<!\w){re.escape(n)}(?!\w)" for n in names), re.IGNORECASE)
+    return lambda prompt: not (names and any_of.search(prompt))
 
 
 def scenes(concept: Concept) -> list[str]:
@@ -26,10 +38,18 @@ def training_pairs(concept: Concept) -> list[tuple[str, str]]:
     """All (anchor prompt, target prompt) pairs that unlearning trains on.
 
     Objects: the anchor word replaced by the target word. Styles: the seen templates in turn, on
-    the prompts of `scenes`.
+    the prompts of `scenes`. Of several concepts, those of each.
 
     Source: the data of DoCo (arXiv 2405.15304) and of its reference implementation.
     """
+    if concept.parts:
+        return [pair for part in concept.parts for pair in training_pairs(part)]
+    allowed = without(concept.elsewhere)
+    return [pair for pair in own_pairs(concept) if all(map(allowed, pair))]
+
+
+def own_pairs(concept: Concept) -> list[tuple[str, str]]:
+    """The pairs of one concept, whatever else is forgotten."""
     pairs = []
     if concept.kind == "style":
         for number, scene in enumerate(scenes(concept)):
@@ -49,8 +69,16 @@ def training_pairs(concept: Concept) -> list[tuple[str, str]]:
 def relearn_prompts(concept: Concept) -> list[str]:
     """Prompts of what must survive: neighbours and, in turn, the rest of the vocabulary.
 
-    Holds no target and none of the `unrelated` concepts, which test what relearning never saw.
+    Holds no target and none of the `unrelated` concepts, which test what relearning never saw. Of
+    several concepts, the prompts of each.
     """
+    if concept.parts:
+        return [prompt for part in concept.parts for prompt in relearn_prompts(part)]
+    return list(filter(without(concept.elsewhere), own_relearn_prompts(concept)))
+
+
+def own_relearn_prompts(concept: Concept) -> list[str]:
+    """The relearn prompts of one concept, whatever else is forgotten."""
     words = vocabulary()
     plain_templates = words.templates["seen"]
     by_style = concept.kind == "style"
@@ -76,6 +104,28 @@ def relearn_prompts(concept: Concept) -> list[str]:
     return prompts
 
 
+def shares(concept: Concept, prompts: Callable[[Concept], list[Any]], images: int) -> list[int]:
+    """The number of the prompt that each image is drawn from.
+
+    One concept's prompts: in turn. Of several: an image for each concept in turn, each concept's
+    evenly spaced over its prompts where it has more of them.
+
+    Args:
+        concept: one or several.
+        prompts: gives those of a concept; of several, one concept's after another's.
+        images: how many images there are.
+    """
+    sizes = [len(prompts(part)) for part in concept.each]
+    if len(sizes) == 1:
+        return [i % sizes[0] for i in range(images)]
+    each, starts = math.ceil(images / len(sizes)), [0, *accumulate(sizes)]
+    return [
+        start + (i % size if size <= each else i * size // each)
+        for i in range(each)
+        for start, size in zip(starts, sizes, strict=False)
+    ][:images]
+
+
 def all_prompts(concept: Concept) -> set[str]:
     """Every prompt that a run uses."""
     pairs = {prompt for pair in training_pairs(concept) for prompt in pair}
@@ -94,7 +144,42 @@ class Probe:
 
 def evaluation_probes(concept: Concept) -> list[Probe]:
     """The prompts of the four sets: seen target, unseen target, related, unrelated."""
-    return style_probes(concept) if concept.kind == "style" else object_probes(concept)
+    return [probe for part in concept.each for _, probe in numbered_probes(part)]
+
+
+def numbered_probes(concept: Concept) -> list[tuple[int, Probe]]:
+    """The prompts of one concept's sets, numbered as if nothing else were forgotten.
+
+    So a prompt keeps its number, and with it its noise, whatever is forgotten beside the concept.
+    Then prompts that name what else is forgotten fall away, and unrelated ones of what the others
+    train on.
+    """
+    by_style = concept.kind == "style"
+    probes = style_probes(concept) if by_style else object_probes(concept)
+    allowed = without(concept.elsewhere)
+    return [
+        (number, p)
+        for number, p in enumerate(probes)
+        if allowed(p.prompt) and (p.set != "unrelated" or p.object in concept.spared)
+    ]
+
+
+def check_prompts(concept: Concept) -> None:
+    """Refuse concepts that leave each other no prompts.
+
+    Raises:
+        ValueError: names the concept, and what it lacks.
+    """
+    for part in concept.parts:
+        left = {p.set for _, p in numbered_probes(part)}
+        if training_pairs(part):
+            left.add("training")
+        for name in ("training", *SETS[:2]):
+            if name not in left:
+                raise ValueError(
+                    f"concept={part.name}: all of its {name.replace('_', ' ')} prompts name what "
+                    f"{[o.name for o in part.others]} forget"
+                )
 
 
 def object_probes(concept: Concept) -> list[Probe]:
@@ -106,7 +191,7 @@ def object_probes(concept: Concept) -> list[Probe]:
     backgrounds = concept.words.backgrounds if concept.words else ()
     probes = []
     for t in concept.targets:
-        trained = [p for _, p in training_pairs(concept) if mentions(t, p)]
+        trained = [p for _, p in own_pairs(concept) if mentions(t, p)]
         spaced = trained[:: math.ceil(len(trained) / SEEN_PROBES)]
         probes += [Probe("seen_target", p, t) for p in spaced]
         probes += [Probe("unseen_target", fill(s, t), t) for s in unseen]

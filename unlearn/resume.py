@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlearn.cache import digest
 from unlearn.checkpoints import step_of
-from unlearn.config import plain
 from unlearn.files import write_text
+from unlearn.sections import plain
 
 FREE = ("resume", "run_dir", "checkpoint_every", "logger")  # may differ: they do not move weights
 OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says that it is one

@@ -19,10 +19,10 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from unlearn.concepts import Concept
-from unlearn.config import plain
 from unlearn.files import whole
 from unlearn.generate import generate
 from unlearn.prompts import SETS, evaluation_probes
+from unlearn.sections import plain
 
 COLUMNS = 4  # prompts of each set in a picture
 

@@ -18,19 +18,22 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from torch import Tensor
 
 from unlearn.backbone import device_of, load_pipeline
 from unlearn.cache import digest
 from unlearn.checkpoints import Checkpoints, WholeCheckpoints, step_of
 from unlearn.concepts import Concept
-from unlearn.config import base_name, base_of, check_config, plain, precision_of, sampler_of
+from unlearn.config import base_name, base_of, check_config, precision_of, sampler_of
 from unlearn.data import PairDataModule, check_lengths, make_training_data, with_phrases
 from unlearn.evaluation.evaluate import evaluate, load_judge
-from unlearn.export import save_unlearned
+from unlearn.export import load_unlearned, read_safetensors, save_unlearned
 from unlearn.faults import Interrupted, Stop, explained
 from unlearn.methods import UnlearningModule, build_method
 from unlearn.prompts import all_prompts
 from unlearn.resume import Progress, open_run, progress_of
+from unlearn.sections import plain
+from unlearn.several import run_of
 from unlearn.tracking import ProgressPictures, build_loggers, log_result
 
 DDP = {"ddp": "popen", "ddp_spawn": "spawn"}  # strategies, and how each starts its processes
@@ -56,6 +59,7 @@ def train(config: DictConfig) -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
     pipe = load_pipeline(**base_of(config))
+    earlier = patched(pipe, run_of(config.after)) if config.after else {}
     prompts = sorted(all_prompts(concept))
     for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
         check_lengths(pipe.tokenizer, texts)
@@ -66,7 +70,7 @@ def train(config: DictConfig) -> Path:
     with Stop() as stop, explained(run):
         try:
             if not progress.trained and not fit(
-                config, concept, pipe, method, run, progress, loggers, stop
+                config, concept, pipe, method, run, progress, earlier, loggers, stop
             ):
                 return run  # another rank's process
             log_result(loggers, evaluate(config, run), run, config.steps)
@@ -95,6 +99,7 @@ def fit(
     method: UnlearningModule,
     run: Path,
     progress: Progress,
+    earlier: dict[str, Tensor],
     loggers: list[Logger],
     stop: Stop,
 ) -> bool:
@@ -117,9 +122,11 @@ def fit(
         "method": config.method.name,
         "config_sha256": digest(run / "config.yaml"),
     }
+    if config.after:
+        metadata["after_sha256"] = digest(run_of(config.after) / "unlearned.safetensors")
     if method.at_inference:
         metadata["at_inference"] = json.dumps(method.at_inference)
-    callbacks = build_callbacks(config, pipe, concept, run, metadata)
+    callbacks = build_callbacks(config, pipe, concept, run, metadata, earlier)
     callbacks.append(Checkpoints(run, config.checkpoint_every, loggers[0], stop))
     trainer = build_trainer(config, run, loggers, callbacks)
     if module:
@@ -127,8 +134,20 @@ def fit(
             rank_zero_only(print)(f"{run}: goes on after step {progress.step} of {config.steps}")
         trainer.fit(method, module, ckpt_path=progress.checkpoint, weights_only=True)
     if trainer.is_global_zero:
-        save_unlearned(method.trained_weights, run / "unlearned.safetensors", metadata)
+        weights = {**earlier, **method.trained_weights}
+        save_unlearned(weights, run / "unlearned.safetensors", metadata)
     return bool(trainer.is_global_zero)
+
+
+def patched(pipe: DiffusionPipeline, run: Path) -> dict[str, Tensor]:
+    """The weights of an earlier run, by their names in the UNet; the pipeline gets them.
+
+    Raises:
+        ValueError: they do not fit the pipeline.
+    """
+    path = run / "unlearned.safetensors"
+    load_unlearned(pipe, path)
+    return {name.removeprefix("unet."): w for name, w in read_safetensors(path)[0].items()}
 
 
 def build_callbacks(
@@ -137,11 +156,12 @@ def build_callbacks(
     concept: Concept,
     run: Path,
     metadata: dict[str, str],
+    earlier: dict[str, Tensor],
 ) -> list[Callback]:
     """A progress bar, and kept weights and pictures where the config wants them."""
     callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=5)]
     if config.keep_every:
-        callbacks.append(KeptWeights(run, config.keep_every, metadata))
+        callbacks.append(KeptWeights(run, config.keep_every, metadata, earlier))
     if every := config.logger.images_every:
         sampler = sampler_of(config, config.evaluation.sampling_steps)
         callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
@@ -181,10 +201,13 @@ class KeptWeights(Callback):
         run: the run directory, whose config.yaml is copied.
         every: steps between them.
         metadata: see `save_unlearned`.
+        earlier: the weights of the run that this one goes on from.
     """
 
-    def __init__(self, run: Path, every: int, metadata: dict[str, str]) -> None:
-        self.run, self.every, self.metadata = run, every, metadata
+    def __init__(
+        self, run: Path, every: int, metadata: dict[str, str], earlier: dict[str, Tensor]
+    ) -> None:
+        self.run, self.every, self.metadata, self.earlier = run, every, metadata, earlier
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -196,4 +219,5 @@ class KeptWeights(Callback):
         folder = self.run / "steps" / f"{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.run / "config.yaml", folder / "config.yaml")
-        save_unlearned(module.trained_weights, folder / "unlearned.safetensors", self.metadata)
+        weights = {**self.earlier, **module.trained_weights}
+        save_unlearned(weights, folder / "unlearned.safetensors", self.metadata)

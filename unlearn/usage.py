@@ -18,6 +18,8 @@ HELP = {
   unlearn train concept=van_gogh model=sd14         on Stable Diffusion 1.4
   unlearn train concept.name=fox concept.kind=instance anchor.name=dog
   unlearn train -m concept=panda,rabbit seed=0,1    every combination, one run each
+  unlearn train 'concept=[panda,noto]'              several, together
+  unlearn train concept=noto after=runs/panda-doco-0   one after another
   unlearn train concept=panda trainer=ddp           all GPUs
   unlearn train concept=panda --cfg job --resolve   print the configuration, run nothing
 

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from unlearn.backbone import load_pipeline
 from unlearn.cli import conf_dir
-from unlearn.config import check_config, compose, embedded_concepts, plain, precision_of
+from unlearn.config import check_config, compose, embedded_concepts, precision_of
 from unlearn.methods import METHODS, build_method
+from unlearn.sections import plain
 
 EMBEDDED = embedded_concepts()
 CHOICES = [

@@ -17,9 +17,10 @@ from experiments.table2 import cost
 from experiments.table2.cost import Cost, Evaluation, image, mean_stop, report, samples
 from experiments.table2.flops import counted, networks, passes, unet_inputs
 from unlearn.backbone import load_pipeline
-from unlearn.config import check_config, compose, plain
+from unlearn.config import check_config, compose
 from unlearn.methods import build_method
 from unlearn.random_weights import SD1
+from unlearn.sections import plain
 
 SD14 = "CompVis/stable-diffusion-v1-4"
 SMALL = (0.05, 64)

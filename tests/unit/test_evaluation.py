@@ -11,7 +11,7 @@ import torch
 
 from experiments.summary import summarise as summary
 from tests.conftest import make_concept
-from unlearn.evaluation.evaluate import summarise, table, verdicts, write_images
+from unlearn.evaluation.evaluate import Asked, summarise, table, verdicts, write_images
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.metrics import rate
 from unlearn.prompts import Probe
@@ -72,7 +72,8 @@ def test_summary_of_hand_made_judgements(tmp_path: Path) -> None:
     assert values(sets["unrelated"], "broken") == (0, 1)
     assert "| seen_target | 2 | 100% → 50% [9%, 91%] |" in table(result)
     path = tmp_path / "images.csv"
-    write_images(path, probes, list(range(6)), sides, result["excluded_prompts"])
+    asked = [Asked(concept, probe, i) for i, probe in enumerate(probes)]
+    write_images(path, asked, sides, result["excluded_prompts"])
     rows = list(csv.DictReader(path.open()))
     assert [row["counts"] for row in rows] == list("110111")
     assert [row["base_right"] for row in rows] == list("110111")
@@ -128,7 +129,8 @@ def test_what_the_judge_cannot_tell_is_not_a_rate_of_zero(tmp_path: Path) -> Non
     assert noted == table(result) + "\n\nJudged by hand."
     assert noted.splitlines()[2].endswith("|  |")
     path = tmp_path / "images.csv"
-    write_images(path, probes, list(range(4)), sides, [])
+    asked = [Asked(concept, probe, i) for i, probe in enumerate(probes)]
+    write_images(path, asked, sides, [])
     assert {row["base_broken"] for row in csv.DictReader(path.open())} == {""}
     row = "| panda | instance | 0% | 0% | 100% | n/a | 0% ! | 100% |"
     assert summary([result]).splitlines()[2] == row

@@ -11,8 +11,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from unlearn.cli import load_run, own_conf
-from unlearn.config import check_evaluation, compose, concept_of, plain
+from unlearn.cli import load_run
+from unlearn.config import check_evaluation, compose, concept_of
+from unlearn.sections import plain
 
 USAGE = "usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [overrides]"
 OF_A_RUN = {  # overrides that a run directory takes, with a protocol chosen or not
@@ -128,10 +129,8 @@ def composed(overrides: list[str]) -> DictConfig:
     Raises:
         ValueError: there is no such file or key.
     """
-    own = own_conf()
-    found_too = [f"hydra.searchpath=['file://{own}']"] if own else []
     try:
-        config = compose([*found_too, *overrides], "evaluate")
+        config = compose(overrides, "evaluate")
     except HydraException as error:
         reason = " ".join(str(error).partition("Config search path")[0].split())
         raise ValueError(reason) from error

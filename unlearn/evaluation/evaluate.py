@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -23,7 +25,8 @@ from unlearn.evaluation.pictures import before_after, pictured
 from unlearn.export import load_unlearned
 from unlearn.files import whole, write_text
 from unlearn.generate import generate
-from unlearn.prompts import SETS, Probe, evaluation_probes
+from unlearn.prompts import SETS, Probe, numbered_probes
+from unlearn.several import earlier_of
 from unlearn.vocabulary import EMBEDDED
 
 TARGET_SETS = SETS[:2]
@@ -61,6 +64,7 @@ def disobeyed(probes: list[Probe], right: Tensor) -> list[str]:
     return sorted(p for p, h in hits.items() if sum(h) / len(h) < OBEYED)
 
 
+COLUMNS = ("right", "anchor", "retention", "object", "style", "broken")  # of the table
 FLAGS = ("object", "style", "right", "anchor", "broken")
 Sides = dict[str, dict[str, Tensor]]  # "base" and "unlearned": what `verdicts` gives
 
@@ -98,14 +102,73 @@ def summarise(probes: list[Probe], sides: Sides) -> dict[str, Any]:
     return {"excluded_prompts": excluded, "sets": sets}
 
 
-def write_images(
-    path: Path, probes: list[Probe], seeds: list[int], sides: Sides, excluded: list[str]
-) -> None:
+class Asked(NamedTuple):
+    """One image to draw: the concept that it tests, its prompt and its seed."""
+
+    concept: Concept
+    probe: Probe
+    seed: int
+
+
+def asked_of(concept: Concept, seeds: int, first_seed: int) -> list[Asked]:
+    """The images of a concept's four sets, or of those of each of several, one after another."""
+    return [
+        Asked(part, probe, first_seed + number * seeds + i)
+        for part in concept.each
+        for number, probe in numbered_probes(part)
+        for i in range(seeds)
+    ]
+
+
+def judge_sides(asked: list[Asked], verdict_of: dict[str, Verdict]) -> dict[str, Sides]:
+    """What the images of each concept show, by the concept's name, on both sides."""
+    sides: dict[str, Sides] = {}
+    for name, group in groupby(enumerate(asked), key=lambda pair: pair[1].concept.name):
+        numbers, own = zip(*group, strict=True)
+        chosen = slice(numbers[0], numbers[-1] + 1)
+        probes = [a.probe for a in own]
+        sides[name] = {
+            side: verdicts(own[0].concept, probes, verdict.of(chosen))
+            for side, verdict in verdict_of.items()
+        }
+    return sides
+
+
+def together(sides: Iterable[Sides]) -> Sides:
+    """The flags of several concepts' images, one after another."""
+    parts = list(sides)
+    return {
+        side: {key: torch.cat([part[side][key] for part in parts]) for key in flags}
+        for side, flags in parts[0].items()
+    }
+
+
+def summarise_all(asked: list[Asked], sides: dict[str, Sides], earlier: set[str]) -> dict[str, Any]:
+    """`summarise` of all images; where there are several concepts, under `concepts` of each too.
+
+    Args:
+        asked: the images.
+        sides: what `judge_sides` gives.
+        earlier: names of the concepts that were forgotten before the run.
+    """
+    result = summarise([a.probe for a in asked], together(sides.values()))
+    if len(sides) == 1:
+        return result
+    concepts = {}
+    for name, own in sides.items():
+        probes = [a.probe for a in asked if a.concept.name == name]
+        kind = next(a.concept.kind for a in asked if a.concept.name == name)
+        concepts[name] = {"kind": kind, "earlier": name in earlier, **summarise(probes, own)}
+    return {**result, "concepts": concepts}
+
+
+def write_images(path: Path, asked: list[Asked], sides: Sides, excluded: list[str]) -> None:
     """One row an image pair: set, prompt, seed, whether it counts, and both sides' flags.
 
-    A cell is empty where the judge cannot tell.
+    Of several concepts, the concept too. A cell is empty where the judge cannot tell.
     """
-    unknown = [""] * len(probes)
+    unknown = [""] * len(asked)
+    several = len({a.concept.name for a in asked}) > 1
     flags = {
         f"{side}_{key}": f[key].int().tolist() if key in f else unknown
         for side, f in sides.items()
@@ -113,22 +176,37 @@ def write_images(
     }
     with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["set", "prompt", "seed", "counts", *flags])
-        for probe, seed, *row in zip(probes, seeds, *flags.values(), strict=True):
+        writer.writerow([*["concept"] * several, "set", "prompt", "seed", "counts", *flags])
+        for (concept, probe, seed), *row in zip(asked, *flags.values(), strict=True):
             counts = int(probe.prompt not in excluded)
-            writer.writerow([probe.set, probe.prompt, seed, counts, *row])
+            name = [concept.name] * several
+            writer.writerow([*name, probe.set, probe.prompt, seed, counts, *row])
 
 
 def table(result: dict[str, Any]) -> str:
     """The four sets as a Markdown table; each cell is base → unlearned [95 % interval].
 
-    A cell is empty where nothing was measured; what there is to say of the judge stands below.
+    Of several concepts, the sets of each and of all. A cell is empty where nothing was measured;
+    what there is to say of the judge stands below.
     """
-    columns = ("right", "anchor", "retention", "object", "style", "broken")
-    lines = ["| set | n | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name, row in result["sets"].items():
+    concepts = result.get("concepts", {})
+    head = [*["concept"] * bool(concepts), "set", "n", *COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, own in concepts.items():
+        label = f"{name}, before" if own["earlier"] else name
+        lines += [f"| {label} {line}" for line in table_lines(own["sets"])]
+    lines += [f"| all {line}" if concepts else line for line in table_lines(result["sets"])]
+    if "judge" in result:
+        lines += ["", result["judge"]]
+    return "\n".join(lines)
+
+
+def table_lines(sets: dict[str, Any]) -> list[str]:
+    """One line of the table a set."""
+    lines = []
+    for name, row in sets.items():
         cells = []
-        for column in columns:
+        for column in COLUMNS:
             pair = {k: Rate(**v) for k, v in row[column].items()} if column in row else {}
             if not pair or not pair["base"].n:
                 cells.append("")
@@ -137,9 +215,7 @@ def table(result: dict[str, Any]) -> str:
             else:
                 cells.append(f"{pair['base'].value:.0%} → {pair['unlearned']}")
         lines.append(f"| {name} | {row['right']['base']['n']} | " + " | ".join(cells) + " |")
-    if "judge" in result:
-        lines += ["", result["judge"]]
-    return "\n".join(lines)
+    return lines
 
 
 def load_judge(config: DictConfig, concept: Concept) -> Judge | ClipJudge | None:
@@ -168,16 +244,16 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     """Draw, judge and compare; write what a run directory lists of results, and print the table.
 
     That is `result.json`, `images.csv` and `before_after.png`; without a judge, the picture and a
-    result without `sets`.
+    result without `sets`. What was forgotten before the run is evaluated too.
     """
     concept = concept_of(config)
     settings = config.evaluation
     judge = load_judge(config, concept)
-    probes = [p for p in evaluation_probes(concept) for _ in range(settings.seeds)]
+    asked = asked_of(concept, settings.seeds, settings.first_seed)
     if judge is None:
-        probes = [p for name in SETS for p in pictured([q for q in probes if q.set == name])]
+        asked = [a for name in SETS for a in pictured([b for b in asked if b.probe.set == name])]
+    probes, seeds = [a.probe for a in asked], [a.seed for a in asked]
     prompts = [p.prompt for p in probes]
-    seeds = [settings.first_seed + i for i in range(len(probes))]
     pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
     sampler = {**sampler_of(config, settings.sampling_steps), "cached": True}
     before = generate(pipe, prompts, seeds, description="base images", **sampler)
@@ -187,14 +263,14 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     after = generate(pipe, prompts, seeds, description="unlearned images", **sampler)
     result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name}
     if judge:
-        sides = {
-            side: verdicts(concept, probes, judge.judge(images))
-            for side, images in (("base", before), ("unlearned", after))
-        }
-        result |= summarise(probes, sides)
+        both = {"base": judge.judge(before), "unlearned": judge.judge(after)}
+        sides = judge_sides(asked, both)
+        earlier = {s["concept"]["name"] for s in earlier_of(config)}
+        result |= summarise_all(asked, sides, earlier)
         if judge.note:
             result["judge"] = judge.note
-        write_images(run / "images.csv", probes, seeds, sides, result["excluded_prompts"])
+        excluded = result["excluded_prompts"]
+        write_images(run / "images.csv", asked, together(sides.values()), excluded)
     else:
         result |= {"excluded_prompts": [], "sets": {}}
     before_after(probes, before, after, run / "before_after.png")

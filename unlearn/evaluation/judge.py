@@ -34,6 +34,11 @@ class Verdict(NamedTuple):
     confidence: Tensor
     broken: Tensor | None
 
+    def of(self, chosen: slice) -> Verdict:
+        """The verdict on some of the images."""
+        broken = None if self.broken is None else self.broken[chosen]
+        return Verdict(self.objects[chosen], self.styles[chosen], self.confidence[chosen], broken)
+
 
 class Judge(nn.Module):
     """A backbone from transformers under an object head and a style head.

@@ -9,7 +9,6 @@ from typing import Any, Optional
 from omegaconf import MISSING
 
 from unlearn.concepts import check
-from unlearn.config import section
 from unlearn.evaluation.nudity import PRESETS
 from unlearn.evaluation.prompt_files import (
     FORMATS,
@@ -19,6 +18,7 @@ from unlearn.evaluation.prompt_files import (
     read_prompts,
 )
 from unlearn.generate import SCHEDULERS, Shot
+from unlearn.sections import section
 
 NOISE = ("per_image", "per_call")
 METRICS = (
@@ -183,7 +183,8 @@ def read_protocol(config: Any, erased: str) -> Protocol:
         raise ValueError(
             "evaluation.sha256=null: takes files of one's own, so evaluation.prompts_file=PATH too"
         )
-    chosen = {k: s for k, s in protocol.concepts.items() if s.erased in (None, erased)}
+    names = (None, *erased.split("+"))  # of several concepts
+    chosen = {k: s for k, s in protocol.concepts.items() if s.erased in names}
     if not chosen:
         known = sorted({s.erased for s in protocol.concepts.values() if s.erased})
         raise ValueError(
