@@ -116,10 +116,13 @@ def own_conf() -> Path | None:
 def run_train(overrides: list[str]) -> None:
     """`unlearn train`, composed and launched by Hydra (so `-m` sweeps)."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    import unlearn.several  # noqa: F401 - `run_dir` needs its resolver
+    from unlearn.several import listed  # and the resolver that `run_dir` needs
 
+    if "--cfg" in overrides and listed([o for o in overrides if "=" in o])[0]:
+        raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
     command_line = list(sys.argv)
 
     def job(config: object) -> None:
@@ -127,8 +130,12 @@ def run_train(overrides: list[str]) -> None:
         from unlearn.train import LostRankError, train
 
         sys.argv = command_line  # Lightning starts the other ranks of DDP with it
-        try:  # composed anew, since Hydra merges the files of concept=[a,b] key by key
-            train(compose(list(HydraConfig.get().overrides.task)))
+        given = list(HydraConfig.get().overrides.task)
+        try:
+            if listed(given)[0]:  # Hydra merged the files of concept=[a,b] key by key
+                GlobalHydra.instance().clear()
+                config = compose(given)
+            train(config)  # type: ignore[arg-type]
         except (ValueError, LostRankError) as error:
             refuse(error)
 
