@@ -56,7 +56,7 @@ def run_train(overrides: list[str]) -> None:
 
     from unlearn.several import listed  # and the resolver that `run_dir` needs
 
-    if listed([o for o in overrides if not o.startswith("-")])[0] and "--cfg" in overrides:
+    if "--cfg" in overrides and listed([o for o in overrides if "=" in o])[0]:
         raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
     command_line = list(sys.argv)
 
