@@ -232,3 +232,53 @@ def test_without_a_key_for_wandb_the_way_on_is_said(smoke: list[str], tmp_path: 
     assert refused.returncode == 2
     assert "logger=wandb:" in refused.stderr
     assert "logger.mode=offline keeps the run here" in refused.stderr
+
+
+LOSE_WANDB = """
+import os, signal, sys, time
+from pathlib import Path
+from unlearn.cli import main
+from unlearn.tracking import Dashboard
+
+plain = Dashboard.log_metrics
+
+def log_metrics(self, metrics, step=None):
+    if step == 3:
+        for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.5)
+    plain(self, metrics, step)
+
+Dashboard.log_metrics = log_metrics
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds W&B in Linux's /proc")
+def test_a_run_goes_on_without_wandb(smoke: list[str], tmp_path: Path) -> None:
+    """Its process is killed on the way."""
+    overrides = [*smoke, "logger=wandb", "logger.mode=offline", "logger.images_every=0"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOSE_WANDB, "train", *overrides, "run_dir=run"], cwd=tmp_path,
+        capture_output=True, text=True, timeout=120, env={**os.environ, "WANDB_SILENT": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("W&B is lost, the run goes on without it") == 1
+    plain = unlearn("train", *smoke, "run_dir=plain", cwd=tmp_path)
+    assert plain.returncode == 0
+    for name in ("metrics.csv", "images.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_one_wandb_run(smoke: list[str], tmp_path: Path) -> None:
+    overrides = [*smoke, "logger=wandb", "logger.mode=offline", "run_dir=run", "steps=60"]
+    with started(overrides, tmp_path, WANDB_SILENT="true") as process:
+        wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+        process.kill()
+    assert unlearn("train", *overrides, cwd=tmp_path, WANDB_SILENT="true").returncode == 0
+    names = [path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    assert len(names) == 2
+    assert len({name.rpartition("-")[2] for name in names}) == 1
