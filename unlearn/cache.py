@@ -92,7 +92,7 @@ class ImageCache:
                 image.verify()  # compares all checksums, as decoding does not
             with Image.open(path) as image:
                 return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, SyntaxError) as error:  # truncated, changed, or not a PNG
             warnings.warn(f"{path}: damaged ({error}), so drawn again", stacklevel=2)

@@ -86,6 +86,8 @@ def train(config: DictConfig) -> Path:
 
 def way_on(run: Path) -> str:
     """What an interrupted run left, for the one who reads why it ended."""
+    if (run / "unlearned.safetensors").exists():
+        return "the same command goes on with the evaluation"
     path = run / "checkpoints" / "last.ckpt"
     if path.exists():
         return f"the same command goes on after step {step_of(path)} ({path})"

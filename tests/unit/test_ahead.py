@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tests.unit.test_doco import make_batch, make_doco
+from unlearn.batches import Batches
 from unlearn.methods.ahead import TeacherAhead, together
 
 
@@ -27,6 +29,43 @@ def test_batches_come_in_order_with_what_the_teacher_says_of_each() -> None:
         assert torch.equal(batch["taught"], 10 * batch["latents"])
     assert passes == [(4, 1), (4, 3), (2, 4)]
     assert "taught" not in batches[0]
+
+
+class Numbers(Dataset[dict[str, Tensor]]):
+    """Sample i is i."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {"latents": torch.tensor([float(number)])}
+
+
+@pytest.mark.parametrize("done", range(11))
+def test_batches_go_on_after_those_of_a_checkpoint(done: int) -> None:
+    """From any batch, with the passes of the teacher that the whole run has."""
+
+    def run(state: int) -> tuple[list[Tensor], list[Tensor]]:
+        passes: list[Tensor] = []
+
+        def teach(batch: dict[str, Tensor], last: int) -> Tensor:
+            passes.append(torch.cat([batch["latents"].flatten(), torch.tensor([last])]))
+            return 10 * batch["latents"]
+
+        loader = TeacherAhead(Batches(Numbers(), 2, rank=1, world=2), 4, teach, lambda b: b)
+        loader.load_state_dict({"done": state})
+        batches = []
+        for batch in loader:
+            batches.append(torch.cat([batch["latents"], batch["taught"]]))
+            assert loader.state_dict() == {"done": state + len(batches)}
+        assert len(loader) == 10
+        return batches, passes
+
+    batches, passes = run(0)
+    assert torch.equal(torch.stack(batches)[:, :2, 0].flatten(), torch.arange(1.0, 40.0, 2))
+    left, taught = run(done)
+    torch.testing.assert_close(left, batches[done:], rtol=0, atol=0)
+    torch.testing.assert_close(taught, passes[done // 4 :], rtol=0, atol=0)
 
 
 def test_a_pass_is_for_32_samples_or_a_batch() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +55,42 @@ def test_only_what_is_missing_is_drawn(random_model: Path, folder: Path) -> None
     assert len(calls) == 2  # one batch of two steps
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a picture", None])
-def test_a_broken_file_is_drawn_again(
-    random_model: Path, folder: Path, damage: bytes | None
+def flipped(data: bytes) -> bytes:
+    """One bit changed in the middle of the compressed pixels."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda _: b"not a picture", lambda d: d[: len(d) // 2], flipped]
+)
+def test_a_broken_file_is_named_and_drawn_again(
+    random_model: Path, folder: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     pipe = load_pipeline(str(random_model))
     first = generate(pipe, PROMPTS[:1], [1], cached=True, **SAMPLER)
     (file,) = files(folder)
     good = file.read_bytes()
-    file.write_bytes(good[: len(good) // 2] if damage is None else damage)
-    assert torch.equal(generate(pipe, PROMPTS[:1], [1], cached=True, **SAMPLER), first)
+    file.write_bytes(damage(good))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        assert torch.equal(generate(pipe, PROMPTS[:1], [1], cached=True, **SAMPLER), first)
+    assert [str(w.message).startswith(f"{file}: damaged") for w in said] == [True]
     assert file.read_bytes() == good
+
+
+def test_images_are_drawn_where_none_can_be_kept(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNLEARN_CACHE", "/dev/full/cache")
+    pipe = load_pipeline(str(random_model))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default", UserWarning)
+        images = generate(pipe, PROMPTS[:1], [1], cached=True, **SAMPLER)
+    assert [str(w.message) for w in said] == [
+        "/dev/full/cache/images: images are not kept (Not a directory)"
+    ]
+    assert torch.equal(images, generate(pipe, PROMPTS[:1], [1], **SAMPLER))
 
 
 def test_the_key_holds_weights_scheduler_sampler_prompt_and_seed(random_model: Path) -> None:

@@ -1,0 +1,59 @@
+"""Faults of the machine, each with a message that says the way on; and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from unlearn.faults import Interrupted, RunError, Stop, explained
+from unlearn.files import write_text
+
+
+def test_a_full_disk_is_explained() -> None:
+    with (
+        pytest.raises(RunError, match=r"no space left on the disk .*make room, then the same"),
+        explained(Path("run")),
+    ):
+        Path("/dev/full").write_text("more")
+
+
+def test_memory_that_is_not_there_is_explained() -> None:
+    with (
+        pytest.raises(RunError, match=r"out of memory .*batch_size.*method\.accumulate.*precision"),
+        explained(Path("run")),
+    ):
+        torch.empty(2**55)
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), RuntimeError("other"), OSError(2, "gone")])
+def test_what_is_not_the_machine_s_stays_as_it_is(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, explained(Path("run")):
+        raise error
+    assert raised.value is error
+
+
+def test_a_folder_closed_meanwhile_is_explained(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o555)
+    with pytest.raises(RunError, match="not allowed to write"), explained(tmp_path):
+        write_text(tmp_path / "file", "text")
+
+
+def test_signals_wait_for_the_end_of_a_step_and_only_there() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        with pytest.raises(Interrupted) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert (ended.value.code, ended.value.name) == (143, "SIGTERM")
+        stop.training = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signum == signal.SIGINT
+        with pytest.raises(Interrupted) as ended:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert ended.value.code == 130
+    assert signal.getsignal(signal.SIGTERM) is before
