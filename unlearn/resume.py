@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ class Progress(NamedTuple):
     Attributes:
         begun: there was one.
         checkpoint: what training goes on from; None: from the first step.
-        step: steps in that checkpoint.
+        step: steps made until then.
         trained: the weights are there.
         finished: the evaluation, too.
     """
@@ -61,7 +62,7 @@ def progress_of(config: DictConfig, run: Path) -> Progress:
             "resume=false to begin anew, which deletes what that run wrote"
         )
     if (run / "unlearned.safetensors").exists():
-        return Progress(begun=True, trained=True, finished=evaluated(run))
+        return Progress(begun=True, step=config.steps, trained=True, finished=evaluated(run))
     checkpoint = run / "checkpoints" / "last.ckpt"
     if not checkpoint.exists():
         return Progress(begun=True)
@@ -140,11 +141,10 @@ def open_run(config: DictConfig, run: Path, progress: Progress) -> None:
                 clear(run)
             run.mkdir(parents=True, exist_ok=True)
             write_text(run / "config.yaml", text_of(config))
-        for left in run.rglob("*.partial"):  # by a process that was killed
-            left.unlink()
-        probe = run / "writable.partial"
-        probe.touch()
-        probe.unlink()
+        else:
+            for left in run.rglob("*.partial"):  # by a process that was killed
+                left.unlink(missing_ok=True)  # another node may have been quicker
+        tempfile.TemporaryFile(dir=run).close()
     except OSError as error:
         raise ValueError(
             f"run_dir={run}: cannot be written ({error.strerror}); choose another run_dir"
@@ -158,4 +158,4 @@ def clear(run: Path) -> None:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)

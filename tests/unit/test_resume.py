@@ -48,7 +48,7 @@ def test_a_run_goes_on_under_the_same_configuration(config: DictConfig, run: Pat
     torch.save({"step": 12}, path)
     assert progress_of(config, run) == Progress(begun=True, checkpoint=path, step=12)
     (run / "unlearned.safetensors").touch()
-    assert progress_of(config, run) == Progress(begun=True, trained=True)
+    assert progress_of(config, run) == Progress(begun=True, step=config.steps, trained=True)
     assert progress_of(changed("resume=false", "seed=3"), run) == Progress()
 
 
