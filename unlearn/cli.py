@@ -156,7 +156,7 @@ def run_merge(arguments: list[str]) -> None:
     if len(paths) < 3:
         raise ValueError("usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR [scale=1.0]")
     options = section(OmegaConf.from_dotlist(overrides), "", MergeOptions)
-    print(*merge_runs([Path(p) for p in paths[:-1]], Path(paths[-1]), options), sep="\n")
+    print(merge_runs([Path(p) for p in paths[:-1]], Path(paths[-1]), options))
 
 
 def run_new_concept(arguments: list[str]) -> None:

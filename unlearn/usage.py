@@ -73,11 +73,10 @@ default 0.01). Each layer gets the least rank that keeps to it. A LoRA holds lin
     "merge": """usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR [scale=1.0]
 
   unlearn merge runs/panda-doco-0 runs/rabbit-doco-0 runs/both
-  unlearn evaluate runs/both/*/                    by the prompts of each run
+  unlearn evaluate runs/both                       what each run forgot, in turn
 
-OUT_DIR/unlearned.safetensors is the base model plus `scale` times the sum of what each run changed.
-OUT_DIR/NAME of each run directory NAME is a run directory with those weights and NAME's config. In
-place of a RUN_DIR, its unlearned.safetensors alone will do, which cannot be evaluated.
+OUT_DIR is a run directory, its weights the base model's plus `scale` times the sum of what each
+run changed.
 """,
     "new-concept": """usage: unlearn new-concept NAME
 
