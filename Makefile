@@ -39,7 +39,7 @@ bench: install  ## time the step against a plain implementation of it
 test test-slow: export OMP_NUM_THREADS = 1  # tiny networks: more threads only wait for each other
 
 test: install  ## the fast tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: install  ## the slow tests
 	$(BIN)/python -m pytest -m slow
