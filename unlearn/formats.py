@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from unlearn.export import (
     read_weights_alone,
     write_safetensors,
 )
+from unlearn.files import whole
 from unlearn.lora import kohya_file, lora_factors, peft_file, ranks_of
 
 FORMATS = {  # and what the run directory calls each
@@ -84,7 +84,6 @@ def write_delta(weights: Mapping[str, Tensor], path: Path) -> None:
 
     A pickle of plain tensors: {"unet": {name: weight}}. Concept Ablation's is of the same kind.
     """
-    partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"unet": {k.removeprefix("unet."): w for k, w in weights.items()}}, partial)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        torch.save({"unet": {k.removeprefix("unet."): w for k, w in weights.items()}}, partial)

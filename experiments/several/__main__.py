@@ -17,6 +17,7 @@ from experiments.several.curve import render
 from experiments.several.plan import CONCEPTS, Job, config_of, jobs_of, missing
 from experiments.several.work import perform
 from experiments.table2.jobs import run_jobs
+from unlearn.files import whole
 
 HERE = Path(__file__).parent
 
@@ -31,8 +32,8 @@ def run_all(scale: str, workers: int, concepts: tuple[str, ...]) -> tuple[Path, 
     todo = missing(jobs, rows, runs)
 
     def keep(name: str, run: Path) -> None:
-        shutil.copyfile(run / "images.csv", rows / f"{name}.partial")
-        (rows / f"{name}.partial").replace(rows / f"{name}.csv")
+        with whole(rows / f"{name}.csv") as partial:
+            shutil.copyfile(run / "images.csv", partial)
 
     done, errors = len(jobs) - len(todo), {}
     for _, group in groupby(todo, key=lambda job: job.rank):

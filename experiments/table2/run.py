@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from experiments.table2.jobs import run_jobs
 from experiments.table2.table import render
 from unlearn.config import compose
+from unlearn.files import whole
 
 HERE = Path(__file__).parent
 SMOKE = (
@@ -81,9 +82,8 @@ def keep(results: Path, plan: dict[str, Any], job: Job, run: Path) -> None:
     """Keep what the table needs of a finished run."""
     if job.seed == 0 and job.concept in plan["ablation_targets"]:
         shutil.copyfile(run / "before_after.png", results / "pictures" / f"{job.name}.png")
-    partial = results / "rows" / f"{job.name}.partial"
-    shutil.copyfile(run / "images.csv", partial)
-    partial.replace(partial.with_suffix(".csv"))
+    with whole(results / "rows" / f"{job.name}.csv") as partial:
+        shutil.copyfile(run / "images.csv", partial)
 
 
 def run_all(scale: str, rows: list[str], workers: int) -> tuple[Path, dict[str, str]]:

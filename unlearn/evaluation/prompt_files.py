@@ -6,7 +6,6 @@ import ast
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 from tqdm import tqdm
 
 from unlearn.cache import cache_folder
+from unlearn.files import whole
 
 ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{file}"
 TIMEOUT = 30  # seconds without an answer
@@ -156,9 +156,8 @@ def published_file(repository: str, commit: str, file: str, expected: str) -> by
         ) from error
     check_hash(data, expected, address)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, kept)
+    with whole(kept) as partial:
+        partial.write_bytes(data)
     return data
 
 
