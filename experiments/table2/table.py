@@ -139,8 +139,8 @@ HEADER = (
     "Our protocol, not the paper's Table 2 (which was not available): methods by the four prompt "
     "sets. Means over targets and training seeds, with 95 % intervals "
     "bootstrapped over targets, seeds and prompts. Each method's settings are the best of three "
-    "trials on four other concepts; rows with fewer runs are ablations on two targets, or have one "
-    "seed."
+    "trials on four other concepts (DoCo's, on instances, the second best); rows with fewer runs "
+    "are ablations on two targets, or have one seed."
 )
 
 

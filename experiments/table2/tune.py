@@ -73,8 +73,11 @@ def score(images: list[dict[str, str]]) -> float:
     return harmonic_mean([gone, sum(hits) / sum(counts)])
 
 
-def best(outcome: list[dict[str, str]]) -> dict[tuple[str, str], tuple[str, float]]:
-    """The overrides and mean score of the best trial, by method and kind of concept.
+Means = dict[tuple[str, str], list[tuple[str, float]]]
+
+
+def mean_scores(outcome: list[dict[str, str]]) -> Means:
+    """Each trial's overrides and mean score, the best first, by method and kind of concept.
 
     A trial that lacks a target on which another was run does not take part.
     """
@@ -82,12 +85,12 @@ def best(outcome: list[dict[str, str]]) -> dict[tuple[str, str], tuple[str, floa
     for row in outcome:
         trials = scores.setdefault((row["method"], row["kind"]), {})
         trials.setdefault(row["overrides"], []).append(float(row["score"]))
-    chosen = {}
+    means: Means = {}
     for key, trials in scores.items():
         targets = max(map(len, trials.values()))
-        means = [(o, mean(s)) for o, s in trials.items() if len(s) == targets]
-        chosen[key] = max(means, key=lambda pair: pair[1])
-    return chosen
+        whole = [(o, mean(s)) for o, s in trials.items() if len(s) == targets]
+        means[key] = sorted(whole, key=lambda pair: -pair[1])
+    return means
 
 
 def keep(trial: dict[str, str], run: Path) -> None:
@@ -104,7 +107,7 @@ def keep(trial: dict[str, str], run: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, and print each method's best trial."""
+    """Run what is missing, and print each method's trials, the best first."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--methods", help="names of grid.yaml, with commas between; default: all")
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
@@ -129,9 +132,10 @@ def main() -> None:
         configs, lambda name, run: keep(missing[name], run), options.workers,
         len(trials) - len(missing),
     )  # fmt: skip
-    print("| method | kind | best trial | score |\n|---|---|---|---|")
-    for (method, kind), (overrides, value) in sorted(best(read_outcome()).items()):
-        print(f"| {method} | {kind} | `{overrides}` | {value:.2f} |")
+    print("| method | kind | trial | score |\n|---|---|---|---|")
+    for (method, kind), trials_of_kind in sorted(mean_scores(read_outcome()).items()):
+        for overrides, value in trials_of_kind:
+            print(f"| {method} | {kind} | `{overrides}` | {value:.3f} |")
     if errors:
         raise SystemExit(f"failed, to be tried again by the same command: {errors}")
 
