@@ -1,17 +1,26 @@
 """Make text-to-image diffusion models forget a concept."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unlearn.export import load_unlearned
-
-__all__ = ["load_unlearned"]
+    from diffusers import DiffusionPipeline
 
 
-def __getattr__(name: str) -> Any:
-    """`load_unlearned`, imported when it is asked for: torch would slow `unlearn --help`."""
-    if name == "load_unlearned":
-        from unlearn.export import load_unlearned
+def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> DiffusionPipeline:
+    """Patch a diffusers pipeline in place with unlearned weights, and return it.
 
-        return load_unlearned
-    raise AttributeError(name)
+    A method that acts at inference is installed: the pipeline samples as it wants.
+
+    Args:
+        pipe: the base model's pipeline.
+        path: an `unlearned.safetensors`.
+
+    Raises:
+        ValueError: the file is none, or does not fit the pipeline; nothing is changed.
+    """
+    from unlearn import export  # here, as torch would slow `unlearn --help`
+
+    return export.load_unlearned(pipe, path)

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from unlearn.backbone import networks_of
 from unlearn.export import check_finite, named_weights, patch
 from unlearn.methods.spm import SPM, permeable
 
 FACTOR = re.compile(r"(.+?)\.(?:lora[_.](down|up|A|B)\.weight|(alpha))")
 SIDES = {"A": "down", "B": "up"}
+KOHYA = {  # the parts that a LoRA can change, and how kohya's names of their layers begin
+    "unet": ("lora_unet_",),
+    "transformer": (),
+    "text_encoder": ("lora_te_text_model_", "lora_te1_text_model_"),
+    "text_encoder_2": ("lora_te2_text_model_",),
+}
 
 
 class Factors(NamedTuple):
@@ -33,17 +40,17 @@ def is_adapter(names: Iterable[str]) -> bool:
 
 
 def load_adapter(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     path: Path,
     targets: list[str] | None,
-) -> StableDiffusionPipeline:
+) -> DiffusionPipeline:
     """Load low-rank factors into the pipeline, in place, and return it.
 
     Factors of rank 1 of the UNet alone, under the names that SPM and kohya share, and without
     kohya's metadata, are an SPM: `SPM.install` lets each prompt set its strength. Others are a
-    LoRA, of kohya's names (lora_unet_..., lora_te_...) or diffusers' (unet...., text_encoder....):
+    LoRA, of kohya's names (see `KOHYA`) or diffusers' (unet...., text_encoder....):
     its change is added to the weights in full.
 
     Source: the SPM repository's names and metadata (Con6924/SPM, src/models/spm.py), kohya's
@@ -74,27 +81,21 @@ def load_adapter(
     return pipe
 
 
-def layers_of(pipe: StableDiffusionPipeline) -> dict[str, str]:
+def layers_of(pipe: DiffusionPipeline) -> dict[str, str]:
     """Linear and convolutional layers: by the names of both kinds of file, that of our weight."""
     names = {}
-    for name, layer in pipe.unet.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            for alias in (f"unet.{name}", f"lora_unet_{name.replace('.', '_')}"):
-                names[alias] = f"unet.{name}"
-    for name, layer in pipe.text_encoder.named_modules():
-        if isinstance(layer, nn.Linear):
-            short = name.removeprefix("text_model.")
-            for alias in (
-                f"text_encoder.{short}",
-                f"text_encoder.text_model.{short}",
-                f"lora_te_text_model_{short.replace('.', '_')}",
-            ):
-                names[alias] = f"text_encoder.{short}"
+    for part, network in networks_of(pipe).items():
+        for name, layer in network.named_modules():
+            if part in KOHYA and isinstance(layer, nn.Linear | nn.Conv2d):
+                short = name.removeprefix("text_model.")
+                kohya = (begin + short.replace(".", "_") for begin in KOHYA[part])
+                for alias in (f"{part}.{short}", f"{part}.text_model.{short}", *kohya):
+                    names[alias] = f"{part}.{short}"
     return names
 
 
 def read_factors(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     path: Path,
@@ -104,6 +105,7 @@ def read_factors(
     Raises:
         ValueError: a name is no layer's, a factor is missing, of another shape, or not finite.
     """
+    tensors = {n: t.float() if n.endswith(".alpha") else t for n, t in tensors.items()}
     check_finite(tensors, path)
     known, own = layers_of(pipe), named_weights(pipe)
     found: dict[str, dict[str, Tensor]] = {}
@@ -141,28 +143,26 @@ def read_factors(
 def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, float]]:
     """The alphas that diffusers stored beside the factors, by part and pattern of layers' names.
 
-    Those of single layers come before that of the whole UNet or text encoder.
+    Those of single layers come before that of the whole network.
 
     Raises:
-        ValueError: the factors are scaled in another way than by alpha / rank, or a pattern is no
-            regular expression.
+        ValueError: what is stored is not diffusers', the factors are scaled in another way than by
+            alpha / rank, or a pattern is no regular expression.
     """
-    stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alphas: dict[str, dict[str, float]] = {"unet": {}, "text_encoder": {}}
-    for part, known in alphas.items():
-        for key in ("use_rslora", "use_dora"):
-            if stored.get(f"{part}.{key}"):
-                raise ValueError(f"{path}: a LoRA with {key} is not supported")
-        for pattern, alpha in stored.get(f"{part}.alpha_pattern", {}).items():
-            try:
+    alphas: dict[str, dict[str, float]] = {part: {} for part in KOHYA}
+    try:
+        stored = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
+        for part, known in alphas.items():
+            for key in ("use_rslora", "use_dora"):
+                if stored.get(f"{part}.{key}"):
+                    raise ValueError(f"a LoRA with {key} is not supported")
+            for pattern, alpha in dict(stored.get(f"{part}.alpha_pattern", {})).items():
                 re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"{path}: {part}.alpha_pattern has {pattern!r}: {error}"
-                ) from error
-            known[pattern.replace("text_model.", "")] = float(alpha)  # as in `named_weights`
-        if f"{part}.lora_alpha" in stored:
-            known[".*"] = float(stored[f"{part}.lora_alpha"])
+                known[pattern.replace("text_model.", "")] = float(alpha)  # as in `named_weights`
+            if f"{part}.lora_alpha" in stored:
+                known[".*"] = float(stored[f"{part}.lora_alpha"])
+    except (ValueError, TypeError, re.error) as error:
+        raise ValueError(f"{path}: lora_adapter_metadata: {error}") from error
     return alphas
 
 
@@ -177,7 +177,7 @@ def alpha_of(layer: str, alphas: Mapping[str, Mapping[str, float]], default: flo
 
 
 def install_spm(
-    pipe: StableDiffusionPipeline, factors: dict[str, Factors], targets: list[str], path: Path
+    pipe: DiffusionPipeline, factors: dict[str, Factors], targets: list[str], path: Path
 ) -> None:
     """Install the membranes of an SPM; a layer without factors is left as it is.
 

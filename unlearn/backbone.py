@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from unlearn.random_weights import random_pipeline
 from unlearn.stored import stored_pipeline
 
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")  # of a pipeline, where it has them
+DENOISERS: dict[str, Any] = {"unet": UNet2DConditionModel, "transformer": SD3Transformer2DModel}
+NETWORKS = (  # of a pipeline, where it has them
+    *DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3"
+)  # fmt: skip
 
 
 def load_pipeline(
@@ -58,8 +62,38 @@ def networks_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     return {name: part for name in NETWORKS if (part := getattr(pipe, name, None)) is not None}
 
 
+def denoiser(pipe: DiffusionPipeline) -> Any:
+    """The network that denoises, which is the one that trains: a UNet, or a transformer."""
+    return next(getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name))
+
+
+def part_of(network: nn.Module) -> str:
+    """What pipelines call such a network that denoises."""
+    return next(name for name, kind in DENOISERS.items() if isinstance(network, kind))
+
+
+CAST = (nn.Linear, nn.Conv2d)  # whose weights autocast takes in bf16
+
+
+def store_in_bf16(network: nn.Module, but: Iterable[str]) -> None:
+    """Keep a frozen network's weights as autocast to bf16 takes them, half as large.
+
+    Its outputs under autocast stay the same bits, and no pass casts the weights anew.
+
+    Args:
+        network: changes in place.
+        but: the names of weights that stay as they are, since they train.
+    """
+    kept = {*but}
+    for name, module in network.named_modules():
+        if isinstance(module, CAST):
+            for own, weight in module.named_parameters(recurse=False):
+                if f"{name}.{own}" not in kept:
+                    weight.data = weight.data.bfloat16()
+
+
 def device_of(accelerator: str) -> str:
-    """Where images are drawn: on the GPU if there is one and Lightning's `accelerator` allows."""
+    """Where images are drawn: on the current GPU if Lightning's `accelerator` allows one."""
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -75,46 +109,61 @@ class SplitLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> SplitLinear:
-        """A split layer that shares nothing with `linear`."""
-        split = cls(linear.in_features, linear.out_features, bias=False)
-        split.weight.data.copy_(linear.weight.data)
+        """A split layer that shares nothing with `linear`; a bias stays frozen."""
+        place = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        split = cls(linear.in_features, linear.out_features, linear.bias is not None, **place)
+        split.load_state_dict(linear.state_dict())
+        if split.bias is not None:
+            split.bias.requires_grad_(False)
         return split
 
     def forward(self, input: Tensor) -> Tensor:
         """Keys or values (B, T, out) of text states (B, T, in), B a multiple of the chunks."""
         if not self.leaves:
-            return F.linear(input, self.weight)
+            return F.linear(input, self.weight, self.bias)
         chunks = input.chunk(len(self.leaves))
         return torch.cat([self.apply_leaf(c, w) for c, w in zip(chunks, self.leaves, strict=True)])
 
     def apply_leaf(self, input: Tensor, weight: Tensor) -> Tensor:
         """Keys or values of one chunk; with `detach_first_token`, no gradient from token 0."""
         if not self.detach_first_token:
-            return F.linear(input, weight)
+            return F.linear(input, weight, self.bias)
         first, rest = input[:, :1], input[:, 1:]
-        return torch.cat([F.linear(first, weight.detach()), F.linear(rest, weight)], dim=1)
+        sides = F.linear(first, weight.detach(), self.bias), F.linear(rest, weight, self.bias)
+        return torch.cat(sides, dim=1)
 
 
-def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
-    """The key and value projections of every cross-attention, by their names in the network."""
+def text_sides(attention: Attention) -> tuple[str, ...]:
+    """The names of the projections that give an attention's keys and values of text.
+
+    Those of a cross-attention, and of a joint attention the ones beside the image's own; a
+    self-attention has none.
+    """
+    if attention.is_cross_attention:
+        return "to_k", "to_v"
+    return ("add_k_proj", "add_v_proj") if attention.add_k_proj is not None else ()
+
+
+def cross_attention_layers(network: nn.Module) -> dict[str, nn.Linear]:
+    """The key and value projections of text in every attention, by their names in the network."""
     return {
         f"{name}.{side}": getattr(module, side)
-        for name, module in unet.named_modules()
-        if isinstance(module, Attention) and module.is_cross_attention
-        for side in ("to_k", "to_v")
+        for name, module in network.named_modules()
+        if isinstance(module, Attention)
+        for side in text_sides(module)
     }
 
 
 def split_cross_attention(
-    unet: UNet2DConditionModel, detach_first_token: bool = False
+    network: nn.Module, detach_first_token: bool = False
 ) -> dict[str, SplitLinear]:
-    """Replace the key and value projections by trainable split layers, and return them."""
+    """Replace the key and value projections of text by trainable split layers, and return them."""
     layers = {}
-    for name, linear in cross_attention_layers(unet).items():
+    for name, linear in cross_attention_layers(network).items():
         parent, _, side = name.rpartition(".")
         layers[name] = SplitLinear.from_linear(linear)
         layers[name].detach_first_token = detach_first_token
-        setattr(unet.get_submodule(parent), side, layers[name])
+        setattr(network.get_submodule(parent), side, layers[name])
     return layers
 
 

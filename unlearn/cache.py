@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -18,6 +17,9 @@ from torch import Tensor
 
 from unlearn.backbone import networks_of
 from unlearn.files import whole
+from unlearn.images import read_image
+
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # of a pipeline, where it has them
 
 
 def cache_folder() -> Path:
@@ -28,20 +30,18 @@ def cache_folder() -> Path:
 
 
 def fingerprint(pipe: DiffusionPipeline) -> str:
-    """A hash of the pipeline's weights, tokenizer and scheduler, and of what computes with them."""
+    """A hash of the pipeline's weights and tokenizer, and of what computes with them."""
     digest = hashlib.blake2b(digest_size=16)
     for module in networks_of(pipe).values():
         digest.update(str(type(module)).encode())
         for name, tensor in module.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.device.type}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    schedule = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
     # without what diffusers notes for itself, some of it in an order that no two processes share
-    tokenizers = [t for t in (pipe.tokenizer, getattr(pipe, "tokenizer_2", None)) if t]
+    tokenizers = [t for name in TOKENIZERS if (t := getattr(pipe, name, None)) is not None]
     facts = [f for t in tokenizers for f in (t.get_vocab(), t.padding_side)]
     if zeros := pipe.config.get("force_zeros_for_empty_prompt"):
         facts.append(zeros)
-    facts += [type(pipe.scheduler).__name__, schedule]
     facts += [torch.__version__, diffusers.__version__]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()
@@ -64,19 +64,15 @@ class ImageCache:
 
     Args:
         folder: where the images lie, in `images/`.
-        pipe: the pipeline that draws them.
-        installed: names what else than its weights changed the pipeline, such as a method that
-            acts at inference; "": nothing did.
-        settings: what else decides every image: steps, the negative prompt.
+        drawer: the `fingerprint` of the pipeline that draws them.
+        installed: names what changed that pipeline since, such as an unlearned model's weights or a
+            method that acts at inference; "": nothing did.
+        settings: what else decides every image: the sampler, its steps, the negative prompt.
     """
 
-    def __init__(
-        self, folder: Path, pipe: DiffusionPipeline, installed: str = "", **settings: Any
-    ) -> None:
-        changed = "encode_prompt" in vars(pipe)  # as every method that acts at inference does
-        assert installed or not changed, "the cache would take the pipeline for its base model"
+    def __init__(self, folder: Path, drawer: str, installed: str = "", **settings: Any) -> None:
         self.folder = folder / "images"
-        self.key = json.dumps([fingerprint(pipe), installed, settings], sort_keys=True)
+        self.key = json.dumps([drawer, installed, settings], sort_keys=True, default=str)
 
     def path(self, *facts: Any) -> Path:
         """The file of the image that the facts, such as prompt and seed, decide."""
@@ -84,19 +80,24 @@ class ImageCache:
         name = hashlib.blake2b(text, digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name}.png"
 
-    def get(self, *facts: Any) -> Tensor | None:
-        """The image (3, H, W), uint8; None where it is not there, or damaged, which is said."""
+    def get(self, size: tuple[int, int], *facts: Any) -> Tensor | None:
+        """The image (3, H, W), uint8; None where it is not there, or damaged, which is said.
+
+        Args:
+            size: (H, W) of such images.
+            facts: see `path`.
+        """
         path = self.path(*facts)
         try:
-            with Image.open(path) as image:
-                image.verify()  # compares all checksums, as decoding does not
-            with Image.open(path) as image:
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            image = read_image(path)
+            if image.shape[1:] != size:
+                raise ValueError(f"its size is {tuple(image.shape[1:])}, not {size}")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, SyntaxError) as error:  # truncated, changed, or not a PNG
+        except ValueError as error:
             warnings.warn(f"{path}: damaged ({error}), so drawn again", stacklevel=2)
             return None
+        return image
 
     def put(self, image: Tensor, *facts: Any) -> None:
         """Store an image (3, H, W), uint8."""

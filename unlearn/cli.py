@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NoReturn
 
+from unlearn.credentials import hide
+from unlearn.names import hint
 from unlearn.usage import HELP, USAGE
 
 NEW_CONCEPT = """# A concept of one's own: unlearn train concept={name}
@@ -16,7 +19,7 @@ defaults:
   - _self_
   - override /anchor@_global_.anchor: custom   # or a file of conf/anchor; else anchor.name=...
 
-name: {name}
+name: "{name}"
 kind: instance          # instance | style | unsafe (explicit content; may be a group of objects)
 
 # What is null here has a default that the embedded model's vocabulary gives; for Stable Diffusion
@@ -31,8 +34,8 @@ unrelated: null         # far concepts that must survive, in no training prompt
 
 
 def refuse(error: Exception) -> NoReturn:
-    """A user's error: one line on stderr and exit status 2."""
-    print(f"unlearn: {error}", file=sys.stderr)
+    """A user's error: one line on stderr, which holds no secret, and exit status 2."""
+    print(f"unlearn: {hide(str(error))}", file=sys.stderr)
     raise SystemExit(2) from error
 
 
@@ -48,59 +51,84 @@ def own_conf() -> Path | None:
     return own if own.is_dir() and own != conf_dir() else None
 
 
+def files_of(group: str) -> list[str]:
+    """The names that a group of conf/ takes, one's own among them."""
+    folders = [folder / group for folder in (conf_dir(), own_conf()) if folder]
+    return sorted(
+        {
+            p.relative_to(folder).with_suffix("").as_posix()
+            for folder in folders
+            for p in folder.rglob("*.yaml")
+        }
+    )
+
+
 def run_train(overrides: list[str]) -> None:
     """`unlearn train`, composed and launched by Hydra (so `-m` sweeps)."""
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
+    from unlearn.overrides import check_flags, said_plainly
     from unlearn.several import listed  # and the resolver that `run_dir` needs
 
+    check_flags(overrides)
     if "--cfg" in overrides and listed([o for o in overrides if "=" in o])[0]:
         raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
     command_line = list(sys.argv)
 
-    def job(config: object) -> None:
-        from unlearn.config import compose
+    def job(config: Any) -> None:
         from unlearn.faults import RunError
+        from unlearn.sweep import attempt, config_of
         from unlearn.train import train
 
         sys.argv = command_line  # Lightning starts the other ranks of DDP with it
         given = list(HydraConfig.get().overrides.task)
         try:
-            if listed(given)[0]:  # Hydra merged the files of concept=[a,b] key by key
-                GlobalHydra.instance().clear()
-                config = compose(given)
-            train(config)  # type: ignore[arg-type]
+            config = config_of(config, given)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                attempt(config, given)
+            else:
+                train(config)
         except (ValueError, RunError) as error:
             refuse(error)
 
     if own := own_conf():
         overrides = ["--config-dir", str(own), *overrides]
     sys.argv = [command_line[0], *overrides]
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors, and exit with 1
+    with said_plainly(overrides):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
 
 
 def load_run(run: str) -> tuple[Any, Path]:
     """The config of a finished run.
 
     Raises:
-        ValueError: `run` holds no config.yaml and unlearned.safetensors.
+        ValueError: `run` holds no config.yaml of a run, or no unlearned.safetensors of its base.
     """
-    from omegaconf import OmegaConf
+    from unlearn.config import base_name
+    from unlearn.export import check_base
+    from unlearn.sections import read_config
 
     folder = Path(run)
     for name in ("config.yaml", "unlearned.safetensors"):
         if not (folder / name).exists():
             raise ValueError(f"{folder}: not a finished run directory, {name} is missing")
-    return OmegaConf.load(folder / "config.yaml"), folder
+    config = read_config(folder / "config.yaml")
+    check_base(folder / "unlearned.safetensors", base_name(config))
+    return config, folder
 
 
 def run_evaluate(arguments: list[str]) -> None:
     """`unlearn evaluate RUN_DIR... [overrides]`."""
     from unlearn.evaluation.command import evaluate_all
+    from unlearn.faults import RunError
 
-    evaluate_all(arguments)
+    try:
+        evaluate_all(arguments)
+    except RunError as error:
+        refuse(error)
 
 
 def run_sample(arguments: list[str]) -> None:
@@ -113,17 +141,23 @@ def run_sample(arguments: list[str]) -> None:
 
     from unlearn.backbone import device_of, load_pipeline
     from unlearn.config import base_of, sampler_of
-    from unlearn.export import load_unlearned
+    from unlearn.data import check_known, check_lengths
+    from unlearn.export import check_unlearned, load_unlearned
+    from unlearn.files import whole
     from unlearn.generate import generate
 
     prompts, numbers = arguments[1:], range(len(arguments) - 1)
     sampler = sampler_of(config, config.evaluation.sampling_steps)
     pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
+    check_known(pipe.tokenizer, prompts)
+    check_lengths(pipe.tokenizer, prompts)
+    check_unlearned(pipe, folder / "unlearned.safetensors")
     sides = [generate(pipe, prompts, numbers, description="base images", **sampler)]
     load_unlearned(pipe, folder / "unlearned.safetensors")
     sides.append(generate(pipe, prompts, numbers, description="unlearned images", **sampler))
     picture = torch.cat(sides, dim=-1).permute(0, 2, 3, 1).flatten(0, 1)
-    Image.fromarray(picture.numpy()).save(folder / "sample.png")
+    with whole(folder / "sample.png") as partial:
+        Image.fromarray(picture.numpy()).save(partial, format="PNG")
     print(folder / "sample.png")
 
 
@@ -159,10 +193,35 @@ def run_merge(arguments: list[str]) -> None:
     print(merge_runs([Path(p) for p in paths[:-1]], Path(paths[-1]), options))
 
 
+def run_report(arguments: list[str]) -> None:
+    """`unlearn report RUN_DIR... [out=report.html]`."""
+    from unlearn.report import report_runs
+
+    print(report_runs(arguments))
+
+
+def run_demo(arguments: list[str]) -> None:
+    """`unlearn demo RUN_DIR [port=7860] [host=127.0.0.1]`."""
+    from unlearn.demo import serve
+
+    serve(arguments)
+
+
+def run_sweep_report(arguments: list[str]) -> None:
+    """`unlearn sweep-report DIR...`."""
+    if not arguments:
+        raise ValueError("usage: unlearn sweep-report DIR [DIR ...]")
+    from unlearn.sweep_report import report
+
+    report([Path(folder) for folder in arguments])
+
+
 def run_new_concept(arguments: list[str]) -> None:
     """`unlearn new-concept NAME`."""
-    if len(arguments) != 1 or not arguments[0].replace("_", "").isalnum():
+    if len(arguments) != 1 or not re.fullmatch(r"[^\W_]\w*", arguments[0]):
         raise ValueError("usage: unlearn new-concept NAME (letters, digits and _)")
+    if (conf_dir() / "concept" / f"{arguments[0]}.yaml").exists():
+        raise ValueError(f"{arguments[0]}: a shipped concept has this name; choose another")
     path = Path("conf") / "concept" / f"{arguments[0]}.yaml"
     if path.exists():
         raise ValueError(f"{path}: exists already")
@@ -173,15 +232,13 @@ def run_new_concept(arguments: list[str]) -> None:
 
 def choices(command: str) -> str:
     """The choices of the groups of conf/ that the command takes, one line a group."""
-    folder = conf_dir()
-    groups = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name != "evaluation"]
+    groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
+    groups = [group for group in groups if group not in ("evaluation", "hydra")]
     if command == "evaluate":
-        groups = [folder / name for name in ("evaluation", "concept", "model")]
+        groups = ["evaluation", "concept", "model"]
     lines = []
     for group in groups:
-        files = sorted(group.rglob("*.yaml"))
-        names = ", ".join(p.relative_to(group).with_suffix("").as_posix() for p in files)
-        prefix = f"  {group.name:<11} "
+        names, prefix = ", ".join(files_of(group)), f"  {group:<11} "
         lines.append(textwrap.fill(names, 98, initial_indent=prefix, subsequent_indent=" " * 14))
     return "\n".join(lines)
 
@@ -194,6 +251,9 @@ def main() -> None:
         "sample": run_sample,
         "export": run_export,
         "merge": run_merge,
+        "report": run_report,
+        "demo": run_demo,
+        "sweep-report": run_sweep_report,
         "new-concept": run_new_concept,
     }
     arguments = sys.argv[1:]
@@ -203,14 +263,13 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # advice on packages not used here
     command, *rest = arguments
     if command not in commands:
-        print(f"unlearn: {command!r} is not a command\n\n{USAGE}", file=sys.stderr)
-        raise SystemExit(2)
+        refuse(ValueError(f"{command!r} is not a command; {hint(command, list(commands))}"))
     if {"-h", "--help"} & {*rest}:
         print(HELP[command].replace("{choices}", choices(command)))
         return
     try:
         commands[command](rest)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         refuse(error)
 
 

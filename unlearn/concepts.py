@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from unlearn.names import check
+from unlearn.packs import read_pack
 from unlearn.vocabulary import Vocabulary, vocabulary
 
 KINDS = ("instance", "style", "unsafe")
-PACKS = Path(__file__).parent / "assets" / "prompts"
+NAME = re.compile(r"\w[\w .,'&()-]*")  # safe in a path, in Markdown and in HTML
 FAR = [
     "panda",
     "pizza",
@@ -61,9 +61,10 @@ class AnchorConfig:
     """The section `anchor` of a config: a file of conf/anchor, or the command line.
 
     Attributes:
-        name: the anchor's name. For a style "none" stands for no style at all, which serves where
-            plain prompts never show the target style.
+        name: the anchor's name.
         words: the word that the targets are corrected to, or one for each target; null: the name.
+            For a style [""] is no style at all, which serves where plain prompts never show the
+            target style.
         prompts: a prompt pack, one prompt a line, each with the anchor word exactly once: a name
             of unlearn/assets/prompts or a path; null: the concept's templates.
     """
@@ -146,9 +147,17 @@ def build_concept(
     """
     check("concept.kind", concept.kind, list(KINDS))
     by_style = concept.kind == "style"
+    for key, name in (("concept.name", concept.name), ("anchor.name", anchor.name)):
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"{key}={name!r}: a name begins with a letter or digit and holds, beside them and "
+                "spaces, only _ . , ' & ( ) -"
+            )
     targets = [concept.name] if concept.targets is None else concept.targets
     if not targets:
         raise ValueError("concept.targets=[]: at least one target is needed")
+    for key in ("targets", "related", "unrelated"):
+        check_words(f"concept.{key}", getattr(concept, key) or [])
     anchors = pair_anchors(targets, anchor, by_style)
     related, unrelated = concept.related, concept.unrelated
     if words:
@@ -177,7 +186,7 @@ def build_concept(
         unseen=unseen,
         related=list(related),
         unrelated=list(unrelated),
-        pack=read_pack(anchor, anchors, by_style, words),
+        pack=read_pack(anchor.prompts, anchors, by_style and words is None),
         words=words,
     )
 
@@ -199,15 +208,14 @@ def pair_anchors(targets: list[str], anchor: AnchorConfig, by_style: bool) -> di
     return dict(zip(targets, words * len(targets) if len(words) == 1 else words, strict=True))
 
 
-def check(key: str, value: str, known: Sequence[str]) -> None:
-    """Refuse an unknown name, naming the nearest valid ones.
+def check_words(key: str, words: Sequence[str]) -> None:
+    """Refuse words of which one is empty or stands twice.
 
     Raises:
-        ValueError: `value` is not in `known`.
+        ValueError: names the key.
     """
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=3, cutoff=0.4) or known[:8]
-        raise ValueError(f"{key}={value!r} is unknown; did you mean one of {list(near)}?")
+    if not all(word.strip() for word in words) or len({*words}) < len(words):
+        raise ValueError(f"{key}={list(words)}: an empty word, or one that stands twice")
 
 
 def check_names(key: str, values: Any, known: Sequence[str]) -> None:
@@ -224,19 +232,34 @@ def templates(concept: ConceptConfig, by_style: bool) -> tuple[list[str], list[s
     {p}".
 
     Raises:
-        ValueError: a template lacks a placeholder, or is both seen and unseen.
+        ValueError: there is no template, or one lacks a placeholder, has one that is not a word of
+            its own (so that nothing could find the target in the prompt), or is both seen and
+            unseen.
     """
     words = vocabulary()
     suffix, prefix = words.style_phrases["seen"]
     seen = [suffix, prefix, prefix] if by_style else list(words.templates["seen"])
     unseen = list((words.style_phrases if by_style else words.templates)["unseen"])
-    chosen = (concept.seen_templates or seen, concept.unseen_templates or unseen)
+    chosen = (
+        seen if concept.seen_templates is None else concept.seen_templates,
+        unseen if concept.unseen_templates is None else concept.unseen_templates,
+    )
     slots = ("{p}", "{t}") if by_style else ("{}",)
     for key, given in zip(("seen_templates", "unseen_templates"), chosen, strict=True):
+        if not given:
+            raise ValueError(f"concept.{key}=[]: at least one template is needed")
         for template in given:
-            if any(template.count(slot) != 1 for slot in slots):
+            rest = template
+            for slot in slots:
+                rest = rest.replace(slot, "", 1)
+            if any(slot not in template for slot in slots) or {*"{}"} & {*rest}:
                 raise ValueError(
                     f"concept.{key}={template!r}: holds not exactly one of each of {list(slots)}"
+                )
+            if any(re.search(rf"\w{s}|{s}\w", template) for s in map(re.escape, slots)):
+                raise ValueError(
+                    f"concept.{key}={template!r}: a letter, digit or _ stands beside one of "
+                    f"{list(slots)}, which must be a word of its own"
                 )
     if both := sorted({*chosen[0]} & {*chosen[1]}):
         raise ValueError(f"concept.unseen_templates={both}: also among concept.seen_templates")
@@ -257,41 +280,8 @@ def synonyms(
         return {t: list(known[t].synonyms) if t in known else [] for t in targets}
     for target, phrases in given.items():
         check("concept.synonyms", target, targets)
+        check_words(f"concept.synonyms.{target}", phrases)
         for phrase in phrases:
             if target in phrase:
                 raise ValueError(f"concept.synonyms={phrase!r}: contains its target {target!r}")
     return {t: list(given.get(t, [])) for t in targets}
-
-
-def read_pack(
-    anchor: AnchorConfig, anchors: dict[str, str], by_style: bool, words: Vocabulary | None
-) -> list[str]:
-    """The prompts of the anchor's pack; none where the templates make them.
-
-    Raises:
-        ValueError: there is no such pack, or a prompt holds the anchor word not exactly once.
-    """
-    if anchor.prompts is None:
-        if by_style and words is None:
-            raise ValueError("anchor.prompts=null: a style needs a prompt pack for this model")
-        return []
-    shipped = sorted(p.stem for p in PACKS.glob("*.txt"))
-    path = PACKS / f"{anchor.prompts}.txt" if anchor.prompts in shipped else Path(anchor.prompts)
-    if not path.is_file():
-        raise ValueError(f"anchor.prompts={anchor.prompts!r}: no such file, nor one of {shipped}")
-    prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    for word in sorted(set(anchors.values())):
-        for prompt in prompts:
-            if word and len(mentions(word, prompt)) != 1:
-                raise ValueError(
-                    f"anchor.prompts={anchor.prompts!r}: holds the anchor {word!r} not exactly "
-                    f"once: {prompt!r}"
-                )
-    if not prompts:
-        raise ValueError(f"anchor.prompts={anchor.prompts!r}: holds no prompts")
-    return prompts
-
-
-def mentions(word: str, prompt: str) -> list[str]:
-    """Where `word` stands in `prompt` as a whole word."""
-    return re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, flags=re.IGNORECASE)

@@ -1,8 +1,8 @@
 """What a prompt becomes: one tensor, from which any network's call takes what it needs.
 
 The text of a prompt is its token states (T, D). Where the network takes a pooled state beside them,
-as SDXL's, that is one row more (T + 1, D), filled up with zeros: texts of every model are stored,
-batched and moved alike.
+as those of SDXL and SD3, that is one row more (T + 1, D), filled up with zeros: texts of every
+model are stored, batched and moved alike.
 """
 
 from __future__ import annotations
@@ -30,32 +30,39 @@ def pack(states: Tensor, pooled: Tensor | None = None) -> Tensor:
 def unpack(network: nn.Module, texts: Tensor) -> tuple[Tensor, Tensor | None]:
     """The token states (B, T, D) and the pooled states (B, P), None where the network has none."""
     config: Any = network.config
-    if config.addition_embed_type is None:
+    if "pooled_projection_dim" in config:
+        width = config.pooled_projection_dim
+    elif config.addition_embed_type is None:
         return texts, None
-    width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    else:
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     return texts[:, :-1], texts[:, -1, :width]
 
 
-def arguments(network: nn.Module, z_t: Tensor, texts: Tensor) -> dict[str, Any]:
-    """What a network is called with beside z_t (B, C, h, w) and its timesteps.
+def arguments(network: nn.Module, z_t: Tensor, times: Tensor, texts: Tensor) -> dict[str, Any]:
+    """What a network is called with beside z_t (B, C, h, w).
 
     SDXL's networks are also told an image's size before and after cropping, and where it was
     cropped: here always whole images of the latents' own size.
 
     Source: Podell et al. 2023 (SDXL, arXiv 2307.01952), section 2.2.
     """
+    config: Any = network.config
     states, pooled = unpack(network, texts)
+    given = {"timestep": times, "encoder_hidden_states": states}
     if pooled is None:
-        return {"encoder_hidden_states": states}
+        return given
+    if "pooled_projection_dim" in config:
+        return {**given, "pooled_projections": pooled}
     height, width = (PIXELS * side for side in z_t.shape[-2:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=z_t.dtype)
     added = {"text_embeds": pooled, "time_ids": sizes.expand(len(z_t), -1)}
-    return {"encoder_hidden_states": states, "added_cond_kwargs": added}
+    return {**given, "added_cond_kwargs": added}
 
 
-def predict(network: nn.Module, z_t: Tensor, timesteps: Tensor, texts: Tensor) -> Tensor:
-    """The network's output (B, C, h, w) for noisy latents, their timesteps and their texts."""
-    return network(z_t, timesteps, **arguments(network, z_t, texts)).sample
+def predict(network: nn.Module, z_t: Tensor, times: Tensor, texts: Tensor) -> Tensor:
+    """The network's output (B, C, h, w) for noisy latents, their times and their texts."""
+    return network(z_t, **arguments(network, z_t, times, texts)).sample
 
 
 def encode(pipe: Any, prompts: list[str]) -> Tensor:
@@ -63,8 +70,10 @@ def encode(pipe: Any, prompts: list[str]) -> Tensor:
 
     By the class's own function: a method may have changed the pipeline's.
     """
-    given = type(pipe).encode_prompt(
-        pipe, prompts, device=pipe.device, num_images_per_prompt=1,
+    encode_prompt = type(pipe).encode_prompt
+    others = {"prompt_2", "prompt_3"} & inspect.signature(encode_prompt).parameters.keys()
+    given = encode_prompt(
+        pipe, prompts, **dict.fromkeys(others), device=pipe.device, num_images_per_prompt=1,
         do_classifier_free_guidance=False,
     )  # fmt: skip
     return pack(*given[::2])  # every other one is of the negative prompt

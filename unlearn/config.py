@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass, make_dataclass
+from dataclasses import asdict, dataclass, field, make_dataclass
 from typing import Any, Optional, get_type_hints
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
-from unlearn.cli import conf_dir, own_conf
-from unlearn.concepts import Concept, check
+from unlearn.cli import conf_dir, files_of, own_conf
+from unlearn.concepts import Concept
+from unlearn.credentials import check_secrets
+from unlearn.hardware import check_trainer
+from unlearn.names import check
+from unlearn.overrides import said_plainly
 from unlearn.prompts import check_prompts
-from unlearn.sections import section
+from unlearn.sections import check_keys, check_number, plain, section
 from unlearn.several import check_alike, concept_of, go_on, join_configs, listed
 
 PRECISIONS = ("32-true", "bf16-mixed", "auto")
 LOGGERS = ("csv", "wandb", "tensorboard")
+MODES = ("online", "offline")  # of wandb
+SECTIONS = ("concept", "anchor", "model", "method", "data", "trainer", "logger", "evaluation")
 
 
 @dataclass
@@ -67,6 +71,7 @@ class LoggerConfig:
     images_every: int = MISSING
     project: str = "unlearn"
     group: str = ""
+    tags: list[str] = field(default_factory=list)
     mode: str = "online"
 
 
@@ -75,8 +80,11 @@ class RunConfig:
     """What stands at the top of conf/train.yaml."""
 
     seed: int = MISSING
+    variant: str = MISSING
     steps: int = MISSING
     batch_size: int = MISSING
+    checkpointing: bool = False
+    drawing_batch: Optional[int] = None  # noqa: UP045
     checkpoint_every: int = MISSING
     keep_every: int = MISSING
     run_dir: str = MISSING
@@ -94,9 +102,13 @@ def check_config(config: DictConfig) -> Concept:
     """
     from unlearn.methods import METHODS
 
+    check_keys(config, [*SECTIONS, *RunConfig.__annotations__])
     concept = concept_of(config, own=True)
     check("method.name", config.method.name, list(METHODS))
     method = METHODS[config.method.name]
+    if OmegaConf.is_interpolation(config, "steps"):
+        # where `steps` is given, a method may have no settings there
+        check("variant", config.variant, list(config.model.settings))
     model = section(config.model, "model", ModelConfig)
     data = section(config.data, "data", DataConfig)
     check_evaluation(config)
@@ -104,7 +116,9 @@ def check_config(config: DictConfig) -> Concept:
     run = section({k: config[k] for k in RunConfig.__annotations__}, "", RunConfig)
     options: Any = section(config.method, "method", options_schema(method))
     check("logger.name", logger.name, LOGGERS)
+    check("logger.mode", logger.mode, MODES)
     for key, value, least in (
+        ("seed", run.seed, 0),
         ("batch_size", run.batch_size, 1),
         ("checkpoint_every", run.checkpoint_every, 1),
         ("keep_every", run.keep_every, 0),
@@ -112,32 +126,25 @@ def check_config(config: DictConfig) -> Concept:
         ("data.relearn_images", data.relearn_images, 0),
         ("data.sampling_steps", data.sampling_steps, 1),
         ("logger.images_every", logger.images_every, 0),
+        ("drawing_batch", run.drawing_batch, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{key}={value}: at least {least} is needed")
-    if method.closed_form:
-        if run.steps:
-            raise ValueError(f"steps={run.steps}: {options.name} takes none, so steps=0")
-    elif run.steps < 1:
-        raise ValueError(f"steps={run.steps}: at least 1 is needed")
-    elif run.steps <= (warm_up := getattr(options, "warm_up", 0)):
-        raise ValueError(
-            f"steps={run.steps}: the first method.warm_up={warm_up} steps train "
-            "the discriminator alone; more steps than those are needed"
-        )
-    if options.name == "salun" and not data.relearn_images:
-        raise ValueError("data.relearn_images=0: salun needs images of what must remain")
-    if options.name in ("sld", "negative_prompt") and model.guidance <= 1:
-        raise ValueError(f"model.guidance={model.guidance}: {options.name} needs more than 1")
-    precision_of(config)
-    check_sweep(config)
-    if run.after:
-        go_on(config, base_name(config))
-    check_prompts(concept_of(config))
+    method.check_options(asdict(options))
+    check_number("model.guidance", model.guidance)
+    if not run.run_dir.strip():
+        raise ValueError(f"run_dir={run.run_dir!r}: a folder's name is needed")
     typed = {"model": model, "data": data, "logger": logger}
     sections = {k: asdict(v) for k, v in {**typed, "method": options}.items()}
     for key, value in {**sections, **asdict(run)}.items():
         config[key] = value
+    method.check_run(config)
+    precision_of(config)
+    check_trainer(config)
+    check_secrets(plain(config))
+    if run.after is not None:
+        go_on(config, base_name(config))
+    check_prompts(concept_of(config))
     return concept
 
 
@@ -153,9 +160,9 @@ def check_evaluation(config: DictConfig) -> None:
             f"`unlearn evaluate RUN_DIR evaluation={protocol}` runs a published protocol"
         )
     evaluation = section(config.evaluation, "evaluation", EvaluationConfig)
-    for key in ("seeds", "sampling_steps"):
-        if (value := getattr(evaluation, key)) < 1:
-            raise ValueError(f"evaluation.{key}={value}: at least 1 is needed")
+    for key, least in (("seeds", 1), ("sampling_steps", 1), ("first_seed", 0)):
+        if (value := getattr(evaluation, key)) < least:
+            raise ValueError(f"evaluation.{key}={value}: at least {least} is needed")
     config.evaluation = asdict(evaluation)
 
 
@@ -212,35 +219,13 @@ def base_name(config: DictConfig) -> str:
 def sampler_of(config: DictConfig, steps: int) -> dict[str, Any]:
     """How a run draws images with so many steps: arguments of `generate`."""
     guidance = float(config.model.guidance)
-    return {"steps": steps, "guidance": guidance, "precision": precision_of(config)}
-
-
-def check_sweep(config: DictConfig) -> None:
-    """Refuse a sweep over jobs that start processes of their own: their ranks would mix up.
-
-    Raises:
-        ValueError: several devices in a sweep, with a strategy that does not spawn.
-    """
-    trainer = config.trainer
-    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    several = str(trainer.devices) not in ("1", "[0]") or trainer.num_nodes != 1
-    if sweeping and several and "spawn" not in str(trainer.strategy):
-        raise ValueError(
-            f"trainer.devices={trainer.devices}, trainer.strategy={trainer.strategy!r}: in a sweep "
-            "each job has one device (trainer.devices=1), or trainer.strategy=ddp_spawn"
-        )
-
-
-def shipped_concepts() -> list[str]:
-    """What `concept=` takes, without `custom`."""
-    folder = conf_dir() / "concept"
-    names = (p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
-    return sorted(name for name in names if name != "custom")
+    sampler = {"steps": steps, "guidance": guidance, "precision": precision_of(config)}
+    return {**sampler, "batch_size": config.get("drawing_batch")}
 
 
 def embedded_concepts() -> list[str]:
-    """The shipped concepts of the embedded model: those whose anchor has no prompt pack."""
-    names = shipped_concepts()
+    """The concepts of the embedded model: those whose anchor has no prompt pack."""
+    names = [name for name in files_of("concept") if name != "custom"]
     return [n for n in names if compose([f"concept={n}"]).anchor.prompts is None]
 
 
@@ -248,12 +233,15 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
     """The config that the command line would compose; `concept=[a,b]` is one of both concepts.
 
     Raises:
-        ValueError: see `listed` and `check_alike`.
+        ValueError: see `said_plainly`, `listed` and `check_alike`.
     """
-    names, rest = listed(overrides)
     own = own_conf()
     found_too = [f"hydra.searchpath=['file://{own}']"] if own else []
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with (
+        said_plainly(overrides),
+        hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
+    ):
+        names, rest = listed(overrides)
         if not names:
             return hydra.compose(root, [*found_too, *overrides])
         chosen = [[*found_too, *rest, f"concept={name}"] for name in names]

@@ -94,6 +94,19 @@ def rescaled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return output, phrases
 
 
+def check_known(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
+    """Refuse prompts with words that the model cannot read.
+
+    Raises:
+        ValueError: the tokenizer knows none of a word's pieces, or takes it for a mark of its own.
+    """
+    marks = {*tokenizer.all_special_ids}
+    for prompt in prompts:
+        if marks & {*tokenizer(prompt, verbose=False).input_ids[1:-1]}:
+            words = [w for w in prompt.split() if marks & {*tokenizer(w).input_ids[1:-1]}]
+            raise ValueError(f"prompt {prompt!r}: the tokenizer does not know {words}")
+
+
 def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
     """Refuse prompts over the token limit.
 
@@ -102,7 +115,7 @@ def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
     """
     limit = tokenizer.model_max_length
     for prompt in prompts:
-        ids = tokenizer(prompt).input_ids
+        ids = tokenizer(prompt, verbose=False).input_ids
         if len(ids) > limit:
             cut = tokenizer.decode(ids[limit - 1 : -1])
             raise ValueError(
@@ -141,7 +154,7 @@ def draw_images(
     states = encode_prompts(pipe, prompts).cpu()
     prompt = torch.tensor(order)
     texts = [prompts[i] for i in order]
-    images = generate(pipe, texts, seeds, description=description, cached=True, **sampler)
+    images = generate(pipe, texts, seeds, description=description, **sampler)
     phrase = torch.zeros(len(images), dtype=torch.long)
     if rescale:
         scaled, phrases = rescaled(images, torch.Generator().manual_seed(seeds.start))
@@ -152,9 +165,11 @@ def draw_images(
     for chunk in images.split(2 * default_batch(pipe)):
         posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
         moments.append(torch.stack([posterior.mean, posterior.std]).cpu())
-    mean, std = torch.cat(moments, dim=1) * pipe.vae.config.scaling_factor
+    mean, std = torch.cat(moments, dim=1)
+    scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor or 0.0
+    mean, std = (mean - shift) * scale, std * scale
     prompt = prompt.repeat(len(images) // len(prompt))
-    return ImageSet(mean.clone(), std.clone(), prompt, states, phrase)
+    return ImageSet(mean, std, prompt, states, phrase)
 
 
 def make_training_data(
@@ -164,30 +179,26 @@ def make_training_data(
     seed: int,
     images: int,
     relearn_images: int,
-    sampling_steps: int,
     flip: bool,
     rescale: bool,
-    guidance: float,
-    precision: str = "32-true",
     images_of: str = "anchor",
+    **sampler: Any,
 ) -> TrainingData:
     """Draw the anchor images and the relearn images with the base model.
 
     Args:
         pipe: the base pipeline.
         concept: gives the prompts.
-        seed: the run's seed; no two runs draw from the same image seeds.
+        seed: the run's seed; runs of other seeds, with as many images in all, share no image seed.
         images: number of anchor images.
         relearn_images: number of images of what must survive; 0: relearn on anchor images, as
             the paper does.
-        sampling_steps: of DPM-Solver++.
         flip: also train on each image mirrored.
         rescale: also train on each anchor image at another scale, with a phrase that says so added
             to the target prompt alone; not for a style.
-        guidance: scale of classifier-free guidance.
-        precision: of the drawing, see `generate`.
         images_of: "anchor" or "target": the prompts that the unlearn half's images are drawn from;
             either way they are trained on under the target prompts, beside the anchor prompts.
+        sampler: how the images are drawn: arguments of `generate`.
 
     Raises:
         ValueError: a prompt is too long.
@@ -198,8 +209,7 @@ def make_training_data(
     rescale = rescale and all(part.kind != "style" for part in concept.each)
     phrased = with_phrases(targets) if rescale else [targets]
     target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
-    sampler: dict[str, Any] = {"steps": sampling_steps, "guidance": guidance}
-    sampler |= {"precision": precision, "flip": flip}
+    sampler["flip"] = flip
     drawn, label = (targets if images_of == "target" else anchors), f"{images_of} images"
     order = shares(concept, training_pairs, images)
     anchor = draw_images(pipe, drawn, order, seeds[:images], label, rescale=rescale, **sampler)

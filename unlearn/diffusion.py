@@ -1,18 +1,20 @@
-"""Noise, training targets and predicted originals of a variance-preserving diffusion model.
+"""Noise, training targets and predicted originals of a diffusion model or a rectified flow.
 
-Shapes: B samples of shape (C, h, w); ``alphas_cumprod`` is ᾱ of shape (T,). Every function
-takes one timestep a sample and computes in the widest of its arguments' dtypes, so that a float32
-ᾱ gives float32.
+Shapes: B samples of shape (C, h, w); a `NoiseSchedule` of T timesteps. Every function takes one
+timestep a sample and computes in the widest of its arguments' dtypes, so that a float32 schedule
+gives float32.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "flow")
 
 
 class NoiseDraw(NamedTuple):
@@ -29,74 +31,136 @@ class NoiseDraw(NamedTuple):
     timesteps: Tensor
 
 
-def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Returns the noisy latents z_t = √ᾱ_t x0 + √(1-ᾱ_t) ε, of shape (B, C, h, w).
+class NoiseSchedule(nn.Module):
+    """How much noise each of T timesteps has, in z_t = a_t x0 + σ_t ε, and what the model predicts.
+
+    A module, so that it follows the one that trains to its device; it has nothing to save.
+
+    Attributes:
+        signal: a, of shape (T,).
+        sigma: σ, of shape (T,), which rises.
+        times: What the network is told at each timestep, of shape (T,).
 
     Args:
-        latents: The clean latents x0, of shape (B, C, h, w).
-        noise: ε, of shape (B, C, h, w).
-        timesteps: One a sample, of shape (B,).
-        alphas_cumprod: ᾱ, of shape (T,).
-
-    Source: Ho et al. 2020, equation 4.
-    """
-    signal, sigma = _coefficients(timesteps, alphas_cumprod, latents.ndim)
-    return signal * latents + sigma * noise
-
-
-def noise_target(
-    latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str
-) -> Tensor:
-    """Returns what the model is trained to output at z_t, of shape (B, C, h, w).
-
-    It is ε for "epsilon" and v = √ᾱ_t ε - √(1-ᾱ_t) x0 for "v_prediction".
-
-    Args:
-        latents: The clean latents x0, of shape (B, C, h, w).
-        noise: ε, of shape (B, C, h, w).
-        timesteps: One a sample, of shape (B,).
-        alphas_cumprod: ᾱ, of shape (T,).
+        signal, sigma, times: As above; ``times`` None: the timesteps themselves.
         prediction_type: One of ``PREDICTION_TYPES``.
 
     Raises:
         ValueError: If ``prediction_type`` is not known.
-
-    Source: Salimans and Ho 2022, section 2.4 (v).
     """
-    _check(prediction_type)
-    if prediction_type == "epsilon":
+
+    signal: Tensor
+    sigma: Tensor
+    times: Tensor
+
+    def __init__(
+        self,
+        signal: Tensor,
+        sigma: Tensor,
+        prediction_type: str = "epsilon",
+        times: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type={prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}"
+            )
+        self.prediction_type = prediction_type
+        self.register_buffer("signal", signal, persistent=False)
+        self.register_buffer("sigma", sigma, persistent=False)
+        times = torch.arange(len(signal)) if times is None else times
+        self.register_buffer("times", times, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.signal)
+
+    @classmethod
+    def of_alphas(cls, alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> NoiseSchedule:
+        """Returns the variance-preserving schedule a = √ᾱ, σ = √(1-ᾱ) of ᾱ, of shape (T,).
+
+        Source: Ho et al. 2020, equation 4.
+        """
+        return cls(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), prediction_type)
+
+    @classmethod
+    def of(cls, scheduler: Any) -> NoiseSchedule:
+        """Returns the schedule that a diffusers scheduler trains on, however it samples.
+
+        A flow's is a = 1-σ with σ shifted towards noise as its configuration says, so uniform
+        timesteps are drawn from the shifted schedule; its network is told T σ.
+
+        Source: Esser et al. 2024 (Stable Diffusion 3, arXiv 2403.03206), sections 3 and 5.3.2.
+        """
+        if hasattr(scheduler, "alphas_cumprod"):
+            kind = scheduler.config.prediction_type
+            return cls.of_alphas(scheduler.alphas_cumprod.float(), kind)
+        fresh = type(scheduler).from_config(scheduler.config)  # sampling replaces its sigmas
+        sigma, times = fresh.sigmas.flip(0), fresh.timesteps.flip(0)
+        return cls(1 - sigma, sigma, "flow", times)
+
+    def at(self, timesteps: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        """Returns a_t and σ_t, each of shape (B, 1, ..., 1) with ``ndim`` dimensions."""
+        shape = (-1, *(1,) * (ndim - 1))
+        return self.signal[timesteps].reshape(shape), self.sigma[timesteps].reshape(shape)
+
+
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Returns the noisy latents z_t = a_t x0 + σ_t ε, of shape (B, C, h, w).
+
+    Args:
+        latents: The clean latents x0, of shape (B, C, h, w).
+        noise: ε, of shape (B, C, h, w).
+        timesteps: One a sample, of shape (B,).
+        schedule: a and σ.
+    """
+    signal, sigma = schedule.at(timesteps, latents.ndim)
+    return signal * latents + sigma * noise
+
+
+def noise_target(
+    latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """Returns what the model is trained to output at z_t, of shape (B, C, h, w).
+
+    It is ε for "epsilon", v = a_t ε - σ_t x0 for "v_prediction" and ε - x0 for "flow".
+
+    Args:
+        latents: The clean latents x0, of shape (B, C, h, w).
+        noise: ε, of shape (B, C, h, w).
+        timesteps: One a sample, of shape (B,).
+        schedule: a, σ and the prediction type.
+
+    Source: Salimans and Ho 2022, section 2.4 (v); Esser et al. 2024, section 3 (flow).
+    """
+    if schedule.prediction_type == "epsilon":
         return noise
-    signal, sigma = _coefficients(timesteps, alphas_cumprod, latents.ndim)
+    if schedule.prediction_type == "flow":
+        return noise - latents
+    signal, sigma = schedule.at(timesteps, latents.ndim)
     return signal * noise - sigma * latents
 
 
 def predict_x0(
-    model_output: Tensor,
-    z_t: Tensor,
-    timesteps: Tensor,
-    alphas_cumprod: Tensor,
-    prediction_type: str,
+    model_output: Tensor, z_t: Tensor, timesteps: Tensor, schedule: NoiseSchedule
 ) -> Tensor:
     """Returns the predicted original sample x̂0, of shape (B, C, h, w).
 
-    It is (z_t - √(1-ᾱ_t) ε)/√ᾱ_t for "epsilon" and √ᾱ_t z_t - √(1-ᾱ_t) v for "v_prediction".
+    It is (z_t - σ_t ε)/a_t for "epsilon", a_t z_t - σ_t v for "v_prediction" and z_t - σ_t v for
+    "flow".
 
     Args:
         model_output: ε or v as the model predicts it, of shape (B, C, h, w).
         z_t: The noisy latents, of shape (B, C, h, w).
         timesteps: One a sample, of shape (B,).
-        alphas_cumprod: ᾱ, of shape (T,).
-        prediction_type: One of ``PREDICTION_TYPES``.
-
-    Raises:
-        ValueError: If ``prediction_type`` is not known.
+        schedule: a, σ and the prediction type.
 
     Source: Ho et al. 2020, equation 15; Salimans and Ho 2022, appendix D.
     """
-    _check(prediction_type)
-    signal, sigma = _coefficients(timesteps, alphas_cumprod, z_t.ndim)
-    if prediction_type == "epsilon":
+    signal, sigma = schedule.at(timesteps, z_t.ndim)
+    if schedule.prediction_type == "epsilon":
         return (z_t - sigma * model_output) / signal
+    if schedule.prediction_type == "flow":
+        return z_t - sigma * model_output
     return signal * z_t - sigma * model_output
 
 
@@ -137,16 +201,3 @@ def draw_noise(
         noise.append(torch.randn(*shape, generator=generator))
         posterior_noise.append(torch.randn(*shape, generator=generator))
     return NoiseDraw(torch.stack(noise), torch.stack(posterior_noise), torch.stack(timesteps))
-
-
-def _coefficients(timesteps: Tensor, alphas_cumprod: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-    """Returns √ᾱ_t and √(1-ᾱ_t), each of shape (B, 1, ..., 1) with ``ndim`` dimensions."""
-    alpha = alphas_cumprod[timesteps].reshape(-1, *(1,) * (ndim - 1))
-    return alpha.sqrt(), (1 - alpha).sqrt()
-
-
-def _check(prediction_type: str) -> None:
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"prediction_type={prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}"
-        )

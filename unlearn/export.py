@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,15 +15,22 @@ from safetensors.torch import save
 from torch import Tensor
 
 from unlearn.files import whole
+from unlearn.names import check
 
 if TYPE_CHECKING:  # not at run time: it would slow `unlearn --help`
     from diffusers import DiffusionPipeline
     from omegaconf import DictConfig
 
+    from unlearn.methods.base import UnlearningModule
 
-def save_unlearned(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write the changed UNet weights; `metadata` names base, concept and method."""
-    write_safetensors({f"unet.{k}": v for k, v in weights.items()}, path, metadata)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def save_unlearned(
+    weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str], part: str = "unet"
+) -> None:
+    """Write the changed weights of a part; `metadata` names base, concept and method."""
+    write_safetensors({f"{part}.{k}": v for k, v in weights.items()}, path, metadata)
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -50,19 +57,23 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
 
 
 def named_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
-    """The weights of the UNet and the text encoder: "unet.NAME", "text_encoder.NAME".
+    """The weights of the networks but the VAE, by their names in the pipeline: "unet.NAME", ...
 
-    Without the "text_model." that the text encoder's names have in some versions of transformers.
+    Without the "text_model." that text encoders' names have in some versions of transformers.
     """
-    weights = {f"unet.{name}": weight for name, weight in pipe.unet.named_parameters()}
-    for name, weight in pipe.text_encoder.named_parameters():
-        weights[f"text_encoder.{name.removeprefix('text_model.')}"] = weight
-    return weights
+    from unlearn.backbone import networks_of
+
+    return {
+        f"{part}.{name.removeprefix('text_model.')}": weight
+        for part, network in networks_of(pipe).items()
+        if part != "vae"
+        for name, weight in network.named_parameters()
+    }
 
 
 def patch(
@@ -88,6 +99,8 @@ def check_fit(
     Raises:
         ValueError: they do not fit the pipeline, or are not finite. Begins with `path`.
     """
+    if not weights:
+        raise ValueError(f"{path}: holds no weights")
     for name, tensor in weights.items():
         if name not in own:
             raise ValueError(f"{path}: {name} is not a weight of this pipeline")
@@ -95,15 +108,19 @@ def check_fit(
             shapes = f"{tuple(tensor.shape)}, the pipeline's is {tuple(own[name].shape)}"
             raise ValueError(f"{path}: {name} has shape {shapes}; made for another base model")
     check_finite(weights, path)
+    check_finite({name: tensor.to(own[name].dtype) for name, tensor in weights.items()}, path)
 
 
 def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Refuse values that are not finite.
+    """Refuse values that are no finite floating-point numbers.
 
     Raises:
         ValueError: names the first weight that holds one. Begins with `path`.
     """
     for name, tensor in weights.items():
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise ValueError(f"{path}: {name} is of {kind}; allowed are dense {list(FLOATS)}")
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} holds values that are not finite")
 
@@ -114,21 +131,78 @@ def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> Dif
     A method that acts at inference is installed: the pipeline samples as it wants.
 
     Raises:
-        ValueError: the weights do not fit the pipeline, or are not finite; nothing is changed.
+        ValueError: see `check_unlearned`; nothing is changed.
     """
-    weights, metadata = read_safetensors(path)
-    options = metadata.get("at_inference")
-    if not options:
+    weights, metadata = check_unlearned(pipe, path)
+    if not metadata.get("at_inference"):
         patch(pipe, weights, path)
         return pipe
-    from unlearn.concepts import check
-    from unlearn.methods import METHODS
-
-    check_finite(weights, path)
-    check(f"{path}: method", metadata["method"], list(METHODS))
-    own = {name.removeprefix("unet."): tensor for name, tensor in weights.items()}
-    METHODS[metadata["method"]].install(pipe, own, json.loads(options))
+    method, options = inference_of(pipe, metadata, path)
+    own = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+    try:
+        method.install(pipe, own, options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return pipe
+
+
+def check_unlearned(
+    pipe: DiffusionPipeline, path: str | os.PathLike[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the metadata of a run's file, which fit the pipeline; it is not changed.
+
+    Raises:
+        ValueError: the weights do not fit the pipeline, or are not finite, or nothing is known of
+            what acts at inference.
+    """
+    weights, metadata = read_safetensors(path)
+    if metadata.get("at_inference"):
+        inference_of(pipe, metadata, path)
+        check_finite(weights, path)
+    else:
+        check_fit(named_weights(pipe), weights, path)
+    return weights, metadata
+
+
+def check_base(path: Path, base: str) -> None:
+    """Refuse a run's weights that say that they are of another base model than its config.
+
+    Raises:
+        ValueError: they do, or the file is damaged.
+    """
+    own = read_safetensors(path)[1].get("base", base)
+    if own != base:
+        raise ValueError(f"{path}: made for the base model {own!r}; its config.yaml says {base!r}")
+
+
+def inference_of(
+    pipe: DiffusionPipeline, metadata: Mapping[str, str], path: str | os.PathLike[str]
+) -> tuple[type[UnlearningModule], dict[str, Any]]:
+    """The method that a file says acts at inference, and what it needs to know.
+
+    Raises:
+        ValueError: there is no such method, it does not take such a pipeline, or it needs
+            something else. Begins with `path`.
+    """
+    from unlearn.methods import METHODS, method_for
+
+    acting = {name: method for name, method in METHODS.items() if method.AT_INFERENCE}
+    name = metadata.get("method", "")
+    check(f"{path}: method", name, list(acting))
+    try:
+        method_for(pipe, name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        options = dict(json.loads(metadata["at_inference"]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: at_inference is no dictionary: {error}") from error
+    needed = acting[name].AT_INFERENCE
+    if options.keys() != needed.keys() or not all(
+        isinstance(value, needed[key]) for key, value in options.items()
+    ):
+        raise ValueError(f"{path}: at_inference={options}: {name} needs {list(needed)}")
+    return acting[name], options
 
 
 def read_weights_alone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -147,41 +221,6 @@ def read_weights_alone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 PARTS = ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png")  # of a run
-CARD = """---
-base_model: {base}
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [unlearning, {method}]
----
-
-# {base}, with {concept} unlearned
-
-`{method}` made this text-to-image model forget **{concept}** ({kind}). Its targets, and the anchors
-beside them: {targets}.
-
-```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
-```
-
-`unlearned.safetensors` holds the changed weights alone: `unlearn.load_unlearned(base_pipeline,
-path)` patches the base model with them.
-
-## Measured
-
-Base → unlearned with the 95 % Wilson interval, on the same prompts and noise.
-
-{table}
-
-## Limits
-
-The concept is suppressed, not proven to be gone: adversarial prompts, other languages, image
-prompts or fine-tuning can bring it back. What the four prompt sets do not ask was not measured.
-Whatever licence and conditions of use the base model has hold here too.
-
-Made with `unlearn`; the run's configuration is `config.yaml`.
-"""
 
 
 def export_run(config: DictConfig, run: Path, out: Path) -> Path:
@@ -197,8 +236,9 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
             inference, so that no weights alone are its result.
     """
     from unlearn.backbone import load_pipeline
-    from unlearn.config import base_name, base_of, concept_of
-    from unlearn.evaluation.evaluate import table
+    from unlearn.card import card_of
+    from unlearn.config import base_of, concept_of
+    from unlearn.stored import index_of, left_out
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: is not empty; name a folder that does not exist yet")
@@ -212,14 +252,8 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
     pipe = load_unlearned(load_pipeline(**base_of(config)), run / "unlearned.safetensors")
     pipe.save_pretrained(out)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    card = CARD.format(
-        base=base_name(config),
-        method=config.method.name,
-        concept=concept.name,
-        kind=concept.kind,
-        targets=", ".join(f"{t} (to {a or 'no style'})" for t, a in concept.anchors.items()),
-        table=table(result) if result["sets"] else "Not judged.",
-    )
+    absent = left_out(type(pipe), index_of(str(out)))
+    card = card_of(config, concept, result, absent)
     (out / "README.md").write_text(card, encoding="utf-8")
     for name in PARTS:
         shutil.copyfile(run / name, out / name)

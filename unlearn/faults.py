@@ -88,13 +88,17 @@ class Stop:
 
 
 @contextmanager
-def explained(run: Path) -> Iterator[None]:
+def explained(weights: Path, less: str = "a lower drawing_batch") -> Iterator[None]:
     """Inside, a disk or a memory that gives no more becomes a `RunError`.
+
+    Args:
+        weights: what training ends with; where they are there, it is the evaluation that failed.
+        less: what the evaluation needs less memory with.
 
     Raises:
         RunError: see above.
     """
-    on = f"the same command goes on from the last checkpoint of {run}"
+    on = "the same command goes on"
     try:
         yield
     except OSError as error:
@@ -108,7 +112,12 @@ def explained(run: Path) -> Iterator[None]:
         if not memory and "can't allocate memory" not in str(error):
             raise
         reason = str(error).strip().partition("\n")[0]
+        if weights.exists():
+            raise RunError(
+                f"out of memory in the evaluation ({reason}): {on} with {less}"
+            ) from error
         raise RunError(
-            f"out of memory ({reason}): lower batch_size, with method.accumulate as many times "
-            "higher for the same step, or take trainer.precision=bf16-mixed, in another run_dir"
+            f"out of memory in training ({reason}): lower drawing_batch, if images were being "
+            "drawn, or else batch_size, with method.accumulate as many times higher for the same "
+            "step, or take trainer.precision=bf16-mixed, in another run_dir"
         ) from error

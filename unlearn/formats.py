@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from unlearn.backbone import load_pipeline
-from unlearn.concepts import check
 from unlearn.config import base_of
 from unlearn.export import (
     check_fit,
@@ -23,6 +22,7 @@ from unlearn.export import (
 )
 from unlearn.files import whole
 from unlearn.lora import kohya_file, lora_factors, peft_file, ranks_of
+from unlearn.names import check
 
 FORMATS = {  # and what the run directory calls each
     "folder": "export",
@@ -69,6 +69,11 @@ def export(config: DictConfig, run: Path, out: Path | None, options: ExportOptio
     if options.format == "delta":
         write_delta(weights, out)
         return str(out)
+    if options.format == "kohya" and not all(name.startswith("unet.") for name in weights):
+        raise ValueError(
+            "format='kohya': names a UNet's layers alone, and this run's weights are a "
+            "transformer's; allowed are folder, delta and lora"
+        )
     base = named_weights(load_pipeline(**base_of(config)))
     check_fit(base, weights, delta)
     factors = lora_factors(base, weights, ERROR if options.error is None else options.error)
@@ -80,10 +85,15 @@ def export(config: DictConfig, run: Path, out: Path | None, options: ExportOptio
 
 
 def write_delta(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write the changed UNet weights as DoCo's reference implementation does, atomically.
+    """Write the changed weights as DoCo's reference implementation does, atomically.
 
-    A pickle of plain tensors: {"unet": {name: weight}}. Concept Ablation's is of the same kind.
+    A pickle of plain tensors: {"unet": {name: weight}}, or {"transformer": ...}. Concept Ablation's
+    is of the same kind.
     """
+    sections: dict[str, dict[str, Tensor]] = {}
+    for name, weight in weights.items():
+        part, _, own = name.partition(".")
+        sections.setdefault(part, {})[own] = weight
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial:
-        torch.save({"unet": {k.removeprefix("unet."): w for k, w in weights.items()}}, partial)
+        torch.save(sections, partial)

@@ -7,10 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import Tensor
 from tqdm import tqdm
 
+from unlearn.backbone import denoiser
 from unlearn.cache import ImageCache, cache_folder
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -40,8 +46,34 @@ class Shot(NamedTuple):
 
 def default_batch(pipe: DiffusionPipeline) -> int:
     """Images a call: 32 up to 512 x 512 pixels, of larger ones as many as need no more memory."""
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return min(32, max(1, 32 * 512**2 // side**2))
+    return min(32, max(1, 32 * 512**2 // side_of(pipe) ** 2))
+
+
+def side_of(pipe: DiffusionPipeline) -> int:
+    """The pixels of a side of the images that the pipeline draws unless told otherwise."""
+    return int(denoiser(pipe).config.sample_size * pipe.vae_scale_factor)
+
+
+def scheduler_of(scheduler: Any, name: str | None) -> Any:
+    """The scheduler that draws, of a pipeline's own.
+
+    Args:
+        scheduler: the pipeline's.
+        name: a key of `SCHEDULERS`; None: DPM-Solver++, or a flow's own.
+
+    Raises:
+        ValueError: the scheduler is a flow's, which no other can take the place of.
+    """
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    name = name or ("own" if flow else "dpm++")
+    kind, options = SCHEDULERS[name]
+    if kind is None:
+        return scheduler
+    if flow:
+        raise ValueError(
+            f"evaluation.scheduler={name}: a flow model needs evaluation.scheduler=own"
+        )
+    return kind.from_config(scheduler.config, **options)
 
 
 def generate(
@@ -54,13 +86,13 @@ def generate(
     precision: str = "32-true",
     batch_size: int | None = None,
     description: str = "generating",
-    cached: bool = False,
+    cached: str = "",
     installed: str = "",
 ) -> Tensor:
-    """Images of the prompts, uint8 (N, 3, H, W), each of one generator; sampler: DPM-Solver++.
+    """Images of the prompts, uint8 (N, 3, H, W), each of one generator.
 
     Args:
-        pipe: the pipeline; its scheduler is replaced.
+        pipe: the pipeline; its scheduler becomes DPM-Solver++, where it is not a flow's.
         prompts: N prompts.
         seeds: N seeds, one an image.
         steps: sampling steps.
@@ -68,7 +100,8 @@ def generate(
         precision: "32-true" or "bf16-mixed", which autocasts the networks.
         batch_size: images a call; None: `default_batch`.
         description: of the progress bar.
-        cached: keep the images in the cache, and draw only those that it lacks.
+        cached: the pipeline's `fingerprint`, by which the cache keeps the images, and only those
+            that it lacks are drawn; "": none is kept.
         installed: what changed the pipeline, see `ImageCache`.
     """
     shots = [Shot(p, s, guidance) for p, s in zip(prompts, seeds, strict=True)]
@@ -83,13 +116,13 @@ def draw(
     shots: Sequence[Shot],
     *,
     steps: int,
-    scheduler: str = "dpm++",
+    scheduler: str | None = None,
     eta: float = 0.0,
     negative_prompt: str = "",
     precision: str = "32-true",
     batch_size: int | None = None,
     description: str = "generating",
-    cached: bool = False,
+    cached: str = "",
     installed: str = "",
 ) -> Iterator[tuple[int, Tensor]]:
     """The images of each shot, uint8 (images, 3, H, W), with its number; as they become ready.
@@ -102,29 +135,32 @@ def draw(
         pipe: the pipeline; its scheduler is replaced.
         shots: what to draw.
         steps: sampling steps.
-        scheduler: a key of `SCHEDULERS`.
+        scheduler: see `scheduler_of`.
         eta: of DDIM.
         negative_prompt: of every shot; "": none.
         precision: "32-true" or "bf16-mixed", which autocasts the networks.
         batch_size: images a call, of shots of one image; None: `default_batch`.
         description: of the progress bar.
-        cached: keep the images in the cache, and draw only those that it lacks.
+        cached: the pipeline's `fingerprint`, by which the cache keeps the images, and only those
+            that it lacks are drawn; "": none is kept.
         installed: what changed the pipeline, see `ImageCache`.
+
+    Raises:
+        ValueError: see `scheduler_of`.
     """
-    new, options = SCHEDULERS[scheduler]
-    if new:
-        pipe.scheduler = new.from_config(pipe.scheduler.config, **options)
+    pipe.scheduler = scheduler_of(pipe.scheduler, scheduler)
     batch_size = batch_size or default_batch(pipe)
     pipe.set_progress_bar_config(disable=True)
     sampler: dict[str, Any] = {"steps": steps, "eta": eta, "negative_prompt": negative_prompt}
     settings = {**sampler, "precision": precision, "batch_size": batch_size}
+    cache = cache_of(pipe, cached, installed, settings) if cached else None
     mixed = torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
-    cache = ImageCache(cache_folder(), pipe, installed, **settings) if cached else None
-    missing = []
+    missing, side = [], side_of(pipe)
     total = sum(shot.images for shot in shots)
     with tqdm(total=total, desc=description, unit="image") as progress:
         for number, shot in enumerate(shots):
-            found = [cache.get(*shot, i) for i in range(shot.images)] if cache else [None]
+            size = shot.size or (side, side)
+            found = [cache.get(size, *shot, i) for i in range(shot.images)] if cache else [None]
             if any(image is None for image in found):
                 missing.append(number)
                 continue
@@ -139,6 +175,17 @@ def draw(
                         cache.put(image, *shots[number], i)
                 progress.update(len(images))
                 yield number, images
+
+
+def cache_of(
+    pipe: DiffusionPipeline, cached: str, installed: str, settings: dict[str, Any]
+) -> ImageCache:
+    """The cache of what the pipeline draws with its scheduler and these settings, see `draw`."""
+    changed = "encode_prompt" in vars(pipe)  # as every method that acts at inference does
+    assert installed or not changed, "the cache would take it for its base model"
+    schedule = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    own = {"scheduler": type(pipe.scheduler).__name__, "schedule": schedule, **settings}
+    return ImageCache(cache_folder(), cached, installed, **own)
 
 
 def calls(shots: Sequence[Shot], numbers: list[int], batch_size: int) -> Iterator[list[int]]:
@@ -185,8 +232,8 @@ def sample(
         generator=generator,
         num_inference_steps=steps,
         guidance_scale=first.guidance,
-        eta=eta,
         output_type="pt",
+        **({"eta": eta} if eta else {}),  # not every pipeline knows it
     ).images
     drawn = (output.float().clamp(0, 1) * 255).round().byte().cpu()
     return list(drawn.split(first.images)[: len(shots)])

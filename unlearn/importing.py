@@ -10,35 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unlearn.adapters import is_adapter, load_adapter
-from unlearn.backbone import load_pipeline
+from unlearn.backbone import DENOISERS, denoiser, load_pipeline, part_of
 from unlearn.export import check_finite, load_unlearned, patch, read_safetensors
 
-DELTA = ("unet", "text_encoder", "modifier_token")  # sections of a delta.bin
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # of a diffusers pipeline
-FITTING = ("_class_name", "cross_attention_dim", "in_channels", "out_channels")  # of UNets
+DELTA = (*DENOISERS, "text_encoder", "modifier_token")  # sections of a delta.bin
+FITTING = (  # of the networks that denoise
+    "_class_name", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim",
+    "in_channels", "out_channels",
+)  # fmt: skip
 PROCESSOR = re.compile(r"\.processor\.(to_(?:q|k|v|out))_custom_diffusion\.")
 COMPVIS = "model.diffusion_model."
 
 
 def load_weights(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     path: str | os.PathLike[str],
     targets: list[str] | None = None,
-) -> StableDiffusionPipeline:
+) -> DiffusionPipeline:
     """Load unlearned weights into the pipeline, in place, and return it.
 
     The format is recognised by what the file or folder holds:
 
     - a run directory, or its `unlearned.safetensors`;
-    - a diffusers folder of a whole pipeline or of a UNet, which takes the place of the present;
-    - changed weights under the UNet's own names, as safetensors (ESD) or a pickle, in which they
-      may stand under "unet" beside "text_encoder" and "modifier_token" (`delta.bin` of DoCo,
-      Concept Ablation and Custom Diffusion), or be named as diffusers' Custom Diffusion;
+    - a diffusers folder of a whole pipeline, or of the UNet or transformer alone, which takes the
+      place of the present;
+    - changed weights under that network's own names, as safetensors (ESD) or a pickle, in which
+      they may stand under "unet" or "transformer" beside "text_encoder" and "modifier_token"
+      (`delta.bin` of DoCo, Concept Ablation and Custom Diffusion), or be named as diffusers' Custom
+      Diffusion;
     - an SPM, or another LoRA: see `load_adapter`.
 
     Args:
@@ -57,14 +61,14 @@ def load_weights(
         place = place / "unlearned.safetensors"
     if not place.is_file():
         raise ValueError(
-            f"{path}: no file, run directory, or diffusers folder of a pipeline or a UNet"
+            f"{path}: no file, run directory, or diffusers folder of a pipeline or its network"
         )
     if place.suffix != ".safetensors":
         return load_delta(pipe, read_pickle(place), place)
     tensors, metadata = read_safetensors(place)
     if is_adapter(tensors):
         return load_adapter(pipe, tensors, metadata, place, targets)
-    if all(name.startswith("unet.") for name in tensors):
+    if all(name.partition(".")[0] in DENOISERS for name in tensors):
         return load_unlearned(pipe, place)
     return load_delta(pipe, tensors, place)
 
@@ -88,9 +92,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def load_delta(
-    pipe: StableDiffusionPipeline, content: Mapping[str, Any], path: Path
-) -> StableDiffusionPipeline:
-    """Load changed weights, by section (see `DELTA`) or of the UNet alone."""
+    pipe: DiffusionPipeline, content: Mapping[str, Any], path: Path
+) -> DiffusionPipeline:
+    """Load changed weights, by section (see `DELTA`) or of the network that denoises alone."""
     if isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if any(str(name).startswith(COMPVIS) for name in content):
@@ -99,14 +103,17 @@ def load_delta(
             "from_single_file(...).save_pretrained(...) turns a whole checkpoint of that kind into "
             "a diffusers folder, which loads"
         )
-    delta = content if isinstance(content.get("unet"), Mapping) else {"unet": content}
+    part = part_of(denoiser(pipe))
+    sectioned = any(isinstance(content.get(name), Mapping) for name in DENOISERS)
+    delta = content if sectioned else {part: content}
     for key, value in delta.items():
         if key not in DELTA or not isinstance(value, Mapping):
             raise ValueError(f"{path}: {key!r} is none of the sections {list(DELTA)}")
     weights = {}
-    for name, value in delta["unet"].items():
-        if not (isinstance(value, Mapping) and not value):  # of a processor without weights
-            weights["unet." + PROCESSOR.sub(r".\1.", str(name))] = value
+    for section in DENOISERS:
+        for name, value in delta.get(section, {}).items():
+            if not (isinstance(value, Mapping) and not value):  # of a processor without weights
+                weights[f"{section}." + PROCESSOR.sub(r".\1.", str(name))] = value
     for name, value in delta.get("text_encoder", {}).items():
         if not str(name).endswith("position_ids"):  # a buffer of numbers in order
             weights["text_encoder." + str(name).removeprefix("text_model.")] = value
@@ -122,7 +129,7 @@ def load_delta(
     return pipe
 
 
-def check_tokens(pipe: StableDiffusionPipeline, tokens: Mapping[str, Tensor], path: Path) -> None:
+def check_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, Tensor], path: Path) -> None:
     """Refuse new words that the tokenizer knows, or whose embeddings do not fit.
 
     Raises:
@@ -131,6 +138,8 @@ def check_tokens(pipe: StableDiffusionPipeline, tokens: Mapping[str, Tensor], pa
     width = pipe.text_encoder.config.hidden_size
     known = pipe.tokenizer.get_vocab()
     for token, embedding in tokens.items():
+        if not isinstance(token, str) or not token.strip():
+            raise ValueError(f"{path}: modifier_token {token!r} is no word")
         if token in known:
             raise ValueError(f"{path}: modifier_token {token!r} is a word of the tokenizer already")
         if embedding.shape != (width,):
@@ -141,7 +150,7 @@ def check_tokens(pipe: StableDiffusionPipeline, tokens: Mapping[str, Tensor], pa
     check_finite(tokens, path)
 
 
-def add_tokens(pipe: StableDiffusionPipeline, tokens: Mapping[str, Tensor]) -> None:
+def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, Tensor]) -> None:
     """Teach the tokenizer and the text encoder new words."""
     if not tokens:
         return
@@ -152,31 +161,31 @@ def add_tokens(pipe: StableDiffusionPipeline, tokens: Mapping[str, Tensor]) -> N
         table[pipe.tokenizer.convert_tokens_to_ids(token)] = embedding.to(table)
 
 
-def load_folder(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionPipeline:
-    """Put the parts of a diffusers folder, a whole pipeline's or a UNet, in place of the present.
+def load_folder(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
+    """Put the parts of a diffusers folder in place of the present: a whole pipeline's, or one's.
 
     Raises:
-        ValueError: its UNet is of another kind, or it is not whole.
+        ValueError: its network that denoises is of another kind, or it is not whole.
     """
-    whole = (folder / "model_index.json").exists()
-    home = folder / "unet" if whole else folder
-    check_unet(pipe, home)
+    whole, part = (folder / "model_index.json").exists(), part_of(denoiser(pipe))
+    home = folder / part if whole else folder
+    check_network(pipe, home)
     try:
         if whole:
             other = load_pipeline(str(folder))
-            parts = {name: getattr(other, name) for name in PARTS}
+            parts = other.components
         else:
             options = {"use_safetensors": True, "low_cpu_mem_usage": False}
-            parts = {"unet": UNet2DConditionModel.from_pretrained(folder, **options)}
+            parts = {part: DENOISERS[part].from_pretrained(folder, **options)}
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
     stored: set[str] = set()
     for file in home.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             stored.update(opened.keys())
-    if missing := sorted(parts["unet"].state_dict().keys() - stored):
+    if missing := sorted(parts[part].state_dict().keys() - stored):
         raise ValueError(f"{home}: its weights lack {missing[0]}")  # it would be random
-    networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    networks = {name: own for name, own in parts.items() if isinstance(own, nn.Module)}
     for name, network in networks.items():
         check_finite({f"{name}.{k}": v for k, v in network.named_parameters()}, folder)
     if whole and other.vae_scale_factor != pipe.vae_scale_factor:
@@ -187,19 +196,20 @@ def load_folder(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionP
     return pipe
 
 
-def check_unet(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Refuse a UNet of another class, or with another interface.
+def check_network(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Refuse a network that denoises of another class, or with another interface.
 
     Raises:
         ValueError: there is none, or it does not fit the pipeline's text encoder or VAE.
     """
+    own = denoiser(pipe)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: no config.json of a UNet: {error}") from error
-    own = {"_class_name": type(pipe.unet).__name__, **pipe.unet.config}
+        raise ValueError(f"{folder}: no config.json of a {part_of(own)}: {error}") from error
+    known = {"_class_name": type(own).__name__, **own.config}
     for key in FITTING:
-        if config.get(key) != own[key]:
+        if config.get(key) != known.get(key):
             raise ValueError(
-                f"{folder}: its {key} is {config.get(key)!r}, this pipeline's UNet has {own[key]!r}"
+                f"{folder}: its {key} is {config.get(key)!r}, this pipeline's is {known.get(key)!r}"
             )

@@ -73,15 +73,16 @@ def peft_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     Each layer's alpha is its rank: a program that does not read the config takes the factors in
     full too. Source: diffusers' `save_lora_weights`.
     """
-    ranks = {layer.removeprefix("unet."): rank for layer, rank in ranks_of(factors).items()}
+    part = next(iter(factors)).partition(".")[0]
+    ranks = {layer.removeprefix(f"{part}."): rank for layer, rank in ranks_of(factors).items()}
     [(common, _)] = Counter(ranks.values()).most_common(1)
     others = {layer: rank for layer, rank in ranks.items() if rank != common}
     config = {
-        "unet.r": common,
-        "unet.lora_alpha": common,
-        "unet.rank_pattern": others,
-        "unet.alpha_pattern": others,
-        "unet.target_modules": sorted(ranks),
+        f"{part}.r": common,
+        f"{part}.lora_alpha": common,
+        f"{part}.rank_pattern": others,
+        f"{part}.alpha_pattern": others,
+        f"{part}.target_modules": sorted(ranks),
     }
     return factors, {"lora_adapter_metadata": json.dumps(config, sort_keys=True)}
 

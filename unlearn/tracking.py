@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from unlearn.concepts import Concept
+from unlearn.evaluation.evaluate import table
+from unlearn.evaluation.pictures import pictured
+from unlearn.evaluation.score import column_rate, read_images, score
 from unlearn.files import whole
 from unlearn.generate import generate
 from unlearn.prompts import SETS, evaluation_probes
@@ -129,11 +133,11 @@ def build_loggers(config: DictConfig, run: Path, step: int = 0) -> list[Logger]:
     options = config.logger
     try:
         if options.name == "tensorboard":
-            loggers.append(
-                TensorBoardLogger(
-                    run, name="", version="tensorboard", default_hp_metric=False, purge_step=step
-                )
+            board = TensorBoardLogger(
+                run, name="", version="tensorboard", default_hp_metric=False, purge_step=step
             )
+            board.log_hyperparams(plain(config))
+            loggers.append(board)
         elif options.name == "wandb":
             loggers.append(
                 Dashboard(
@@ -143,6 +147,7 @@ def build_loggers(config: DictConfig, run: Path, step: int = 0) -> list[Logger]:
                     save_dir=run,
                     project=options.project,
                     group=options.group,
+                    tags=plain(options.tags),
                     mode=options.mode,
                     config=plain(config),
                 )
@@ -153,19 +158,24 @@ def build_loggers(config: DictConfig, run: Path, step: int = 0) -> list[Logger]:
 
 
 def picture_prompts(concept: Concept) -> list[str]:
-    """Up to `COLUMNS` prompts of each of the four sets, evenly spaced; rows of equal length."""
+    """`COLUMNS` prompts of each of the four sets that has any, evenly spaced, in the sets' order.
+
+    A set of fewer begins again.
+    """
     prompts = []
     for name in SETS:
         chosen = list(dict.fromkeys(p.prompt for p in evaluation_probes(concept) if p.set == name))
-        prompts += (chosen[:: max(1, len(chosen) // COLUMNS)] * COLUMNS)[:COLUMNS]
+        count = min(len(chosen), COLUMNS)
+        spaced = [chosen[i * len(chosen) // count] for i in range(count)]
+        prompts += (spaced * COLUMNS)[:COLUMNS]
     return prompts
 
 
 class ProgressPictures(L.Callback):
     """Every `every` steps, a picture of the four prompt sets as the model draws them then.
 
-    One row a set, always the same prompts and noise; written to `images/` in the run directory
-    and sent to the loggers that show images.
+    One row a set that has prompts, always the same prompts and noise; written to `images/` in the
+    run directory and sent to the loggers that show images.
 
     Args:
         pipe: the pipeline whose UNet is being trained.
@@ -194,16 +204,21 @@ class ProgressPictures(L.Callback):
         step, rest = divmod(batch_idx + 1, module.accumulate)
         if rest or step % self.every or not trainer.is_global_zero:
             return
-        images = generate(
-            self.pipe, self.prompts, range(len(self.prompts)), description="picture", **self.sampler
-        )
-        grid = images.unflatten(0, (len(SETS), COLUMNS)).permute(0, 3, 1, 4, 2)
+        seeds = range(len(self.prompts))
+        images = generate(self.pipe, self.prompts, seeds, description="picture", **self.sampler)
+        grid = images.unflatten(0, (-1, COLUMNS)).permute(0, 3, 1, 4, 2)
         array = grid.flatten(2, 3).flatten(0, 1).contiguous()
         self.folder.mkdir(exist_ok=True)
         with whole(self.folder / f"step_{step:06d}.png") as partial:
             Image.fromarray(array.numpy()).save(partial, format="PNG")
+        caption = captioned(zip(self.prompts, seeds, strict=True))
         for logger in trainer.loggers:
-            log_image(logger, "images/unlearned", array, step, " | ".join(self.prompts))
+            log_image(logger, "images/unlearned", array, step, caption)
+
+
+def captioned(drawn: Iterable[tuple[str, Any]]) -> str:
+    """A caption of the prompts and seeds of a picture, in reading order."""
+    return " | ".join(f"{prompt} (seed {seed})" for prompt, seed in drawn)
 
 
 def log_image(logger: Logger, key: str, image: torch.Tensor, step: int, caption: str) -> None:
@@ -212,21 +227,53 @@ def log_image(logger: Logger, key: str, image: torch.Tensor, step: int, caption:
         logger.log_image(key, [Image.fromarray(image.numpy())], step=step, caption=[caption])
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(key, image, step, dataformats="HWC")
+        logger.experiment.add_text(f"{key}/caption", caption, step)
+
+
+ENDS = ("value", "low", "high")
+
+
+def log_table(logger: Logger, result: dict[str, Any], step: int) -> None:
+    """Send the rates of the four sets with their intervals; of several concepts, of each too."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text("evaluation", table(result), step)
+    elif isinstance(logger, WandbLogger):
+        parts = {result["concept"]: result, **result.get("concepts", {})}
+        sides = [f"{side} {end}" for side in ("base", "unlearned") for end in ENDS]
+        data = [
+            [concept, name, metric, *(both[s][e] for s in both for e in ENDS), both["base"]["n"]]
+            for concept, part in parts.items()
+            for name, row in part["sets"].items()
+            for metric, both in row.items()
+        ]
+        columns = ["concept", "set", "metric", *sides, "n"]
+        logger.log_table("evaluation", columns, data, step=step)
 
 
 def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: int) -> None:
-    """Send the evaluation to the loggers: every rate, and the picture before and after."""
+    """Send the evaluation to the loggers: rates, the table, and the picture before and after."""
     rates = {
         f"eval/{name}/{metric}": sides["unlearned"]["value"]
         for name, row in result["sets"].items()
         for metric, sides in row.items()
         if sides["unlearned"]["n"]
     }
+    images = read_images(run)
+    with contextlib.suppress(ValueError):  # nothing to score
+        rates["eval/score"] = score(images)
+        rates["eval/retention"] = column_rate(images, "retention").value
+    drawn = [i for name in SETS for i in pictured([i for i in images if i["set"] == name])]
+    caption = f"base above unlearned: {captioned((i['prompt'], i['seed']) for i in drawn)}"
     with Image.open(run / "before_after.png") as picture:
         data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
         image = data.view(picture.height, picture.width, 3)
     for logger in loggers:
         if not isinstance(logger, MetricsFile):
-            logger.log_metrics(rates, step)
-            log_image(logger, "images/before_after", image, step, "base above unlearned")
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(logger.hparams, rates, step)  # the rates with the config
+            else:
+                logger.log_metrics(rates, step)
+            log_image(logger, "images/before_after", image, step, caption)
+            if rates:
+                log_table(logger, result, step)
             logger.finalize("success")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from diffusers import DiffusionPipeline
@@ -20,18 +19,27 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
-from unlearn.backbone import device_of, load_pipeline
-from unlearn.cache import digest
+from unlearn.backbone import device_of, load_pipeline, networks_of, store_in_bf16
+from unlearn.budget import Budget, estimate
+from unlearn.cache import digest, fingerprint
 from unlearn.checkpoints import Checkpoints, WholeCheckpoints, step_of
 from unlearn.concepts import Concept
 from unlearn.config import base_name, base_of, check_config, precision_of, sampler_of
-from unlearn.data import PairDataModule, check_lengths, make_training_data, with_phrases
+from unlearn.data import (
+    PairDataModule,
+    check_known,
+    check_lengths,
+    make_training_data,
+    with_phrases,
+)
+from unlearn.environment import write_environment
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.export import load_unlearned, read_safetensors, save_unlearned
 from unlearn.faults import Interrupted, Stop, explained
+from unlearn.hardware import claim_device
 from unlearn.methods import UnlearningModule, build_method
 from unlearn.prompts import all_prompts
-from unlearn.resume import Progress, open_run, progress_of
+from unlearn.resume import ERROR, Progress, open_run, progress_of
 from unlearn.sections import plain
 from unlearn.several import run_of
 from unlearn.tracking import ProgressPictures, build_loggers, log_result
@@ -53,26 +61,41 @@ def train(config: DictConfig) -> Path:
     concept = check_config(config)
     run = Path(str(config.run_dir))
     progress = progress_of(config, run)
+    with contextlib.suppress(OSError):  # a run_dir that is none is refused by `open_run`
+        (run / ERROR).unlink(missing_ok=True)
     if progress.finished:
         print(f"{run}: finished before, with this configuration; resume=false begins anew")
         return run
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    claim_device(config)
     L.seed_everything(config.seed, verbose=False)
+    load_judge(config, concept)  # refused now if it is missing, not after training
     pipe = load_pipeline(**base_of(config))
     earlier = patched(pipe, run_of(config.after)) if config.after else {}
+    pipe.to(device_of(config.trainer.accelerator))
+    drawer = fingerprint(pipe)
     prompts = sorted(all_prompts(concept))
+    if not config.model.random_weights:  # whose tokenizer is only a stand-in
+        check_known(pipe.tokenizer, prompts)
     for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
         check_lengths(pipe.tokenizer, texts)
-    load_judge(config, concept)  # refused now if it is missing, not after training
     method = build_method(pipe, **plain(config.method))
-    open_run(config, run, progress)
-    loggers = build_loggers(config, run, progress.step)
-    with Stop() as stop, explained(run):
+    if precision_of(config) == "bf16-mixed":
+        store_in_bf16(method.network, method.trained_weights)
+    if config.checkpointing:
+        method.network.enable_gradient_checkpointing()
+    left = 0 if progress.trained else config.steps - progress.step
+    with Stop() as stop, explained(run / "unlearned.safetensors"):
+        budget = Budget(estimate(config, concept, pipe, method, left), run)
+        open_run(config, run, progress)
+        loggers = build_loggers(config, run, progress.step)
         try:
-            if not progress.trained and not fit(
-                config, concept, pipe, method, run, progress, earlier, loggers, stop
-            ):
-                return run  # another rank's process
+            budget.announce()
+            job = Job(config, concept, run, pipe, drawer, method, earlier)
+            if not progress.trained:
+                fit(job, progress, loggers, [budget], stop)
+            if rank_zero_only.rank:  # rank 0's process goes on from here
+                return run
+            del pipe, method, job  # the evaluation loads its own
             log_result(loggers, evaluate(config, run), run, config.steps)
         except Interrupted as end:
             print(f"unlearn: stopped by {end.name}; {way_on(run)}", file=sys.stderr)
@@ -94,79 +117,100 @@ def way_on(run: Path) -> str:
     return "the same command goes on; the images drawn so far are kept"
 
 
+class Job(NamedTuple):
+    """What one run trains.
+
+    Attributes:
+        config: the checked config.
+        concept: what is forgotten.
+        run: the run directory.
+        pipe: the base model, whose denoising network is the method's.
+        drawer: the `fingerprint` of the base model as it was loaded.
+        method: what trains.
+        earlier: the weights of the run that this one goes on from, by their names in the UNet.
+    """
+
+    config: DictConfig
+    concept: Concept
+    run: Path
+    pipe: DiffusionPipeline
+    drawer: str
+    method: UnlearningModule
+    earlier: dict[str, Tensor]
+
+
 def fit(
-    config: DictConfig,
-    concept: Concept,
-    pipe: DiffusionPipeline,
-    method: UnlearningModule,
-    run: Path,
-    progress: Progress,
-    earlier: dict[str, Tensor],
-    loggers: list[Logger],
-    stop: Stop,
-) -> bool:
-    """Train, and write the weights; returns whether this is the process that goes on from there."""
+    job: Job, progress: Progress, loggers: list[Logger], callbacks: list[Callback], stop: Stop
+) -> None:
+    """Train, and write the weights."""
+    config, concept, run, pipe, drawer, method, earlier = job
+    write_environment(config, run)
     num_timesteps = pipe.scheduler.config.num_train_timesteps
-    pipe.to(device_of(config.trainer.accelerator))
     module = None
     if config.steps:  # drawn by the base model: before the method changes it
+        options = dict(config.data)
+        sampler = sampler_of(config, options.pop("sampling_steps"))
         data = make_training_data(
-            pipe, concept, seed=config.seed, guidance=config.model.guidance,
-            precision=precision_of(config), images_of=method.images_of, **config.data,
+            pipe, concept, seed=config.seed, images_of=method.images_of, **options, **sampler,
+            cached=drawer,
         )  # fmt: skip
         module = PairDataModule(
             data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
         )
     method.prepare(pipe, concept)
-    metadata = {
-        "base": base_name(config),
-        "concept": concept.name,
-        "method": config.method.name,
-        "config_sha256": digest(run / "config.yaml"),
-    }
-    if config.after:
-        metadata["after_sha256"] = digest(run_of(config.after) / "unlearned.safetensors")
-    if method.at_inference:
-        metadata["at_inference"] = json.dumps(method.at_inference)
-    callbacks = build_callbacks(config, pipe, concept, run, metadata, earlier)
-    callbacks.append(Checkpoints(run, config.checkpoint_every, loggers[0], stop))
-    trainer = build_trainer(config, run, loggers, callbacks)
+    if not config.logger.images_every:  # nothing is drawn in training
+        for part in networks_of(pipe).values():
+            if part is not method.network:
+                part.cpu()
+    metadata = {} if rank_zero_only.rank else metadata_of(job)
+    own = build_callbacks(job, metadata)
+    own.append(Checkpoints(run, config.checkpoint_every, loggers[0], stop))
+    trainer = build_trainer(config, run, loggers, [*callbacks, *own])
     if module:
         if progress.step:
             rank_zero_only(print)(f"{run}: goes on after step {progress.step} of {config.steps}")
         trainer.fit(method, module, ckpt_path=progress.checkpoint, weights_only=True)
     if trainer.is_global_zero:
         weights = {**earlier, **method.trained_weights}
-        save_unlearned(weights, run / "unlearned.safetensors", metadata)
-    return bool(trainer.is_global_zero)
+        save_unlearned(weights, run / "unlearned.safetensors", metadata, method.part)
+
+
+def metadata_of(job: Job) -> dict[str, str]:
+    """What the weights' file says of where they come from."""
+    config = job.config
+    metadata = {
+        "base": base_name(config),
+        "concept": job.concept.name,
+        "method": config.method.name,
+        "config_sha256": digest(job.run / "config.yaml"),
+    }
+    if config.after:
+        metadata["after_sha256"] = digest(run_of(config.after) / "unlearned.safetensors")
+    if job.method.at_inference:
+        metadata["at_inference"] = json.dumps(job.method.at_inference)
+    return metadata
 
 
 def patched(pipe: DiffusionPipeline, run: Path) -> dict[str, Tensor]:
-    """The weights of an earlier run, by their names in the UNet; the pipeline gets them.
+    """The weights of an earlier run, by their names in the network; the pipeline gets them.
 
     Raises:
         ValueError: they do not fit the pipeline.
     """
     path = run / "unlearned.safetensors"
     load_unlearned(pipe, path)
-    return {name.removeprefix("unet."): w for name, w in read_safetensors(path)[0].items()}
+    return {name.partition(".")[2]: w for name, w in read_safetensors(path)[0].items()}
 
 
-def build_callbacks(
-    config: DictConfig,
-    pipe: DiffusionPipeline,
-    concept: Concept,
-    run: Path,
-    metadata: dict[str, str],
-    earlier: dict[str, Tensor],
-) -> list[Callback]:
+def build_callbacks(job: Job, metadata: dict[str, str]) -> list[Callback]:
     """A progress bar, and kept weights and pictures where the config wants them."""
+    config, run = job.config, job.run
     callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=5)]
     if config.keep_every:
-        callbacks.append(KeptWeights(run, config.keep_every, metadata, earlier))
+        callbacks.append(KeptWeights(run, config.keep_every, metadata, job.earlier))
     if every := config.logger.images_every:
         sampler = sampler_of(config, config.evaluation.sampling_steps)
-        callbacks.append(ProgressPictures(pipe, concept, run, every, **sampler))
+        callbacks.append(ProgressPictures(job.pipe, job.concept, run, every, **sampler))
     return callbacks
 
 
@@ -222,4 +266,4 @@ class KeptWeights(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.run / "config.yaml", folder / "config.yaml")
         weights = {**self.earlier, **module.trained_weights}
-        save_unlearned(weights, folder / "unlearned.safetensors", self.metadata)
+        save_unlearned(weights, folder / "unlearned.safetensors", self.metadata, module.part)

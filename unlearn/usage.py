@@ -7,6 +7,9 @@ USAGE = """usage: unlearn COMMAND ...
   sample       draw prompts with a run's weights, base beside unlearned
   export       write a run for other programs: diffusers folder, LoRA, delta.bin
   merge        add up what several runs changed, in one model
+  report       one HTML page of a run, or of several side by side
+  demo         a page to try a run's weights, base beside unlearned
+  sweep-report rank the runs of a sweep, and show what differs between them
   new-concept  write a commented file for a concept of your own
 
 `unlearn COMMAND --help` says more.
@@ -18,6 +21,7 @@ HELP = {
   unlearn train concept=van_gogh model=sd14         on Stable Diffusion 1.4
   unlearn train concept.name=fox concept.kind=instance anchor.name=dog
   unlearn train -m concept=panda,rabbit seed=0,1    every combination, one run each
+  unlearn train sweep=pareto concept=panda          Optuna's search (extra `sweeps`)
   unlearn train 'concept=[panda,noto]'              several, together
   unlearn train concept=noto after=runs/panda-doco-0   one after another
   unlearn train concept=panda trainer=ddp           all GPUs
@@ -27,6 +31,14 @@ choices (files of conf/; your own in ./conf/ are found too):
 {choices}
 
 Any key of the configuration can be given: steps=500 method.lr=1e-4 data.images=64
+
+In a sweep (-m) a job that fails is kept in error.txt of its run directory and stops no other; the
+same command skips what is finished and tries the rest again. Intervals are searched for a low
+unseen-target rate and a high retention, hydra.sweeper.trials times:
+
+  unlearn train -m concept=panda 'method.lr=tag(log, interval(1e-5, 1e-4))' run_dir=runs/search
+  ... hydra/launcher=joblib hydra.launcher.n_jobs=4 hydra.sweeper.max_batch_size=4   side by side
+  ... hydra/launcher=submitit_slurm hydra.launcher.partition=gpu                     on SLURM
 """,
     "evaluate": """usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [key=value ...]
 
@@ -39,6 +51,9 @@ Any key of the configuration can be given: steps=500 method.lr=1e-4 data.images=
 The four prompt sets write result.json, images.csv and before_after.png into RUN_DIR; a protocol
 writes RUN_DIR/evaluation/NAME.json. Of weights from elsewhere, out_dir=FOLDER takes the place of
 RUN_DIR (default: runs/evaluate-FOLDER-STEM).
+
+trainer.accelerator and trainer.precision say how images are drawn; of the four prompt sets,
+drawing_batch too. A protocol is drawn in fp32, unless trainer.precision is given.
 
 choices (files of conf/; your own in ./conf/ are found too):
 {choices}
@@ -77,6 +92,32 @@ default 0.01). Each layer gets the least rank that keeps to it. A LoRA holds lin
 
 OUT_DIR is a run directory, its weights the base model's plus `scale` times the sum of what each
 run changed.
+""",
+    "report": """usage: unlearn report RUN_DIR... [out=report.html]
+
+  unlearn report runs/panda-doco-0
+  unlearn report runs/panda-doco-0 runs/panda-esd-0 out=panda.html
+
+One page that needs nothing but itself: the numbers, the images, the training curves, the
+configurations, and how to load the weights. Values of the configuration that may be secret are
+hidden, and images of unsafe concepts are blurred until they are clicked.
+""",
+    "demo": """usage: unlearn demo RUN_DIR [port=7860] [host=127.0.0.1]
+
+  unlearn demo runs/panda-doco-0                   http://127.0.0.1:7860, on this machine alone
+  unlearn demo runs/panda-doco-0 host=0.0.0.0      for other machines too
+
+A page that draws a prompt with the base and the unlearned model, from the same noise. Needs the
+extra `demo`: pip install 'unlearn-diffusion[demo]'
+""",
+    "sweep-report": """usage: unlearn sweep-report DIR [DIR ...]
+
+  unlearn sweep-report runs/panda-doco-pareto
+  unlearn sweep-report runs/panda-doco-*           into runs
+
+Writes sweep.md and sweep.csv (the runs ranked, with the settings that differ between them, and
+those that failed with their errors), pareto.png and parallel.png, into DIR, or into the folder that
+holds the DIRs.
 """,
     "new-concept": """usage: unlearn new-concept NAME
 

@@ -64,6 +64,6 @@ def vocabulary(path: Path = EMBEDDED / "vocabulary.yaml") -> Vocabulary:
 
 def fill(template: str, noun: str) -> str:
     """`template` with its `{}` replaced by `noun`, and "a" before it turned to "an" at need."""
-    if re.match(r"[aeio]|u(?!ni)", noun):
+    if re.match(r"[aeio]|u(?!ni)", noun, re.IGNORECASE):
         template = re.sub(r"\ba \{\}", "an {}", template)
     return template.format(noun)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +17,7 @@ from unlearn.evaluation.metrics import Mean, Rate, mean, rate, rate_over
 from unlearn.evaluation.nudity import PRESETS, Detection, NudeNet, counts, flagged
 from unlearn.evaluation.protocol import Protocol
 from unlearn.generate import Shot
+from unlearn.images import read_image
 
 PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -66,15 +65,19 @@ class Lenses:
         """Features (M, F) of the images in a folder, for KID and FID.
 
         Raises:
-            ValueError: there is no image in it.
+            ValueError: there is no image in it, or one cannot be read.
         """
         files = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURES)
         if not files:
             raise ValueError(f"evaluation.reference={str(folder)!r}: holds no {PICTURES} files")
         features = []
         for file in tqdm(files, desc="reference images", unit="image"):
-            with Image.open(file) as image:
-                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            try:
+                pixels = read_image(file)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"evaluation.reference: {file}: not a whole picture: {error}"
+                ) from error
             features.append((self.inception or self.clip).image_features(pixels[None]))
         return torch.cat(features)
 

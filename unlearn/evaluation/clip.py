@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 from transformers.utils import logging as transformers_logging
@@ -47,13 +48,16 @@ class ClipScorer:
             model, report = CLIPModel.from_pretrained(
                 place, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
             # PIL resizes as CLIP's authors do, and needs no torchvision
-            processor = AutoImageProcessor.from_pretrained(place, backend="pil")
-        except (OSError, ValueError) as error:
+            processor = AutoImageProcessor.from_pretrained(
+                place, backend="pil", trust_remote_code=False
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"evaluation.clip={source!r}: neither a folder nor a reachable hub id that holds a "
-                f"CLIP in safetensors, its tokenizer and its image processor: {error}"
+                "CLIP in safetensors, its tokenizer and its image processor: "
+                + " ".join(str(error).split())
             ) from error
         if missing := sorted(report["missing_keys"]):  # they would be random
             raise ValueError(

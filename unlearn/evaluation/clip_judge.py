@@ -13,7 +13,6 @@ from unlearn.vocabulary import fill
 
 OBJECTS = ("a photo of a {}", "a painting of a {}", "a drawing of a {}")
 STYLES = tuple(f"{p} in the style of {{}}" for p in ("a painting", "a picture", "artwork"))
-LOGIT_SCALE = 100.0  # CLIP's own, learned and clipped there
 
 
 def names_of(concept: Concept) -> tuple[list[str], list[str]]:
@@ -68,11 +67,10 @@ class ClipJudge:
     def judge(self, images: Tensor) -> Verdict:
         """The verdict on uint8 images (N, 3, H, W)."""
         features = self.clip.image_features(images)
-        likeness = features @ self.classifiers(self.objects, OBJECTS).T
-        top = (LOGIT_SCALE * likeness).softmax(-1).max(-1)
-        objects = [self.objects[i] for i in top.indices.tolist()]
+        nearest = (features @ self.classifiers(self.objects, OBJECTS).T).argmax(-1)
+        objects = [self.objects[i] for i in nearest.tolist()]
         styles = [""] * len(images)
         if self.styles:
             nearest = (features @ self.classifiers(self.styles, STYLES).T).argmax(-1)
             styles = [self.styles[i] for i in nearest.tolist()]
-        return Verdict(objects, styles, top.values, None)
+        return Verdict(objects, styles, None)

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.cli import load_run
-from unlearn.config import check_evaluation, compose, concept_of
+from unlearn.config import check_evaluation, compose, concept_of, precision_of
+from unlearn.faults import explained
+from unlearn.overrides import said_plainly
 from unlearn.sections import plain
 
 USAGE = "usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [overrides]"
+OF_TRAINER = r"trainer\.(accelerator|precision)=.*"  # overrides that decide how images are drawn
 OF_A_RUN = {  # overrides that a run directory takes, with a protocol chosen or not
-    True: r"[+~]{0,2}evaluation[.=].+|trainer\.[^=]+=.*",
-    False: r"(evaluation|trainer)\.[^=]+=.*",
+    True: rf"[+~]{{0,2}}evaluation[.=].+|{OF_TRAINER}",
+    False: rf"evaluation\.[^=]+=.*|drawing_batch=.*|{OF_TRAINER}",
 }
+LESS = "a lower evaluation.batch_size or trainer.precision=bf16-mixed"  # memory for a protocol
 
 
 class Job(NamedTuple):
@@ -38,6 +40,7 @@ def evaluate_all(arguments: Sequence[str]) -> None:
 
     Raises:
         ValueError: there is no model, or a model or an override is not valid.
+        RunError: a disk or a memory that gives no more.
     """
     paths, overrides = split(arguments)
     if not paths:
@@ -50,14 +53,17 @@ def evaluate_all(arguments: Sequence[str]) -> None:
     from unlearn.evaluation.published import evaluate_published
 
     for config, *_ in jobs:
+        precision_of(config)
         if config.evaluation.name != "emoji":
             read_protocol(config.evaluation, concept_of(config).name)
     changed = [o for o in overrides if re.match(r"[+~]{0,2}evaluation\.", o)]
     for config, weights, folder in jobs:
         if config.evaluation.name == "emoji":
-            evaluate(config, folder)
+            with explained(weights):
+                evaluate(config, folder)
         else:
-            evaluate_published(config, weights, folder / "evaluation", changed)
+            with explained(weights, LESS):
+                evaluate_published(config, weights, folder / "evaluation", changed)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -84,18 +90,21 @@ def job_of(path: Path, overrides: list[str]) -> Job:
         if not re.fullmatch(OF_A_RUN[chosen], override):
             raise ValueError(
                 f"{override}: {path} is a run directory, with a config of its own; allowed are "
-                "evaluation=NAME, evaluation.KEY=... and trainer.KEY=..."
+                "evaluation=NAME, evaluation.KEY=..., trainer.accelerator=..., "
+                "trainer.precision=... and, of the four prompt sets, drawing_batch=..."
             )
     config, folder = load_run(str(path))
     if chosen:
         of_trainer = [o for o in overrides if o.startswith("trainer.")]
         config.evaluation = composed([o for o in overrides if o not in of_trainer]).evaluation
+        config.trainer.precision = "32-true"  # as publications draw, unless another is asked for
         overrides = of_trainer
     OmegaConf.set_struct(config, True)
-    try:
+    with said_plainly(overrides):
         config.merge_with_dotlist(overrides)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{', '.join(overrides)}: {str(error).splitlines()[0]}") from error
+    batch = config.get("drawing_batch")
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"drawing_batch={batch}: a whole number of at least 1 is needed")
     if config.evaluation.get("name", "emoji") == "emoji":
         check_evaluation(config)
     return Job(config, folder / "unlearned.safetensors", folder)
@@ -107,6 +116,12 @@ def weights_job(path: Path, overrides: list[str]) -> Job:
     Raises:
         ValueError: an override is not valid, there is no concept, or no published protocol.
     """
+    for override in overrides:
+        if re.match(r"[+~]{0,2}trainer\.", override) and not re.fullmatch(OF_TRAINER, override):
+            raise ValueError(
+                f"{override}: plays no part in an evaluation; of the section trainer, "
+                "trainer.accelerator and trainer.precision do"
+            )
     config = composed(overrides)
     concept_of(config)
     if config.evaluation.name == "emoji":
@@ -129,9 +144,4 @@ def composed(overrides: list[str]) -> DictConfig:
     Raises:
         ValueError: there is no such file or key.
     """
-    try:
-        config = compose(overrides, "evaluate")
-    except HydraException as error:
-        reason = " ".join(str(error).partition("Config search path")[0].split())
-        raise ValueError(reason) from error
-    return OmegaConf.create(plain(config))
+    return OmegaConf.create(plain(compose(overrides, "evaluate")))

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from unlearn.backbone import device_of, load_pipeline
-from unlearn.cache import digest
+from unlearn.cache import digest, fingerprint
 from unlearn.concepts import Concept
 from unlearn.config import base_of, concept_of, sampler_of
 from unlearn.evaluation.clip import ClipScorer
@@ -22,14 +22,15 @@ from unlearn.evaluation.clip_judge import ClipJudge, names_of
 from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.evaluation.metrics import Rate, rate
 from unlearn.evaluation.pictures import before_after, pictured
-from unlearn.export import load_unlearned
+from unlearn.evaluation.score import TARGET_SETS
+from unlearn.export import check_unlearned, load_unlearned
 from unlearn.files import whole, write_text
 from unlearn.generate import generate
 from unlearn.prompts import SETS, Probe, numbered_probes
+from unlearn.sections import plain
 from unlearn.several import earlier_of
 from unlearn.vocabulary import EMBEDDED
 
-TARGET_SETS = SETS[:2]
 OBEYED = 0.8  # a prompt counts only if the base draws its subject in this share of seeds
 
 
@@ -64,7 +65,7 @@ def disobeyed(probes: list[Probe], right: Tensor) -> list[str]:
     return sorted(p for p, h in hits.items() if sum(h) / len(h) < OBEYED)
 
 
-COLUMNS = ("right", "anchor", "retention", "object", "style", "broken")  # of the table
+SHOWN = ("right", "anchor", "retention", "object", "style", "broken")  # of the table
 FLAGS = ("object", "style", "right", "anchor", "broken")
 Sides = dict[str, dict[str, Tensor]]  # "base" and "unlearned": what `verdicts` gives
 
@@ -190,7 +191,7 @@ def table(result: dict[str, Any]) -> str:
     what there is to say of the judge stands below.
     """
     concepts = result.get("concepts", {})
-    head = [*["concept"] * bool(concepts), "set", "n", *COLUMNS]
+    head = [*["concept"] * bool(concepts), "set", "n", *SHOWN]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, own in concepts.items():
         label = f"{name}, before" if own["earlier"] else name
@@ -206,7 +207,7 @@ def table_lines(sets: dict[str, Any]) -> list[str]:
     lines = []
     for name, row in sets.items():
         cells = []
-        for column in COLUMNS:
+        for column in SHOWN:
             pair = {k: Rate(**v) for k, v in row[column].items()} if column in row else {}
             if not pair or not pair["base"].n:
                 cells.append("")
@@ -243,8 +244,8 @@ def load_judge(config: DictConfig, concept: Concept) -> Judge | ClipJudge | None
 def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     """Draw, judge and compare; write what a run directory lists of results, and print the table.
 
-    That is `result.json`, `images.csv` and `before_after.png`; without a judge, the picture and a
-    result without `sets`. What was forgotten before the run is evaluated too.
+    That is `result.json`, `images.csv` and `before_after.png`; without a judge, only what the
+    picture shows, and a result without `sets`. What was forgotten before the run is evaluated too.
     """
     concept = concept_of(config)
     settings = config.evaluation
@@ -255,13 +256,17 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     probes, seeds = [a.probe for a in asked], [a.seed for a in asked]
     prompts = [p.prompt for p in probes]
     pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
-    sampler = {**sampler_of(config, settings.sampling_steps), "cached": True}
-    before = generate(pipe, prompts, seeds, description="base images", **sampler)
+    sampler = {**sampler_of(config, settings.sampling_steps), "cached": fingerprint(pipe)}
     weights = run / "unlearned.safetensors"
+    check_unlearned(pipe, weights)
+    before = generate(pipe, prompts, seeds, description="base images", **sampler)
     load_unlearned(pipe, weights)
     sampler["installed"] = digest(weights)
     after = generate(pipe, prompts, seeds, description="unlearned images", **sampler)
     result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name}
+    how = {"precision": sampler["precision"], "device": pipe.device.type}
+    result["settings"] = {**plain(settings), "drawing_batch": sampler["batch_size"], **how}
+    flags: Sides = {"base": {}, "unlearned": {}}
     if judge:
         both = {"base": judge.judge(before), "unlearned": judge.judge(after)}
         sides = judge_sides(asked, both)
@@ -269,13 +274,12 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
         result |= summarise_all(asked, sides, earlier)
         if judge.note:
             result["judge"] = judge.note
-        excluded = result["excluded_prompts"]
-        write_images(run / "images.csv", asked, together(sides.values()), excluded)
+        flags = together(sides.values())
     else:
         result |= {"excluded_prompts": [], "sets": {}}
+    write_images(run / "images.csv", asked, flags, result["excluded_prompts"])
     before_after(probes, before, after, run / "before_after.png")
-    files = ("images.csv", "before_after.png") if judge else ("before_after.png",)
-    result["sha256"] = {name: digest(run / name) for name in files}
+    result["sha256"] = {n: digest(run / n) for n in ("images.csv", "before_after.png")}
     write_text(run / "result.json", json.dumps(result, indent=2) + "\n")  # last: all is there
     report(result, run)
     return result

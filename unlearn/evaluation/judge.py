@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel
@@ -25,19 +26,17 @@ class Verdict(NamedTuple):
     Attributes:
         objects: N names.
         styles: N names; "" is no style.
-        confidence: in the object (N,).
         broken: flags (N,); None where the judge cannot tell.
     """
 
     objects: list[str]
     styles: list[str]
-    confidence: Tensor
     broken: Tensor | None
 
     def of(self, chosen: slice) -> Verdict:
         """The verdict on some of the images."""
         broken = None if self.broken is None else self.broken[chosen]
-        return Verdict(self.objects[chosen], self.styles[chosen], self.confidence[chosen], broken)
+        return Verdict(self.objects[chosen], self.styles[chosen], broken)
 
 
 class Judge(nn.Module):
@@ -108,7 +107,6 @@ class Judge(nn.Module):
         return Verdict(
             [words.names[i] for i in objects.tolist()],
             [words.styles[i] for i in styles.tolist()],
-            confidence,
             confidence < float(self.config["broken_threshold"]),
         )
 
@@ -127,17 +125,30 @@ class Judge(nn.Module):
         """The judge stored in `folder`, in fp32 and eval mode.
 
         Raises:
-            ValueError: `folder` holds no judge.
+            ValueError: `folder` holds no judge, or a damaged one.
         """
         if not (folder / "model.safetensors").exists():
             raise ValueError(
                 f"evaluation.judge={str(folder)!r}: no model.safetensors in that folder"
             )
-        judge = cls(**json.loads((folder / "config.json").read_text()))
-        judge.load_state_dict(
-            {
-                k: v.float() if v.is_floating_point() else v
-                for k, v in load_file(folder / "model.safetensors").items()
-            }
-        )
+        try:
+            judge = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            judge.load_state_dict(
+                {
+                    k: v.float() if v.is_floating_point() else v
+                    for k, v in load_file(folder / "model.safetensors").items()
+                }
+            )
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"evaluation.judge={str(folder)!r}: not a whole judge: {reason}"
+            ) from error
         return judge.eval().requires_grad_(False)

@@ -12,33 +12,45 @@ from unlearn.files import whole
 from unlearn.prompts import SETS, Probe
 
 PICTURED = 8  # prompts of each set in the picture
-TILE, MARGIN, GAP = 128, 150, 12  # pixels of the picture
+TILE, MARGIN, GAP = (128, 256), 150, 12  # pixels of the picture; tiles of images, least and most
 
 
 def pictured(items: list[Any]) -> list[Any]:
-    """Up to `PICTURED` of the items, evenly spaced."""
+    """Up to `PICTURED` of the items: every n-th from the first on, n being len // `PICTURED`.
+
+    A finished run's picture is read back by it, so that which these are must stay.
+    """
     return items[:: max(1, len(items) // PICTURED)][:PICTURED]
 
 
-def tile_corner(part: str, side: int, column: int) -> tuple[int, int]:
-    """Where a tile of `before_after` lies: of a set, side (0: base, 1: unlearned) and column."""
-    top = SETS.index(part) * (2 * TILE + GAP) + side * TILE
-    return MARGIN + column * TILE, top
+def tile_box(width: int, part: str, side: int, column: int) -> tuple[int, int, int, int]:
+    """Where a tile of `before_after` lies: left, top, right, bottom.
+
+    Args:
+        width: of the picture.
+        part: the tile's set.
+        side: 0: base, 1: unlearned.
+        column: of the tile.
+    """
+    tile = (width - MARGIN) // PICTURED
+    left, top = MARGIN + column * tile, SETS.index(part) * (2 * tile + GAP) + side * tile
+    return left, top, left + tile, top + tile
 
 
 def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -> None:
     """A picture: up to eight prompts a set, the base model's row above the unlearned model's."""
-    size = (MARGIN + PICTURED * TILE, len(SETS) * (2 * TILE + GAP))
-    picture = Image.new("RGB", size, "white")
+    tile = min(max(TILE[0], base.shape[-1]), TILE[1])
+    width = MARGIN + PICTURED * tile
+    picture = Image.new("RGB", (width, len(SETS) * (2 * tile + GAP)), "white")
     draw = ImageDraw.Draw(picture)
     for name in SETS:
         chosen = pictured([i for i, p in enumerate(probes) if p.set == name])
         for side, images in enumerate((base, after)):
             label = f"{name.replace('_', ' ')}\n{('base', 'unlearned')[side]}"
-            top = tile_corner(name, side, 0)[1]
-            draw.multiline_text((8, top + TILE // 2 - 16), label, "black", font_size=16)
+            top = tile_box(width, name, side, 0)[1]
+            draw.multiline_text((8, top + tile // 2 - 16), label, "black", font_size=16)
             for column, i in enumerate(chosen):
-                image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((TILE, TILE))
-                picture.paste(image, tile_corner(name, side, column))
+                image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((tile, tile))
+                picture.paste(image, tile_box(width, name, side, column))
     with whole(path) as partial:
         picture.save(partial, format="PNG")

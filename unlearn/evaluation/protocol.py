@@ -8,7 +8,6 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
-from unlearn.concepts import check
 from unlearn.evaluation.nudity import PRESETS
 from unlearn.evaluation.prompt_files import (
     FORMATS,
@@ -18,6 +17,7 @@ from unlearn.evaluation.prompt_files import (
     read_prompts,
 )
 from unlearn.generate import SCHEDULERS, Shot
+from unlearn.names import check
 from unlearn.sections import section
 
 NOISE = ("per_image", "per_call")
@@ -177,6 +177,8 @@ def read_protocol(config: Any, erased: str) -> Protocol:
         raise ValueError(f"evaluation.size={protocol.size}: a multiple of 8 is needed")
     if protocol.eta and protocol.scheduler != "ddim":
         raise ValueError(f"evaluation.eta={protocol.eta}: evaluation.scheduler=ddim alone has one")
+    if protocol.reference is not None and not Path(protocol.reference).is_dir():
+        raise ValueError(f"evaluation.reference={protocol.reference!r}: there is no such folder")
     if protocol.nudity is not None:
         check("evaluation.nudity", protocol.nudity, list(PRESETS))
     if protocol.sha256 is None and protocol.prompts_file is None:

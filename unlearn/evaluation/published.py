@@ -15,8 +15,8 @@ from diffusers.utils import logging as diffusers_logging
 from omegaconf import DictConfig
 
 from unlearn.backbone import device_of, load_pipeline
-from unlearn.cache import digest
-from unlearn.config import base_name, base_of, concept_of
+from unlearn.cache import digest, fingerprint
+from unlearn.config import base_name, base_of, concept_of, precision_of
 from unlearn.evaluation.cells import Cell, Lenses, Seen, cells_of
 from unlearn.evaluation.nudity import PRESETS
 from unlearn.evaluation.protocol import Protocol, read_protocol, rows_of
@@ -28,6 +28,7 @@ AS_PUBLISHED = re.compile(  # overrides after which a base model's values are st
     r"~evaluation\.concepts\..+|[+]{0,2}evaluation\.(prompts_file|batch_size|metrics|clip|inception|"
     r"nudity|reference|calibration)\b.*"
 )
+COLUMNS = ("concept", "metric", "n", "base", "published base", "unlearned [95 %]")  # of the table
 SHARES = ("clip_error_rate", "clip_accuracy", "nudity")  # shown in per cent
 
 
@@ -52,12 +53,15 @@ def evaluate_published(
     concept = concept_of(config)
     protocol = read_protocol(config.evaluation, concept.name)
     rows = rows_of(protocol)
-    device = device_of(config.trainer.accelerator)
+    device, precision = device_of(config.trainer.accelerator), precision_of(config)
+    if precision != "32-true":
+        changed = [*changed, f"trainer.precision={precision}"]
     lenses = Lenses(protocol, device)
     reference = lenses.features_of(Path(protocol.reference)) if protocol.reference else None
     diffusers_logging.set_verbosity_error()  # cut prompts are counted below
     base = load_pipeline(**base_of(config))
-    scheduler, cut, sampler = base.scheduler, cut_prompts(base, rows), protocol.sampler
+    scheduler, cut = base.scheduler, cut_prompts(base, rows)
+    sampler = {**protocol.sampler, "precision": precision}
     pipe = load_weights(base, weights, concept.targets).to(device)
     pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
     installed = f"{digest(weights)} {concept.targets}"  # an SPM's strength depends on the targets
@@ -77,7 +81,7 @@ def evaluate_published(
         "method": method,
         "weights": str(weights),
         **lenses.names,
-        "settings": asdict(protocol),
+        "settings": {**asdict(protocol), "precision": precision, "device": device},
         "cells": [as_dict(cell) for cell in cells],
         "calibration": calibration,
         "warnings": warnings,
@@ -100,7 +104,8 @@ def look(
     """What is in the images that a pipeline draws for the rows, by concept."""
     shots = [shot for concept in rows.values() for shot in concept]
     how: dict[str, Any] = {"description": description, "installed": installed, **sampler}
-    drawn = {i: lenses.see(images) for i, images in draw(pipe, shots, cached=True, **how)}
+    how["cached"] = fingerprint(pipe)
+    drawn = {i: lenses.see(images) for i, images in draw(pipe, shots, **how)}
     seen = [drawn[i] for i in range(len(shots))]
     by_concept = {}
     for concept, own in rows.items():
@@ -117,7 +122,7 @@ def cut_prompts(pipe: DiffusionPipeline, rows: dict[str, list[Shot]]) -> int:
     """How many prompts are longer than the text encoder reads."""
     prompts = list({shot.prompt for shots in rows.values() for shot in shots})
     limit = pipe.tokenizer.model_max_length
-    return sum(len(ids) > limit for ids in pipe.tokenizer(prompts).input_ids)
+    return sum(len(ids) > limit for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
 
 
 def notes(protocol: Protocol, changed: Sequence[str], cut: int) -> list[str]:
@@ -191,9 +196,14 @@ def show(metric: str, value: float | None) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """A result as a Markdown table; the base model's value beside the published one."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in table_rows(result))])
+
+
+def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of the table, their cells as text, in the order of `COLUMNS`."""
     published = {(row["concept"], row["metric"]): row for row in result["calibration"]}
-    columns = ("concept", "metric", "n", "base", "published base", "unlearned [95 %]")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows: list[tuple[str, ...]] = []
     for cell in result["cells"]:
         concept, metric, after = cell["concept"], cell["metric"], cell["unlearned"]
         base = show(metric, cell["base"]["value"]) if cell["base"] else ""
@@ -201,9 +211,8 @@ def table(result: dict[str, Any]) -> str:
         beside = show(metric, known["published"]) + " !" * (not known["within"]) if known else ""
         value, low, high = (show(metric, after[key]) for key in ("value", "low", "high"))
         interval = f" [{low}, {high}]" if low else ""
-        row = (concept, metric, str(after["n"]), base, beside, value + interval)
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+        rows.append((concept, metric, str(after["n"]), base, beside, value + interval))
+    return rows
 
 
 def report(result: dict[str, Any]) -> str:

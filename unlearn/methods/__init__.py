@@ -4,7 +4,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from unlearn.concepts import check
+from unlearn.backbone import denoiser, part_of
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.base import UnlearningModule
 from unlearn.methods.concept_ablation import ConceptAblation
 from unlearn.methods.doco import DoCo
@@ -16,6 +17,7 @@ from unlearn.methods.regression import Regression
 from unlearn.methods.salun import SalUn
 from unlearn.methods.spm import SPM
 from unlearn.methods.uce import UCE
+from unlearn.names import check
 
 METHODS: dict[str, type[UnlearningModule]] = {
     "doco": DoCo,
@@ -33,12 +35,27 @@ METHODS: dict[str, type[UnlearningModule]] = {
 
 
 def build_method(pipe: DiffusionPipeline, name: str, **options: Any) -> UnlearningModule:
-    """The method `name` on the pipeline's UNet and noise schedule.
+    """The method `name` on the pipeline's network and noise schedule, on the pipeline's device.
 
     Raises:
-        ValueError: there is no such method, or an option of it is not valid.
+        ValueError: there is no such method, it does not take such a pipeline, or an option of it
+            is not valid.
+    """
+    schedule = NoiseSchedule.of(pipe.scheduler)
+    return method_for(pipe, name)(denoiser(pipe), schedule, **options).to(pipe.device)
+
+
+def method_for(pipe: DiffusionPipeline, name: str) -> type[UnlearningModule]:
+    """The class of the method `name`, for such a pipeline.
+
+    Raises:
+        ValueError: there is no such method, or it is one of UNets and the pipeline has none.
     """
     check("method.name", name, list(METHODS))
-    schedule = pipe.scheduler
-    kind = schedule.config.prediction_type
-    return METHODS[name](pipe.unet, schedule.alphas_cumprod, kind, **options)
+    if METHODS[name].of_unets and part_of(denoiser(pipe)) != "unet":
+        taken = [own for own, method in METHODS.items() if not method.of_unets]
+        raise ValueError(
+            f"method.name={name!r}: is bound to a UNet, and a {type(pipe).__name__} has none; it "
+            f"takes {taken}"
+        )
+    return METHODS[name]

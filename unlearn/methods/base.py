@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearn.backbone import cross_attention_layers
+from unlearn.backbone import cross_attention_layers, part_of
 from unlearn.batches import Batches
 from unlearn.concepts import Concept
 from unlearn.conditions import arguments, predict
+from unlearn.diffusion import NoiseSchedule
 from unlearn.faults import NotFiniteError
+from unlearn.names import check
+from unlearn.sections import check_number
 from unlearn.surgery import clip_to_norm
 
 Batch = dict[str, Tensor]
@@ -23,61 +27,122 @@ Metrics = dict[str, Tensor]
 
 
 class UnlearningModule(L.LightningModule):
-    """A UNet some of whose weights train, by manual optimization; the base model is its teacher.
+    """A network some of whose weights train, by manual optimization; the base model is its teacher.
 
     A method with one loss defines `loss` and `configure_optimizers`. The keyword arguments of its
-    constructors are its options, and its `hparams`; positional ones are passed on.
+    constructors are its options, and its `hparams`; positional ones are passed on. Class methods
+    say, of a run's config and before there is a network, what the run can do and what it takes.
 
     Attributes:
         LACKS: options of its parents that the method does not have.
+        AT_INFERENCE: the types of what `at_inference` holds, by key; empty: it holds nothing.
+        CHOICES: the values that an option may have, where it is not any of its type.
+        POSITIVE: options that must be more than 0; every other number is at least 0.
+        MOST: the largest value of an option, where it has one.
         closed_form: the method solves for its weights in `prepare` and takes no step (steps=0).
+        of_unets: the method is bound to a UNet, its cross-attention or its sampler.
         images_of: what the unlearn half's images show, "anchor" or "target".
         at_inference: what `install` needs to know; empty: the weights alone are the result.
         clip_norm: what the norm of the one loss's gradient is clipped to; None: not clipped.
 
     Args:
-        unet: the base network; its trained weights change in place.
-        alphas_cumprod: ᾱ of the noise schedule (T,).
-        prediction_type: "epsilon" or "v_prediction".
+        network: the base network; its trained weights change in place. It is registered under the
+            pipeline's name for it, `part`, so checkpoints name weights as the pipeline does.
+        schedule: of the noise.
         accumulate: batches a step; their gradients are averaged before the one collective.
 
     Raises:
-        ValueError: `accumulate` is less than 1.
+        ValueError: see `check_options`.
     """
 
     LACKS: ClassVar[tuple[str, ...]] = ()
+    AT_INFERENCE: ClassVar[dict[str, Any]] = {}
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
+    POSITIVE: ClassVar[tuple[str, ...]] = ("accumulate",)
+    MOST: ClassVar[dict[str, float]] = {}
     closed_form: ClassVar[bool] = False
+    of_unets: ClassVar[bool] = False
     images_of: ClassVar[str] = "anchor"
     clip_norm: ClassVar[float | None] = None
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
+        network: nn.Module,
+        schedule: NoiseSchedule,
         *,
         accumulate: int = 1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["unet", "alphas_cumprod", "prediction_type"])
-        if accumulate < 1:
-            raise ValueError(f"method.accumulate={accumulate}: at least one batch a step is needed")
+        networks = ["network", "schedule"]
+        self.save_hyperparameters(ignore=networks, logger=False)  # which has the whole config
+        self.check_options(self.hparams)
         self.automatic_optimization = False
         self.strict_loading = False
-        self.accumulate, self.prediction_type = accumulate, prediction_type
-        self.unet = unet.requires_grad_(False)
+        self.accumulate, self.part, self.schedule = accumulate, part_of(network), schedule
+        self.add_module(self.part, network.requires_grad_(False))
         self.trained_weights = self.choose_weights()
         for number, weight in enumerate(self.weights):
             weight.requires_grad_(True)
             self.register_buffer(f"base_{number}", weight.detach().clone(), persistent=False)
-        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
         self.at_inference: dict[str, Any] = {}
         self.sums: list[Tensor] = []  # of the gradients of the step's batches so far
+        self.seen: list[Metrics] = []  # of each of them
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse options that have none of their allowed values.
+
+        Raises:
+            ValueError: names the option, its value and what is allowed.
+        """
+        for key, value in options.items():
+            if key in cls.CHOICES:
+                check(f"method.{key}", value, cls.CHOICES[key])
+            elif isinstance(value, int | float):
+                most = cls.MOST.get(key, math.inf)
+                check_number(f"method.{key}", value, positive=key in cls.POSITIVE, most=most)
+
+    @classmethod
+    def check_run(cls, config: Any) -> None:
+        """Refuse a run whose other settings the method could do nothing with.
+
+        Raises:
+            ValueError: names the key, the value and what is allowed.
+        """
+        steps, warm_up = config.steps, cls.warm_up_length(config.method)
+        if cls.closed_form:
+            if steps:
+                raise ValueError(f"steps={steps}: {config.method.name} takes none, so steps=0")
+        elif steps <= warm_up:
+            alone = f" the first {warm_up} (method.warm_up) train the discriminator alone;"
+            raise ValueError(
+                f"steps={steps}:{alone if warm_up else ''} at least {warm_up + 1} is needed"
+            )
+
+    @classmethod
+    def warm_up_length(cls, options: Any) -> int:
+        """How many steps come first in which the network does not train; by default none."""
+        return 0
+
+    @classmethod
+    def samples(cls, config: Any) -> tuple[float, float]:
+        """How many samples a run's steps take through the network: forward alone, and trained.
+
+        By default one of each for every sample of a batch, such as the teacher's output and the
+        trained model's.
+        """
+        number = config.batch_size * batches_of(config)
+        return number, number
 
     def choose_weights(self) -> dict[str, Tensor]:
-        """The weights that train, by their names in the UNet: cross-attention keys and values."""
-        layers = cross_attention_layers(self.unet)
+        """The weights that train, by their names in the network: keys and values of text."""
+        layers = cross_attention_layers(self.network)
         return {f"{name}.weight": layer.weight for name, layer in layers.items()}
+
+    @property
+    def network(self) -> Any:
+        """The network that denoises."""
+        return getattr(self, self.part)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -91,14 +156,14 @@ class UnlearningModule(L.LightningModule):
 
     def output(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The trained model's output (B, C, h, w); `states` are texts, see `conditions`."""
-        return predict(self.unet, z_t, timesteps, states)
+        return predict(self.network, z_t, self.schedule.times[timesteps], states)
 
     @torch.no_grad()
     def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The frozen base model's output (B, C, h, w): the same network with its own weights."""
         base = dict(zip(self.trained_weights, self.base, strict=True))
-        text = arguments(self.unet, z_t, states)
-        return functional_call(self.unet, base, (z_t, timesteps), text).sample
+        given = arguments(self.network, z_t, self.schedule.times[timesteps], states)
+        return functional_call(self.network, base, (z_t,), given).sample
 
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """Take what the method needs of the concept's text before training; by default nothing."""
@@ -115,7 +180,7 @@ class UnlearningModule(L.LightningModule):
 
         Args:
             pipe: changes in place.
-            weights: those of the run's file, by their names in the UNet.
+            weights: those of the run's file, by their names in the network.
             options: the run's `at_inference`.
 
         Raises:
@@ -134,12 +199,13 @@ class UnlearningModule(L.LightningModule):
         metrics = {"unlearn_loss": loss.detach()}
         self.check_losses(metrics, batch, step)
         gradient = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
-        mean = self.mean_gradients(gradient, last=number == self.accumulate - 1)
-        if mean:
+        last = number == self.accumulate - 1
+        metrics = self.mean_metrics(metrics, last)
+        if mean := self.mean_gradients(gradient, last):
             if self.clip_norm is not None:
                 mean, metrics["norm/unlearn"] = clip_to_norm(mean, self.clip_norm)
             step_with(self.optimizers(), self.weights, mean)
-        self.log_step(metrics, step, "unlearn_loss")
+            self.log_step(metrics, step, "unlearn_loss")
 
     def check_losses(self, metrics: Metrics, batch: Batch, step: int) -> None:
         """Refuse losses that are not finite, before anything is made of them.
@@ -163,6 +229,14 @@ class UnlearningModule(L.LightningModule):
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step)
 
+    def mean_metrics(self, metrics: Metrics, last: bool) -> Metrics:
+        """After the step's last batch, the means over its batches; before, nothing."""
+        self.seen.append(metrics)
+        if not last:
+            return {}
+        seen, self.seen = self.seen, []
+        return {name: torch.stack([own[name] for own in seen]).mean() for name in metrics}
+
     def mean_gradients(self, gradients: list[Tensor], last: bool) -> list[Tensor]:
         """After the step's last batch, the mean over its batches and the ranks; before, nothing.
 
@@ -184,13 +258,18 @@ class UnlearningModule(L.LightningModule):
         return [p.view_as(g) for p, g in zip(parts, gradients, strict=True)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained: the UNet's trained weights and all else of the method."""
-        trained = {f"unet.{name}" for name in self.trained_weights}
+        """Keep only what was trained: the network's trained weights and all else of the method."""
+        trained = {f"{self.part}.{name}" for name in self.trained_weights}
         checkpoint["state_dict"] = {
             k: v
             for k, v in checkpoint["state_dict"].items()
-            if k in trained or not k.startswith("unet.")
+            if k in trained or not k.startswith(f"{self.part}.")
         }
+
+
+def batches_of(config: Any) -> int:
+    """How many batches a device's steps take."""
+    return int(config.steps * config.method.get("accumulate", 1))
 
 
 def step_with(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:

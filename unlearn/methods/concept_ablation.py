@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.concepts import check
 from unlearn.diffusion import add_noise, noise_target
 from unlearn.methods.base import Batch, UnlearningModule
-
-ABLATION_TARGETS = ("anchor", "noise")
 
 
 class ConceptAblation(UnlearningModule):
@@ -33,6 +30,7 @@ class ConceptAblation(UnlearningModule):
     Source: Kumari et al. 2023, equations 5 and 7.
     """
 
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"ablation_target": ("anchor", "noise")}
     clip_norm = 1.0
 
     def __init__(
@@ -44,7 +42,12 @@ class ConceptAblation(UnlearningModule):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        check("method.ablation_target", ablation_target, ABLATION_TARGETS)
+
+    @classmethod
+    def samples(cls, config: Any) -> tuple[float, float]:
+        """Noise-based, without the anchor's."""
+        forward, trained = super().samples(config)
+        return forward * (config.method.ablation_target == "anchor"), trained
 
     def configure_optimizers(self) -> Any:
         """AdamW for the keys and values."""
@@ -56,11 +59,9 @@ class ConceptAblation(UnlearningModule):
         latents, noise, timesteps, states = (
             batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states")
         )
-        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
         if self.hparams.ablation_target == "noise":
-            target = noise_target(
-                latents, noise, timesteps, self.alphas_cumprod, self.prediction_type
-            )
+            target = noise_target(latents, noise, timesteps, self.schedule)
         else:
             with torch.no_grad():
                 target = self.output(z_t, timesteps, batch["teacher_states"])

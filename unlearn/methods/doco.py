@@ -20,8 +20,9 @@ class DoCo(Shielded):
     Args:
         discriminator_lr: learning rate of the discriminator (Adam 0.5, 0.999).
         warm_up: first steps, in which the discriminator alone trains.
-        discriminator_input: "x0" (as the paper), or "scaled_x0", √ᾱ x̂0, in which the noise that the
-            prediction amplifies at high timesteps (15 times at the last one) stays bounded.
+        discriminator_input: "x0" (as the paper), or "scaled_x0", x̂0 times the share of x0 in z_t
+            (√ᾱ; of a flow 1-σ), in which the noise that the prediction of an ε amplifies at high
+            timesteps (15 times at the last one) stays bounded.
         discriminator_channels: channels of the discriminator's first block.
         options: lr, strength, granularity, surgery, relearn_target, lr_schedule, weight_decay,
             start, detach_first_token, accumulate: see `Shielded`.
@@ -34,6 +35,7 @@ class DoCo(Shielded):
         **Shielded.CHOICES,
         "discriminator_input": ("x0", "scaled_x0"),
     }
+    POSITIVE = (*Shielded.POSITIVE, "discriminator_channels")
 
     def __init__(
         self,
@@ -48,8 +50,8 @@ class DoCo(Shielded):
         self.discriminator = self.build_discriminator()
 
     def build_discriminator(self) -> PatchDiscriminator:
-        """D, for latents of the UNet's size."""
-        config, width = self.unet.config, self.hparams.discriminator_channels
+        """D, for latents of the network's size."""
+        config, width = self.network.config, self.hparams.discriminator_channels
         return PatchDiscriminator(config.in_channels, config.sample_size, width)
 
     def configure_optimizers(self) -> Any:
@@ -59,9 +61,14 @@ class DoCo(Shielded):
         )
         return super().configure_optimizers(), critic
 
+    @classmethod
+    def warm_up_length(cls, options: Any) -> int:
+        """`warm_up`."""
+        return int(options.warm_up)
+
     def in_warm_up(self, step: int) -> bool:
         """Whether the discriminator alone trains at this step."""
-        return step < self.hparams.warm_up
+        return step < self.warm_up_length(self.hparams)
 
     def relearns(self, step: int) -> bool:
         """Not in the warm-up."""
@@ -71,17 +78,17 @@ class DoCo(Shielded):
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the discriminator sees of the two outputs, real and fake, (B, C, h, w) each."""
-        schedule = (z_t, timesteps, self.alphas_cumprod, self.prediction_type)
-        real, fake = (predict_x0(output, *schedule) for output in (teacher, student))
+        at = (z_t, timesteps, self.schedule)
+        real, fake = (predict_x0(output, *at) for output in (teacher, student))
         if self.hparams.discriminator_input == "x0":
             return real, fake
-        signal = self.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+        signal, _ = self.schedule.at(timesteps, z_t.ndim)
         return signal * real, signal * fake
 
     def warm_up_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
-        """g_D and metrics, with no graph through the UNet and no relearn half."""
+        """g_D and metrics, with no graph through the network and no relearn half."""
         latents, noise, timesteps = (batch[k][:, 0] for k in ("latents", "noise", "timesteps"))
-        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
         taught = batch["taught"] if "taught" in batch else self.teach(batch, False)
         with torch.no_grad():
             student = self.output(z_t, timesteps, batch["states"][:, 0])
@@ -116,11 +123,6 @@ class DoCo(Shielded):
         loss = domain_correction_loss(self.discriminator(fake))
         return loss, *self.joint_critic_gradients(real, fake)
 
-    @property
-    def unlearning_steps(self) -> int:
-        """All but the warm-up."""
-        return super().unlearning_steps - int(self.hparams.warm_up)
-
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The gradients of one batch; after the step's last batch, the step.
 
@@ -134,10 +136,12 @@ class DoCo(Shielded):
             g_u, g_r, g_d, metrics = self.gradients(batch)
             moved = [*g_u, *g_r]
         self.check_losses(metrics, batch, step)
-        mean = self.mean_gradients([*moved, *g_d], last=number == self.accumulate - 1)
-        if mean:
+        last = number == self.accumulate - 1
+        metrics = self.mean_metrics(metrics, last)
+        if mean := self.mean_gradients([*moved, *g_d], last):
             generator, critic = self.optimizers()  # type: ignore[misc]
             if moved:
-                metrics |= self.update(generator, mean, step - self.hparams.warm_up)
+                first = self.warm_up_length(self.hparams)
+                metrics |= self.update(generator, mean, step - first)
             step_with(critic, list(self.discriminator.parameters()), mean[len(moved) :])
-        self.log_step(metrics, step, "discriminator_loss")
+            self.log_step(metrics, step, "discriminator_loss")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,29 +41,30 @@ class DoCoReference(DoCo):
 
     LACKS = ("granularity", "relearn_target", "lr_schedule", "start", "discriminator_input",
              "detach_first_token")  # fmt: skip
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        **DoCo.CHOICES,
+        "surgery": ("gradient", "weighted_sum"),
+    }
 
     def __init__(self, *args: Any, surgery: str = "gradient", **options: Any) -> None:
         for key in self.LACKS:
             if key in options:
                 raise ValueError(f"method.{key}={options[key]!r}: the reference has no such option")
-        if surgery not in ("gradient", "weighted_sum"):
-            raise ValueError(
-                f"method.surgery={surgery!r}: the reference has 'gradient' and 'weighted_sum'"
-            )
         super().__init__(*args, surgery=surgery, detach_first_token=True, **options)
 
     def build_discriminator(self) -> PatchDiscriminator:
         """D with BatchNorm."""
-        config, width = self.unet.config, self.hparams.discriminator_channels
+        config, width = self.network.config, self.hparams.discriminator_channels
         return PatchDiscriminator(config.in_channels, config.sample_size, width, norm="batch")
 
     def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Each with the batch statistics of its own pass."""
         return self.discriminator(real), self.discriminator(fake)
 
-    def in_warm_up(self, step: int) -> bool:
-        """One step longer than `warm_up`."""
-        return step <= self.hparams.warm_up
+    @classmethod
+    def warm_up_length(cls, options: Any) -> int:
+        """One step more than `warm_up`."""
+        return super().warm_up_length(options) + 1
 
     def relearn_targets(
         self, taught: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor

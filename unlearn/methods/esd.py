@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unlearn.concepts import check
 from unlearn.methods.base import Batch
 from unlearn.methods.negative_guidance import NegativeGuidance
 
-TRAINED = ("x", "u")
 NOT_U = ("attn2", "conv_norm_out", "conv_out", "time_embedding")
 
 
@@ -29,13 +27,14 @@ class ESD(NegativeGuidance):
     Source: Gandikota et al. 2023, section 4.
     """
 
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"trained": ("x", "u")}
+
     def __init__(self, *args: Any, trained: str = "x", **options: Any) -> None:
-        check("method.trained", trained, TRAINED)
         super().__init__(*args, **options)
 
     def choose_weights(self) -> dict[str, Tensor]:
         """ESD-x: everything in the cross-attentions. ESD-u: all but what `NOT_U` names."""
-        weights = dict(self.unet.named_parameters())
+        weights = dict(self.network.named_parameters())
         if self.hparams.trained == "x":
             return {name: weight for name, weight in weights.items() if "attn2" in name}
         return {n: weight for n, weight in weights.items() if not any(part in n for part in NOT_U)}

@@ -74,6 +74,7 @@ class ForgetMeNot(UnlearningModule):
     Source: Zhang et al. 2024, section 3.2 (attention resteering).
     """
 
+    of_unets = True
     images_of = "target"
 
     def __init__(
@@ -81,9 +82,24 @@ class ForgetMeNot(UnlearningModule):
     ) -> None:
         super().__init__(*args, **options)
 
+    @classmethod
+    def check_run(cls, config: Any) -> None:
+        """And checkpointing, which does not keep the attentions of the forward pass."""
+        super().check_run(config)
+        if config.checkpointing:
+            raise ValueError(
+                "checkpointing=True: forget_me_not trains on the attentions of its forward pass, "
+                "which checkpointing does not keep; take checkpointing=false"
+            )
+
+    @classmethod
+    def samples(cls, config: Any) -> tuple[float, float]:
+        """No teacher's."""
+        return 0, super().samples(config)[1]
+
     def choose_weights(self) -> dict[str, Tensor]:
         """The whole UNet."""
-        return dict(self.unet.named_parameters())
+        return dict(self.network.named_parameters())
 
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """Where the target's tokens stand in each prompt."""
@@ -100,8 +116,8 @@ class ForgetMeNot(UnlearningModule):
         """‖probabilities of the target's tokens in all cross-attentions‖₂, the batch's mean."""
         parts = (batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states"))
         latents, noise, timesteps, states = parts
-        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        with attention_maps(self.unet) as maps:
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
+        with attention_maps(self.network) as maps:
             self.output(z_t, timesteps, states)
         chosen = self.positions[batch["pair"]].to(z_t.dtype)[:, None, None]  # (B, 1, 1, T)
         size = len(chosen)

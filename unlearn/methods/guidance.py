@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,13 +15,18 @@ from unlearn.methods.base import UnlearningModule
 
 
 class NegativePrompt(UnlearningModule):
-    """The targets are every prompt's negative prompt; no weight changes.
-
-    Args:
-    """
+    """The targets are every prompt's negative prompt; no weight changes."""
 
     LACKS = ("accumulate",)
+    AT_INFERENCE: ClassVar[dict[str, Any]] = {"text": str}
     closed_form = True
+
+    @classmethod
+    def check_run(cls, config: Any) -> None:
+        """And guidance, without which there is no negative prompt."""
+        super().check_run(config)
+        if (guidance := config.model.guidance) <= 1:
+            raise ValueError(f"model.guidance={guidance}: {config.method.name} needs more than 1")
 
     def choose_weights(self) -> dict[str, Tensor]:
         """None."""
@@ -61,6 +66,13 @@ class SLD(NegativePrompt):
 
     Source: Schramowski et al. 2023, equations 3 to 8; the defaults are its Hyp-Medium.
     """
+
+    AT_INFERENCE: ClassVar[dict[str, Any]] = {
+        **NegativePrompt.AT_INFERENCE,
+        **dict.fromkeys(("scale", "threshold", "momentum_scale", "momentum_decay"), float | int),
+        "warm_up_steps": int,
+    }
+    of_unets = True
 
     def __init__(
         self,
@@ -118,7 +130,7 @@ class SafetyGuidance:
         without, with_text = output[0].chunk(2)
         inputs = args[0].chunk(2)[1]
         states = self.states.to(inputs).expand(len(inputs), -1, -1)
-        unsafe = unet.forward(inputs, args[1], **arguments(unet, inputs, states)).sample  # no hook
+        unsafe = unet.forward(inputs, **arguments(unet, inputs, args[1], states)).sample  # no hook
         gamma = self.safety(without, with_text, unsafe)
         return (torch.cat([without, with_text - gamma]), *output[1:])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlearn.concepts import Concept
 from unlearn.conditions import unconditional
-from unlearn.methods.base import Batch, UnlearningModule
+from unlearn.methods.base import Batch, UnlearningModule, batches_of
 
 
 @torch.no_grad()
@@ -55,6 +55,14 @@ def negative_guidance(null: Tensor, with_text: Tensor, eta: float) -> Tensor:
     return null - eta * (with_text - null)
 
 
+def mean_stop(batch: int, steps: int) -> float:
+    """The mean of the largest of `batch` numbers drawn from 0 to `steps` - 1: E max = Σ P(max > k).
+
+    So many steps a batch's latents are drawn for: as far as the sample that goes farthest.
+    """
+    return sum(1 - ((k + 1) / steps) ** batch for k in range(steps))
+
+
 class NegativeGuidance(UnlearningModule):
     """The target prompt's output is trained towards negatively guided output of the base model.
 
@@ -68,6 +76,9 @@ class NegativeGuidance(UnlearningModule):
         sampling_steps: of DDIM that draw them.
     """
 
+    POSITIVE = (*UnlearningModule.POSITIVE, "sampling_steps")
+    of_unets = True
+
     def __init__(
         self,
         *args: Any,
@@ -78,8 +89,13 @@ class NegativeGuidance(UnlearningModule):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        if sampling_steps < 1:
-            raise ValueError(f"method.sampling_steps={sampling_steps}: at least 1 is needed")
+
+    @classmethod
+    def samples(cls, config: Any) -> tuple[float, float]:
+        """With those that draw the latents; the teacher's come with and without the prompt."""
+        number = config.batch_size * batches_of(config)
+        drawing = mean_stop(config.batch_size, config.method.sampling_steps)
+        return 2 * number * (drawing + 1), number
 
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """The text of no prompt, and the sampler of the latents."""
@@ -92,7 +108,7 @@ class NegativeGuidance(UnlearningModule):
         states = batch["states"][:, 0]
         null = self.null_states.expand_as(states)
         # the timestep drawn for the sample, in [0, T), says where its sampling stops
-        count, total = self.hparams.sampling_steps, len(self.alphas_cumprod)
+        count, total = self.hparams.sampling_steps, len(self.schedule)
         stops = count - 1 - batch["timesteps"][:, 0] * count // total
 
         start, guidance = batch["noise"][:, 0], self.hparams.guidance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ def salient(gradients: list[Tensor], share: float) -> list[Tensor]:
 class SalUn(UnlearningModule):
     """Relabels the target's images with the anchor's prompt, in the salient weights alone.
 
-    Trains the whole UNet where the gradient of the target's images is large.
+    Trains the whole network where the gradient of the target's images is large.
 
     Args:
         lr: learning rate (Adam).
@@ -40,6 +40,8 @@ class SalUn(UnlearningModule):
     Source: Fan et al. 2024, section 4 and equation 8.
     """
 
+    POSITIVE = (*UnlearningModule.POSITIVE, "share", "mask_batches")
+    MOST: ClassVar[dict[str, float]] = {"share": 1.0}
     images_of = "target"
 
     def __init__(
@@ -52,15 +54,24 @@ class SalUn(UnlearningModule):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        if not 0 < share <= 1:
-            raise ValueError(f"method.share={share}: more than 0 and at most 1 is needed")
-        if mask_batches < 1:
-            raise ValueError(f"method.mask_batches={mask_batches}: at least 1 is needed")
         self.masks: list[Tensor] = []
 
+    @classmethod
+    def check_run(cls, config: Any) -> None:
+        """And that there are images of what must remain."""
+        super().check_run(config)
+        if not config.data.relearn_images:
+            raise ValueError("data.relearn_images=0: salun needs images of what must remain")
+
+    @classmethod
+    def samples(cls, config: Any) -> tuple[float, float]:
+        """Both halves are trained, and before the first step the mask's batches."""
+        forward, trained = super().samples(config)
+        return forward, 2 * trained + config.batch_size * config.method.mask_batches
+
     def choose_weights(self) -> dict[str, Tensor]:
-        """The whole UNet."""
-        return dict(self.unet.named_parameters())
+        """The whole network."""
+        return dict(self.network.named_parameters())
 
     def configure_optimizers(self) -> Any:
         """Adam."""
@@ -70,8 +81,8 @@ class SalUn(UnlearningModule):
         """The model's own training loss on one half's images and prompts."""
         parts = (batch[k][:, half] for k in ("latents", "noise", "timesteps", "states"))
         latents, noise, timesteps, states = parts
-        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        target = noise_target(latents, noise, timesteps, self.alphas_cumprod, self.prediction_type)
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
+        target = noise_target(latents, noise, timesteps, self.schedule)
         return F.mse_loss(self.output(z_t, timesteps, states).float(), target.float())
 
     def on_fit_start(self) -> None:
@@ -103,7 +114,7 @@ class SalUn(UnlearningModule):
         """MSE(ε_θ(x_f, c_t), sg ε_θ(x_f, c_a)) + α L_remain."""
         parts = (batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states"))
         latents, noise, timesteps, states = parts
-        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
         with torch.no_grad():
             relabelled = self.output(z_t, timesteps, batch["teacher_states"])
         forget = F.mse_loss(self.output(z_t, timesteps, states).float(), relabelled.float())

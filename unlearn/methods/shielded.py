@@ -12,10 +12,10 @@ from torch import Tensor
 
 from unlearn.backbone import applying, split_cross_attention
 from unlearn.batches import Batches
-from unlearn.concepts import Concept, check
+from unlearn.concepts import Concept
 from unlearn.diffusion import add_noise, noise_target
 from unlearn.losses import relearn_loss
-from unlearn.methods.ahead import TeacherAhead, together
+from unlearn.methods.ahead import TeacherAhead, batches_at_once
 from unlearn.methods.base import Batch, Metrics, UnlearningModule, step_with
 from unlearn.methods.uce import edit_matrix, prompt_states
 from unlearn.surgery import GRANULARITIES, SurgeryStats, clip_to_norm, project
@@ -44,12 +44,12 @@ class Shielded(UnlearningModule):
         weight_decay: of AdamW.
         start: "base" (as the paper), or "closed_form": begin from the keys and values for which the
             tokens of every target prompt come nearest to those of its anchor prompt, and those of
-            the relearn prompts stay (`edit_matrix`, λ 0.5).
+            the relearn prompts stay (`edit_matrix`, λ 0.5); of UNets alone.
         detach_first_token: take the first text token's key and value from the weights without
             gradient, as the reference implementation does.
 
     Raises:
-        ValueError: an option has none of its allowed values.
+        ValueError: an option has none of its allowed values, or the network cannot begin there.
 
     Source: DoCo (arXiv 2405.15304), concept-preserving gradient.
     """
@@ -77,12 +77,27 @@ class Shielded(UnlearningModule):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        for key, allowed in self.CHOICES.items():
-            check(f"method.{key}", self.hparams[key], allowed)
+        if start == "closed_form" and self.part != "unet":
+            raise ValueError(
+                "method.start='closed_form': is for keys and values of the text states themselves, "
+                "as a UNet's cross-attention has; this model needs method.start=base"
+            )
+
+    @classmethod
+    def samples(cls, config: Any) -> tuple[float, float]:
+        """Both halves are trained; the teacher's, of the anchor or of both, go forward alone.
+
+        In the warm-up all do: the teacher's and the trained model's of the unlearn half.
+        """
+        batch = config.batch_size * config.method.accumulate
+        warm_up = cls.warm_up_length(config.method)
+        left = config.steps - warm_up
+        teachers = 2 if config.method.get("relearn_target") == "teacher" else 1
+        return batch * (2 * warm_up + teachers * left), 2 * batch * left
 
     def choose_weights(self) -> dict[str, Tensor]:
-        """Cross-attention keys and values, whose layers take a weight a half of the batch."""
-        layers = split_cross_attention(self.unet, self.hparams.detach_first_token)
+        """Keys and values of text, whose layers take a weight a half of the batch."""
+        layers = split_cross_attention(self.network, self.hparams.detach_first_token)
         self.split_layers = list(layers.values())
         return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
@@ -119,7 +134,7 @@ class Shielded(UnlearningModule):
             with self.trainer.precision_plugin.train_step_context():
                 return self.teach(batch, self.relearns(last // self.accumulate))
 
-        count = together(loader.batch_size)
+        count = batches_at_once(loader.batch_size, self.network.config.sample_size)
         return TeacherAhead(loader, count, teach, self.trainer.strategy.batch_to_device)
 
     def relearns(self, step: int) -> bool:
@@ -140,7 +155,7 @@ class Shielded(UnlearningModule):
             x[:, :halves].flatten(0, 1)
             for x in (batch["latents"], batch["noise"], batch["timesteps"], states)
         )
-        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
         return self.teacher(z_t, timesteps, states).unflatten(0, (-1, halves))
 
     def relearn_targets(
@@ -149,8 +164,7 @@ class Shielded(UnlearningModule):
         """What the relearn half should output (B, C, h, w)."""
         if self.hparams.relearn_target == "teacher":
             return taught[:, 1]
-        kind = self.prediction_type
-        return noise_target(latents, noise, timesteps, self.alphas_cumprod, kind)
+        return noise_target(latents, noise, timesteps, self.schedule)
 
     def gradients(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], Metrics]:
         """g_u, g_r, further gradients and metrics, all from one forward pass with the same θ.
@@ -164,17 +178,17 @@ class Shielded(UnlearningModule):
             for k in ("latents", "noise", "timesteps", "states")
         )
         size = len(batch["latents"])
-        z_t = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        leaves = [[w.detach().requires_grad_() for w in self.weights] for _ in range(2)]
-        with applying(self.split_layers, leaves):
-            output = self.output(z_t, timesteps, states)
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
         taught = batch["taught"] if "taught" in batch else self.teach(batch)
-        unlearn, further, metrics = self.unlearn(
-            output[:size], taught[:, 0], z_t[:size], timesteps[:size]
-        )
-        kept = (x[size:] for x in (latents, noise, timesteps))
-        relearn = relearn_loss(output[size:], self.relearn_targets(taught, *kept))
-        both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])
+        leaves = [[w.detach().requires_grad_() for w in self.weights] for _ in range(2)]
+        with applying(self.split_layers, leaves):  # backward too: checkpointing computes anew there
+            output = self.output(z_t, timesteps, states)
+            unlearn, further, metrics = self.unlearn(
+                output[:size], taught[:, 0], z_t[:size], timesteps[:size]
+            )
+            kept = (x[size:] for x in (latents, noise, timesteps))
+            relearn = relearn_loss(output[size:], self.relearn_targets(taught, *kept))
+            both = torch.autograd.grad(unlearn + relearn, [*leaves[0], *leaves[1]])
         metrics |= {"unlearn_loss": unlearn.detach(), "relearn_loss": relearn.detach()}
         return list(both[: len(leaves[0])]), list(both[len(leaves[0]) :]), further, metrics
 
@@ -229,14 +243,17 @@ class Shielded(UnlearningModule):
 
     @property
     def unlearning_steps(self) -> int:
-        """How many steps of the run unlearn."""
-        return int(self.trainer.num_training_batches) // self.accumulate
+        """How many steps of the run unlearn: all but the warm-up."""
+        steps = int(self.trainer.num_training_batches) // self.accumulate
+        return steps - self.warm_up_length(self.hparams)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The gradients of one batch; after the step's last batch, the step."""
         step, number = divmod(batch_idx, self.accumulate)
         g_u, g_r, _, metrics = self.gradients(batch)
         self.check_losses(metrics, batch, step)
-        if mean := self.mean_gradients([*g_u, *g_r], last=number == self.accumulate - 1):
+        last = number == self.accumulate - 1
+        metrics = self.mean_metrics(metrics, last)
+        if mean := self.mean_gradients([*g_u, *g_r], last):
             metrics |= self.update(self.optimizers(), mean, step)
-        self.log_step(metrics, step, "unlearn_loss")
+            self.log_step(metrics, step, "unlearn_loss")

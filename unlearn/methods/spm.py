@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlearn.concepts import Concept
 from unlearn.conditions import intercept_prompts, pack, unpack
 from unlearn.data import encode_prompts
-from unlearn.methods.base import Batch
+from unlearn.methods.base import Batch, batches_of
 from unlearn.methods.negative_guidance import NegativeGuidance
 
 
@@ -36,8 +36,9 @@ class Membrane(nn.Module):
         self.options = (plain.stride, plain.padding, plain.dilation) if self.conv else ()
         down = torch.empty(1, *plain.weight.shape[1:])
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(torch.zeros(plain.weight.shape[0], 1, *[1] * (down.ndim - 2)))
+        up = torch.zeros(plain.weight.shape[0], 1, *[1] * (down.ndim - 2))
+        device = plain.weight.device
+        self.down, self.up = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output plus strength times the path's."""
@@ -119,18 +120,26 @@ class SPM(NegativeGuidance):
     Source: Lyu et al. 2024, equations 4 to 8.
     """
 
+    AT_INFERENCE: ClassVar[dict[str, Any]] = {"targets": list}
+    POSITIVE = (*NegativeGuidance.POSITIVE, "anchors")
+
     def __init__(
         self, *args: Any, anchoring: float = 1000.0, anchors: int = 4, **options: Any
     ) -> None:
         super().__init__(*args, **options)
-        if anchors < 1:
-            raise ValueError(f"method.anchors={anchors}: at least 1 is needed")
+
+    @classmethod
+    def samples(cls, config: Any) -> tuple[float, float]:
+        """And the anchors of each batch, by the teacher and trained."""
+        forward, trained = super().samples(config)
+        anchors = config.method.anchors * batches_of(config)
+        return forward + anchors, trained + anchors
 
     def choose_weights(self) -> dict[str, Tensor]:
         """The membranes' two factors; at the start the up-projections are zero."""
         return {
             f"{name}.{part}": getattr(membrane, part)
-            for name, membrane in insert_membranes(self.unet).items()
+            for name, membrane in insert_membranes(self.network).items()
             for part in ("down", "up")
         }
 
@@ -155,7 +164,7 @@ class SPM(NegativeGuidance):
             own = states[len(kept) % len(states)].cpu()
             noise = torch.randn(own.shape, generator=generator)
             size = 0.8 + 0.4 * torch.rand((), generator=generator)
-            parts = zip(*(unpack(self.unet, text[None]) for text in (own, noise)), strict=True)
+            parts = zip(*(unpack(self.network, text[None]) for text in (own, noise)), strict=True)
             drawn: Any = [p if p is None else p.norm() * size * n / n.norm() for p, n in parts]
             other = pack(*drawn)[0]
             cosine = F.cosine_similarity(own.flatten(), other.flatten(), dim=0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from unlearn.concepts import Concept, check
+from unlearn.backbone import denoiser
+from unlearn.concepts import Concept
 from unlearn.conditions import unpack
 from unlearn.data import encode_prompts
 from unlearn.methods.base import UnlearningModule
@@ -37,7 +38,7 @@ def edit_matrix(
 
 def token_states(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
     """The states (P, T, D) of the prompts' tokens, which the keys and values are of."""
-    return unpack(pipe.unet, encode_prompts(pipe, prompts))[0]
+    return unpack(denoiser(pipe), encode_prompts(pipe, prompts))[0]
 
 
 def prompt_states(pipe: DiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,13 +80,13 @@ class UCE(UnlearningModule):
     """
 
     LACKS = ("accumulate",)
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"edits": tuple(EDITS)}
+    POSITIVE = ("regularization",)
     closed_form = True
+    of_unets = True  # elsewhere keys and values are not of the text states themselves
 
     def __init__(self, *args: Any, edits: str = "names", regularization: float = 0.5) -> None:
         super().__init__(*args)
-        check("method.edits", edits, list(EDITS))
-        if regularization <= 0:
-            raise ValueError(f"method.regularization={regularization}: more than 0 is needed")
 
     @torch.no_grad()
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:

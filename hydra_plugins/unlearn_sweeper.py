@@ -1,0 +1,133 @@
+"""The sweeper of `unlearn train -m`, in the one package that Hydra takes plugins from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+
+class UnlearnSweeper(Sweeper):
+    """Every combination of the values given, or where an interval is among them, Optuna's trials.
+
+    A job that fails, or a launcher that does, stops no other job: what became of each is read from
+    the run directories.
+
+    Args:
+        trials: of a search.
+        seed: of a search.
+        max_batch_size: jobs that the launcher gets at a time; None: all, in a search one.
+        params: overrides, where the command line has none of the key.
+    """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(
+        self, trials: int, seed: int, max_batch_size: int | None, params: dict[str, Any] | None
+    ) -> None:
+        self.trials, self.seed, self.max_batch_size = trials, seed, max_batch_size
+        self.params = params or {}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra gives."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run all jobs that are not finished, and end the program where some failed."""
+        from unlearn.cli import refuse
+        from unlearn.sweep import conclude
+
+        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = list({o.get_key_element(): o for o in parser.parse_overrides(given)}.values())
+        try:
+            for key in ("trials", "max_batch_size"):
+                if (value := getattr(self, key)) is not None and value < 1:
+                    raise ValueError(f"hydra.sweeper.{key}={value}: at least 1 is needed")
+            searched = any(o.is_interval_sweep() for o in overrides)
+            runs = self.search(overrides) if searched else self.combine(overrides)
+        except ValueError as error:
+            refuse(error)
+        conclude(runs)
+
+    def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
+        """The config of the job of a number."""
+        from unlearn.sweep import config_of
+
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.num = number
+            HydraConfig.instance().set_config(config)  # for ${hydra:...}, as in the job
+            config.pop("hydra")
+        return config_of(config, overrides)
+
+    def launch(self, jobs: Sequence[Sequence[str]], first: int) -> None:
+        """Run jobs, each given by its overrides; they are numbered from `first`."""
+        try:
+            self.launcher.launch(jobs, initial_job_idx=first)
+        except Exception as error:  # one of its processes died; other jobs may be finished
+            name = type(self.launcher).__name__
+            print(f"unlearn: {name}: {type(error).__name__}: {error}", file=sys.stderr)
+
+    def combine(self, overrides: list[Override]) -> list[Path]:
+        """Run every combination; returns the run directories."""
+        from unlearn.sweep import check_jobs
+
+        batches = BasicSweeper.split_arguments(overrides, self.max_batch_size)
+        jobs = [job for batch in batches for job in batch]
+        runs = check_jobs(self.compose(job, number) for number, job in enumerate(jobs))
+        first = 0
+        for batch in batches:
+            self.launch(batch, first)
+            first += len(batch)
+        return runs
+
+    def search(self, overrides: list[Override]) -> list[Path]:
+        """Run the trials, and report them all; returns their run directories."""
+        from unlearn.sweep import check_jobs, is_finished
+        from unlearn.sweep_report import report
+
+        try:
+            from unlearn.search import Search, space_of
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"hydra.sweeper: {error}; an interval needs the extra `sweeps`"
+            ) from error
+
+        fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+        (folder,) = check_jobs([self.compose(fixed)])
+        search = Search(folder, space_of(overrides), self.seed)
+        missing = []
+        for number in range(self.trials):
+            params = search.recorded(number)
+            if params and is_finished(self.compose([*fixed, *search.overrides(number, params)])):
+                search.add(number, params)
+            else:
+                missing.append((number, params))
+        size = self.max_batch_size or 1
+        for start in range(0, len(missing), size):
+            batch = {number: search.ask(number, p) for number, p in missing[start : start + size]}
+            jobs = [[*fixed, *search.overrides(n, trial.params)] for n, trial in batch.items()]
+            self.launch(jobs, start)
+            for number, trial in batch.items():
+                search.tell(number, trial)
+        report([folder])
+        return [search.run(number) for number in range(self.trials)]

@@ -1,0 +1,75 @@
+"""The columns that runs are compared by, and one number for both aims, from a run's images.csv."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from statistics import harmonic_mean, mean
+
+from unlearn.evaluation.metrics import Rate, rate
+from unlearn.prompts import SETS
+
+TARGET_SETS, REST = SETS[:2], SETS[2:]
+Images = list[dict[str, str]]  # rows of images.csv
+# column: the sets that it counts over, the flag of an image, and of which images
+COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "unseen target": (("unseen_target",), "unlearned_right", "counts"),
+    "seen target": (("seen_target",), "unlearned_right", "counts"),
+    "anchor": (TARGET_SETS, "unlearned_anchor", "counts"),
+    "broken": ((*TARGET_SETS, *REST), "unlearned_broken", "counts"),
+    "base broken": ((*TARGET_SETS, *REST), "base_broken", "counts"),
+    "retention, related": (("related",), "unlearned_right", "base_right"),
+    "retention, unrelated": (("unrelated",), "unlearned_right", "base_right"),
+    "retention": (REST, "unlearned_right", "base_right"),
+}
+
+
+def read_images(run: Path) -> Images:
+    """The rows of a run's images.csv; none where it has none, as a run before its evaluation."""
+    path = run / "images.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def counted(images: Images, column: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """Hits and count of a column, by set and prompt; those of which no image counts are left out.
+
+    A flag that the judge could not tell is empty, and does not count.
+    """
+    sets, flag, among = COLUMNS[column]
+    prompts: dict[tuple[str, str], list[int]] = {}
+    for image in images:
+        if image["set"] in sets:
+            cell = prompts.setdefault((image["set"], image["prompt"]), [0, 0])
+            if image["counts"] == "1" and image[among] == "1" and image[flag]:
+                cell[0] += int(image[flag])
+                cell[1] += 1
+    return {prompt: (hits, count) for prompt, (hits, count) in prompts.items() if count}
+
+
+def column_rate(images: Images, column: str) -> Rate:
+    """The rate of a column over all its images."""
+    cells = counted(images, column).values()
+    return rate(sum(hits for hits, _ in cells), sum(count for _, count in cells))
+
+
+def score(images: Images) -> float:
+    """The harmonic mean of what is forgotten and what is kept.
+
+    Forgotten are images for unseen target prompts that are neither the target nor broken; kept is
+    retention on related and unrelated prompts.
+
+    Raises:
+        ValueError: there is no image to tell one of them by.
+    """
+    unseen = [i for i in images if i["set"] == "unseen_target" and i["counts"] == "1"]
+    kept = column_rate(images, "retention").value
+    if not unseen or kept is None:
+        raise ValueError(
+            "nothing to score: the base model obeys no unseen target prompt, or draws nothing of "
+            "the related and unrelated prompts right"
+        )
+    gone = mean(i["unlearned_right"] == "0" and i["unlearned_broken"] != "1" for i in unseen)
+    return harmonic_mean([gone, kept])

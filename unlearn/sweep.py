@@ -1,0 +1,96 @@
+"""The jobs of a sweep: checked before the first, each kept from stopping the others."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from unlearn.config import check_config, compose
+from unlearn.files import write_text
+from unlearn.hardware import check_sweep
+from unlearn.resume import ERROR, progress_of
+from unlearn.several import listed, sections_of
+from unlearn.train import train
+
+
+def config_of(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composed, or where it merged the files of `concept=[a,b]`, a config of both."""
+    if not listed(overrides)[0]:
+        return config
+    GlobalHydra.instance().clear()
+    return compose(list(overrides))
+
+
+def check_jobs(configs: Iterable[DictConfig]) -> list[Path]:
+    """The run directories of jobs, which can be one sweep.
+
+    Args:
+        configs: each is checked before the next is composed, while Hydra knows it.
+
+    Raises:
+        ValueError: a job has no concept, several devices, or the run directory of another.
+    """
+    runs: list[Path] = []
+    for config in configs:
+        sections_of(config)
+        check_sweep(config)
+        run = Path(str(config.run_dir))
+        if run in runs:
+            raise ValueError(
+                f"run_dir={run}: two jobs of the sweep have it; write what differs into it, such "
+                "as 'run_dir=runs/${concept.name}-${method.lr}-${seed}'"
+            )
+        runs.append(run)
+    return runs
+
+
+def is_finished(config: DictConfig) -> bool:
+    """Whether a job's run directory holds the whole run.
+
+    Raises:
+        ValueError: the config is not valid, or the folder holds another run.
+    """
+    check_config(config)
+    return progress_of(config, Path(config.run_dir)).finished
+
+
+def attempt(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Run a job; where it fails, error.txt in its run directory says why and where."""
+    run = Path(str(config.run_dir))
+    try:
+        train(config)
+    except Exception as error:  # whatever it is, other jobs may do better
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = f"{kind}{' '.join(str(error).split())}"
+        run.mkdir(parents=True, exist_ok=True)
+        text = f"{reason}\n\noverrides: {' '.join(overrides)}\n\n{traceback.format_exc()}"
+        write_text(run / ERROR, text)
+        print(f"unlearn: {run}: {reason}", file=sys.stderr)
+
+
+def failure_of(run: Path) -> str | None:
+    """Why a job left no whole run in its directory; None: it did."""
+    if (run / ERROR).exists():
+        return (run / ERROR).read_text(encoding="utf-8").partition("\n")[0]
+    return None if (run / "result.json").exists() else "not finished"
+
+
+def conclude(runs: Sequence[Path]) -> None:
+    """Say what became of a sweep's jobs.
+
+    Raises:
+        SystemExit: some failed.
+    """
+    failed = {run: reason for run in runs if (reason := failure_of(run))}
+    if failed:
+        lines = [f"  {run}: {reason}" for run, reason in failed.items()]
+        head = (
+            f"unlearn: {len(failed)} of {len(runs)} jobs failed; the same command tries them again"
+        )
+        print("\n".join([head, *lines]), file=sys.stderr)
+        raise SystemExit(1)
