@@ -1,0 +1,1 @@
+"""What the package is built and measured with: the embedded model, tables and benchmarks."""

@@ -16,22 +16,23 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments.summary import finished_runs
 from unlearn.backbone import load_pipeline
+from unlearn.cache import fingerprint
 from unlearn.concepts import Concept
 from unlearn.config import base_of, concept_of, sampler_of
 from unlearn.data import encode_prompts
-from unlearn.diffusion import add_noise
+from unlearn.diffusion import NoiseSchedule, add_noise
 from unlearn.export import load_unlearned
 from unlearn.generate import generate
 from unlearn.prompts import training_pairs
+from unlearn.sections import read_config
 from unlearn.vocabulary import fill, vocabulary
 
 TIMESTEPS = (999, 950, 900, 800, 700, 600, 500, 400, 300, 200, 100, 50)
-PAIRS = 24  # of each kind of prompts, evenly spaced
+PAIRS = 24  # of each kind of prompts
 FIRST_SEED = 3_000_000  # no other image has it
 
 Pairs = list[tuple[str, str]]  # anchor prompt, target prompt
@@ -39,8 +40,7 @@ Pairs = list[tuple[str, str]]  # anchor prompt, target prompt
 
 def seen_pairs(concept: Concept) -> Pairs:
     """Pairs that unlearning trained on."""
-    pairs = training_pairs(concept)
-    return pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS]
+    return spread(training_pairs(concept))
 
 
 def unseen_pairs(concept: Concept) -> Pairs:
@@ -55,7 +55,13 @@ def unseen_pairs(concept: Concept) -> Pairs:
             for phrase in concept.unseen:
                 styled = phrase.format(p=scene, t=anchor) if anchor else scene
                 pairs.append((styled, phrase.format(p=scene, t=target)))
-    return pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS]
+    return spread(pairs)
+
+
+def spread(pairs: Pairs) -> Pairs:
+    """At most `PAIRS` of the pairs, from the first on, evenly spaced."""
+    count = min(PAIRS, len(pairs))
+    return [pairs[i * len(pairs) // count] for i in range(count)]
 
 
 @torch.inference_mode()
@@ -65,12 +71,13 @@ def residuals(
     """The mean residual over the pairs at each of `TIMESTEPS`."""
     anchors, targets = (list(side) for side in zip(*pairs, strict=True))
     seeds = range(FIRST_SEED, FIRST_SEED + len(pairs))
-    images = generate(base, anchors, seeds, description="anchor images", cached=True, **sampler)
+    sampler["cached"] = fingerprint(base)
+    images = generate(base, anchors, seeds, description="anchor images", **sampler)
     latents = base.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
     latents = latents * base.vae.config.scaling_factor
     anchor_states, target_states = encode_prompts(base, anchors), encode_prompts(base, targets)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    alphas = base.scheduler.alphas_cumprod
+    schedule = NoiseSchedule.of(base.scheduler)
 
     def distance(output: Tensor, anchor: Tensor) -> Tensor:
         return (output - anchor).flatten(1).norm(dim=1)
@@ -78,7 +85,7 @@ def residuals(
     shares = []
     for timestep in TIMESTEPS:
         t = torch.full((len(pairs),), timestep)
-        z_t = add_noise(latents, noise, t, alphas)
+        z_t = add_noise(latents, noise, t, schedule)
         anchor = base.unet(z_t, t, anchor_states).sample
         left = distance(unlearned.unet(z_t, t, target_states).sample, anchor)
         whole = distance(base.unet(z_t, t, target_states).sample, anchor)
@@ -109,11 +116,11 @@ def main() -> None:
     options = parser.parse_args()
     curves: dict[str, list[float]] = {}
     for run in finished_runs(parser, options.runs):
-        config = OmegaConf.load(run / "config.yaml")
-        concept = concept_of(config)  # type: ignore[arg-type]
+        config = read_config(run / "config.yaml")
+        concept = concept_of(config)
         base, unlearned = (load_pipeline(**base_of(config)) for _ in range(2))
         load_unlearned(unlearned, run / "unlearned.safetensors")
-        sampler = sampler_of(config, config.data.sampling_steps)  # type: ignore[arg-type]
+        sampler = sampler_of(config, config.data.sampling_steps)
         for kind, pairs in (("seen", seen_pairs(concept)), ("unseen", unseen_pairs(concept))):
             curves[f"{run.name}, {kind} prompts"] = residuals(base, unlearned, pairs, **sampler)
     print("| timestep | " + " | ".join(str(t) for t in TIMESTEPS) + " |")

@@ -10,40 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# (column, bar on the unlearned model's share, whether a larger share is better)
-BARS = (
-    ("seen target", 0.05, False),
-    ("unseen target", 0.15, False),
-    ("anchor", 0.70, True),
-    ("broken above base", 0.05, False),
-    ("retention, unrelated", 0.85, True),
-    ("retention, related", 0.60, True),
-)
-
-
-def measures(result: dict[str, Any]) -> list[float | None]:
-    """The columns of `BARS`, from a run's `result.json`; None where nothing was measured.
-
-    The anchor rate is over both target sets; "broken above base" is the worst of the four sets.
-    """
-    sets = result["sets"]
-
-    def share(name: str, metric: str) -> float | None:
-        value: float | None = sets[name][metric]["unlearned"]["value"]
-        return value
-
-    anchors = [sets[name]["anchor"]["unlearned"] for name in ("seen_target", "unseen_target")]
-    hits = sum(anchor["n"] * anchor["value"] for anchor in anchors if anchor["n"])
-    broken = [row["broken"] for row in sets.values()]
-    rises = [b["unlearned"]["value"] - b["base"]["value"] for b in broken if b["base"]["n"]]
-    return [
-        share("seen_target", "right"),
-        share("unseen_target", "right"),
-        hits / n if (n := sum(anchor["n"] for anchor in anchors)) else None,
-        max(rises, default=None),
-        share("unrelated", "retention"),
-        share("related", "retention"),
-    ]
+from unlearn.evaluation.bars import BARS, measures
 
 
 def summarise(results: list[dict[str, Any]]) -> str:

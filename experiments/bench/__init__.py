@@ -1,0 +1,1 @@
+"""The step beside a plain one: time and memory."""

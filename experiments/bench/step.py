@@ -1,150 +1,54 @@
 """Time a DoCo step against a plain implementation of the same step, side by side.
 
-    python -m experiments.bench.step [--pretrained emoji] [--batch-size 8] [--rounds 20]
+    python -m experiments.bench.step [--model emoji] [--precision 32-true] [--batch-size 8]
 
-The plain step follows the method's equations with what every implementation has: frozen weights
-without gradient, fused attention, the same dtype. It keeps a second UNet as the teacher, runs the
-VAE and the text encoder on every batch, and walks the joint graph once for each gradient. Each line
-below it changes one thing; the last is the package's own step. All are timed in turn, round by
-round, on the same batch. Prints a table and writes `results/NAME.json`.
+The plain step keeps a second UNet as the teacher, runs the VAE and the text encoder on every
+batch, and walks the joint graph once for each gradient. Each line below it changes one thing. All
+are timed in turn, round by round, on the same batch. A Stable Diffusion model is the published
+architecture at its full size, with random weights.
+
+Beside seconds stand each line's counted operations and the memory at its peak: weights, optimizer
+states and all tensors of a step; what kernels take for themselves is not seen. Prints a table and
+writes `results/NAME.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import itertools
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from unlearn.backbone import cross_attention_layers, load_pipeline
-from unlearn.diffusion import add_noise, predict_x0
-from unlearn.discriminator import PatchDiscriminator
-from unlearn.losses import discriminator_loss, domain_correction_loss, relearn_loss
-from unlearn.methods.ahead import TeacherAhead, together
-from unlearn.methods.base import step_with
-from unlearn.methods.doco import DoCo
-from unlearn.surgery import clip_to_norm, project
+from experiments.bench.ours import OurStep
+from experiments.bench.plain import PlainStep
+from experiments.command import positive
+from unlearn.backbone import (
+    cross_attention_layers,
+    device_of,
+    load_pipeline,
+    networks_of,
+    store_in_bf16,
+)
+from unlearn.budget import GIB
+from unlearn.config import base_of, compose
+from unlearn.methods.ahead import batches_at_once
+from unlearn.rehearsal import PeakMemory, synchronize
 
 RESULTS = Path(__file__).parent / "results"
-Step = Callable[[], list[Tensor]]  # makes one step, returns g_u and g_r
+WARM_UP = ", warm-up"
 
 
-class PlainStep:
-    """DoCo's step with a second network, an encoder in the loop, and a backward pass a gradient.
-
-    Args:
-        pipe: the base pipeline.
-        batch: see `make_batch`.
-        encode: run the VAE and the text encoder on the batch, as against reading their outputs.
-    """
-
-    def __init__(
-        self, pipe: StableDiffusionPipeline, batch: dict[str, Any], encode: bool = True
-    ) -> None:
-        self.pipe, self.batch, self.encode = pipe, batch, encode
-        self.unet = copy.deepcopy(pipe.unet).requires_grad_(False)
-        self.teacher = pipe.unet
-        self.weights = [layer.weight for layer in cross_attention_layers(self.unet).values()]
-        for weight in self.weights:
-            weight.requires_grad_(True)
-        torch.manual_seed(0)
-        config = self.unet.config
-        self.discriminator = PatchDiscriminator(config.in_channels, config.sample_size).to(
-            pipe.device
-        )
-        self.optimizer = torch.optim.AdamW(self.weights, 1e-5, weight_decay=1e-2)
-        self.critic = torch.optim.Adam(self.discriminator.parameters(), 1e-5, betas=(0.5, 0.999))
-        self.alphas = pipe.scheduler.alphas_cumprod.to(pipe.device)
-
-    def joined(self, key: str) -> Tensor:
-        """Both halves of the batch, one after the other."""
-        return torch.cat([self.batch[key][:, 0], self.batch[key][:, 1]])
-
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (2B, C, h, w), text states (2B, T, D) and the teacher's text states (B, T, D)."""
-        if not self.encode:
-            latents, states = self.joined("latents"), self.joined("states")
-            return latents, states, self.batch["teacher_states"]
-        with torch.no_grad():
-            posterior = self.pipe.vae.encode(self.batch["pixels"]).latent_dist
-            moments = posterior.mean, posterior.std
-            latents = moments[0] + moments[1] * self.batch["posterior_noise"]
-            states = self.pipe.text_encoder(self.batch["tokens"])[0]
-        size = len(latents)
-        return latents * self.pipe.vae.config.scaling_factor, states[:size], states[size:]
-
-    def __call__(self) -> list[Tensor]:
-        """One step."""
-        latents, states, teacher_states = self.inputs()
-        noise, timesteps = self.joined("noise"), self.joined("timesteps")
-        half = len(latents) // 2
-        kind = self.pipe.scheduler.config.prediction_type
-        z_t = add_noise(latents, noise, timesteps, self.alphas)
-        output = self.unet(z_t, timesteps, states).sample
-        with torch.no_grad():
-            anchor = self.teacher(z_t[:half], timesteps[:half], teacher_states).sample
-        schedule = (z_t[:half], timesteps[:half], self.alphas, kind)
-        real, fake = predict_x0(anchor, *schedule), predict_x0(output[:half], *schedule)
-        unlearn = domain_correction_loss(self.discriminator(fake))
-        relearn = relearn_loss(output[half:], noise[half:])
-        g_u = list(torch.autograd.grad(unlearn, self.weights, retain_graph=True))
-        g_r = list(torch.autograd.grad(relearn, self.weights))
-        loss = discriminator_loss(self.discriminator(real), self.discriminator(fake.detach()))
-        g_d = list(torch.autograd.grad(loss, list(self.discriminator.parameters())))
-        clipped_u, clipped_r = clip_to_norm(g_u, 1.0)[0], clip_to_norm(g_r, 1.0)[0]
-        step_with(self.optimizer, self.weights, project(clipped_u, clipped_r)[0])
-        step_with(self.critic, list(self.discriminator.parameters()), g_d)
-        return [*g_u, *g_r]
-
-
-class OurStep:
-    """The package's step, with the paper's choices, which the plain step has too.
-
-    Args:
-        pipe: the base pipeline.
-        batch: see `make_batch`; every step's.
-        count: batches that the teacher takes at once.
-    """
-
-    def __init__(
-        self, pipe: StableDiffusionPipeline, batch: dict[str, Any], count: int = 1
-    ) -> None:
-        self.doco = DoCo(
-            copy.deepcopy(pipe.unet), pipe.scheduler.alphas_cumprod,
-            pipe.scheduler.config.prediction_type, lr=1e-5, discriminator_lr=1e-5,
-        ).to(pipe.device)  # fmt: skip
-        torch.manual_seed(0)  # the plain step's discriminator
-        config = pipe.unet.config
-        same = PatchDiscriminator(config.in_channels, config.sample_size)
-        self.doco.discriminator.load_state_dict(same.state_dict())
-        self.doco._trainer = SimpleNamespace(world_size=1)  # stands in for a Trainer
-        self.optimizer, self.critic = self.doco.configure_optimizers()
-        self.batches: Iterator[dict[str, Any]] = itertools.repeat(batch)
-        if count > 1:
-            teach = lambda batch, _: self.doco.teach(batch)  # noqa: E731
-            ahead = TeacherAhead(self.batches, count, teach, lambda moved: moved)
-            self.batches = iter(ahead)
-
-    def __call__(self) -> list[Tensor]:
-        """One step."""
-        g_u, g_r, g_d, _ = self.doco.gradients(next(self.batches))
-        mean = self.doco.mean_gradients([*g_u, *g_r, *g_d], last=True)
-        count = len(g_u)
-        self.doco.step(self.optimizer, mean[:count], mean[count : 2 * count])
-        step_with(self.critic, list(self.doco.discriminator.parameters()), mean[2 * count :])
-        return [*g_u, *g_r]
+Step = PlainStep | OurStep
 
 
 @torch.no_grad()
@@ -175,28 +79,75 @@ def make_batch(pipe: StableDiffusionPipeline, size: int) -> dict[str, Any]:
     return batch
 
 
-def synchronize() -> None:
-    """Wait for the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def lines(pipe: StableDiffusionPipeline, batch: dict[str, Any]) -> dict[str, Step]:
+    """The plain step, and what changes it, one thing a line."""
+    size = len(batch["latents"])
+    own = {key: batch[key] for key in ("latents", "noise", "timesteps", "states", "teacher_states")}
+    ahead = batches_at_once(size, pipe.unet.config.sample_size)
+    steps: dict[str, Step] = {
+        "plain": PlainStep(pipe, batch),
+        "+ cached moments and text states": PlainStep(pipe, batch, encode=False),
+        "+ one backward pass, one network": OurStep(pipe, own),
+    }
+    if ahead > 1:
+        steps["+ the teacher ahead, for several steps at once"] = OurStep(pipe, own, ahead)
+    if size > 1:
+        steps["+ one pair at a time"] = OurStep(pipe, own, parts=size)
+    steps["+ checkpointing (low_memory)"] = OurStep(pipe, own, parts=size, checkpointing=True)
+    return steps
 
 
-def measure(steps: dict[str, Step], rounds: int, count: int) -> dict[str, list[float]]:
-    """Seconds of each step, means of `count` in a row, all timed in turn in every round.
+class Need(NamedTuple):
+    """Of a step: operations (a multiply-add is two), and bytes at the peak."""
 
-    Two rounds are thrown away.
+    operations: int
+    memory: int
+
+
+def needed(step: Step, count: int) -> Need:
+    """Counted over so many steps, of which the most memory and the mean of operations."""
+    step()  # makes the optimizers' states
+    with PeakMemory() as memory:
+        for _ in range(count):
+            step()
+    with FlopCounterMode(display=False) as counter:  # which keeps tensors for itself
+        for _ in range(count):
+            step()
+    return Need(counter.get_total_flops() // count, memory.peak + held(step))
+
+
+def held(step: Step) -> int:
+    """Bytes of a step's networks and optimizers."""
+    tensors = [t for n in step.networks for t in (*n.parameters(), *n.buffers())]
+    for optimizer in step.optimizers:
+        tensors += [v for s in optimizer.state.values() for v in s.values() if v.ndim]
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def measure(calls: dict[str, Callable[[], Any]], rounds: int, count: int) -> dict[str, list[float]]:
+    """Seconds of each call, means of `count` in a row, all timed in turn in every round.
+
+    A round is thrown away.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in tqdm(range(rounds + 2), desc="rounds"):
-        for name, step in steps.items():
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in tqdm(range(rounds + 1), desc="rounds"):
+        for name, call in calls.items():
             synchronize()
             start = time.perf_counter()
             for _ in range(count):
-                step()
+                call()
             synchronize()
-            if number >= 2:
+            if number:
                 seconds[name].append((time.perf_counter() - start) / count)
     return seconds
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, side: int = 4096) -> float:
+    """Operations a second of a large matrix product, the best of five."""
+    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = min(measure({"matrix product": lambda: a @ b}, 5, 1)["matrix product"])
+    return 2 * side**3 / best
 
 
 def largest_difference(ours: list[Tensor], plain: list[Tensor]) -> float:
@@ -204,43 +155,113 @@ def largest_difference(ours: list[Tensor], plain: list[Tensor]) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, plain, strict=True))
 
 
+def ratio(plain: list[float], times: list[float]) -> float:
+    """How many times as fast as plain: the median over the rounds."""
+    return statistics.median(p / t for p, t in zip(plain, times, strict=True))
+
+
+def whole(seconds: dict[str, list[float]], name: str, settings: Any) -> list[float]:
+    """Seconds of a whole run, in each round, from those of a step and of one of the warm-up."""
+    return [
+        settings.warm_up * warm_up + (settings.steps - settings.warm_up) * step
+        for step, warm_up in zip(seconds[name], seconds[name + WARM_UP], strict=True)
+    ]
+
+
+def bench(steps: dict[str, Step], rounds: int, count: int, settings: Any) -> dict[str, Any]:
+    """All that is measured of each line, "plain" first.
+
+    Args:
+        steps: see `lines`.
+        rounds, count: see `measure`.
+        settings: steps and warm_up of a whole run.
+    """
+    needs = {name: needed(step, count) for name, step in tqdm(steps.items(), desc="counting")}
+    calls: dict[str, Callable[[], Any]] = {**steps}
+    calls |= {name + WARM_UP: step.warm_up for name, step in steps.items()}
+    seconds = measure(calls, rounds, count)
+    rows = {}
+    for name, need in needs.items():
+        rows[name] = {
+            "seconds": statistics.median(seconds[name]),
+            "speed": ratio(seconds["plain"], seconds[name]),
+            "predicted_speed": needs["plain"].operations / need.operations,
+            "warm_up_speed": ratio(seconds["plain" + WARM_UP], seconds[name + WARM_UP]),
+            "run_speed": ratio(*(whole(seconds, n, settings) for n in ("plain", name))),
+            "operations": need.operations,
+            "memory": need.memory,
+            "memory_share": need.memory / needs["plain"].memory,
+        }
+    return rows
+
+
+def table(rows: dict[str, Any], peak: float) -> str:
+    """In Markdown."""
+    head = ("step", "seconds", "times as fast as plain", "predicted", "a whole run", "memory (GiB)",
+            "of plain's", "of the matmul peak")  # fmt: skip
+    text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, row in rows.items():
+        text.append(
+            f"| {name} | {row['seconds']:.3g} | {row['speed']:.2f} | {row['predicted_speed']:.2f} "
+            f"| {row['run_speed']:.2f} | {row['memory'] / GIB:.2f} | {row['memory_share']:.2f} "
+            f"| {row['operations'] / row['seconds'] / peak:.0%} |"
+        )
+    return "\n".join(text)
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pretrained", default="emoji", help="emoji or a diffusers folder")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--model", default="emoji", choices=("emoji", "sd14", "sd21"))
+    parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
+    parser.add_argument("--batch-size", type=positive, default=8)
+    parser.add_argument("--rounds", type=positive, default=20)
     options = parser.parse_args()
-    pipe = load_pipeline(options.pretrained)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe.to(device)
-    batch, count = make_batch(pipe, options.batch_size), together(options.batch_size)
-    difference = largest_difference(OurStep(pipe, batch, count)(), PlainStep(pipe, batch)())
-    steps = {
-        "plain": PlainStep(pipe, batch),
-        "+ cached moments and text states": PlainStep(pipe, batch, encode=False),
-        "+ one backward pass, one network": OurStep(pipe, batch),
-        "+ the teacher ahead, for several steps at once (ours)": OurStep(pipe, batch, count),
-    }
-    seconds = measure(steps, options.rounds, count)
-    plain = seconds["plain"]
-    rows = {}
-    print("| step | ms (median) | times as fast as plain (median of rounds) |\n|---|---|---|")
-    for name, times in seconds.items():
-        ratio = statistics.median(p / t for p, t in zip(plain, times, strict=True))
-        rows[name] = {"ms": 1000 * statistics.median(times), "ratio": ratio}
-        print(f"| {name} | {rows[name]['ms']:.0f} | {ratio:.2f} |")
-    print(f"largest relative difference of a gradient, ours to plain: {difference:.1e}")
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu"
+    random = [] if options.model == "emoji" else ["model.random_weights=true"]
+    config = compose([f"model={options.model}", "concept.name=panda", *random])
+    pipe = load_pipeline(**base_of(config)).to(device_of("auto"))
+    bf16, device = options.precision == "bf16-mixed", pipe.device
+    if bf16:
+        kept = [f"{name}.weight" for name in cross_attention_layers(pipe.unet)]
+        for network in networks_of(pipe).values():
+            store_in_bf16(network, kept if network is pipe.unet else [])
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        batch = make_batch(pipe, options.batch_size)
+        steps = lines(pipe, batch)
+        first = {name: step() for name, step in tqdm(steps.items(), desc="gradients")}
+        differences = {k: largest_difference(g, first["plain"]) for k, g in first.items()}
+        count = batches_at_once(options.batch_size, pipe.unet.config.sample_size)
+        rows = bench(steps, options.rounds, count, config.model.settings.doco.instance)
+    peak = matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
+    print(table(rows, peak))
+    print("largest relative difference of a gradient to plain's:")
+    print("\n".join(f"  {name}: {value:.1e}" for name, value in differences.items()))
     report = {
-        "device": name, "threads": torch.get_num_threads(), "pretrained": options.pretrained,
-        "batch_size": options.batch_size, "dtype": "float32", "torch": torch.__version__,
-        "gradient_difference": difference, "steps": rows,
+        "model": options.model, "precision": options.precision, "batch_size": options.batch_size,
+        "rounds": options.rounds, "matmul_peak": peak, "gradient_differences": differences,
+        "steps": rows,
+    }  # fmt: skip
+    write(f"step_{options.model}_{options.precision}", device, report)
+
+
+def write(name: str, device: torch.device, report: dict[str, Any]) -> None:
+    """Write `results/NAME_DEVICE.json`, with what was measured on, and print its path."""
+    on = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"step_{Path(options.pretrained).name}_{device}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    path = RESULTS / f"{name}_{device.type}.json"
+    path.write_text(json.dumps(on | report, indent=2) + "\n", encoding="utf-8")
     print(path)
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or "cpu"])[0]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""From emoji art to the embedded model."""

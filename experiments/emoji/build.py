@@ -6,7 +6,9 @@
     python -m experiments.emoji.build stage=judge
     python -m experiments.emoji.build stage=second_judge
 
-A stage that was killed resumes from its last checkpoint in `cache`.
+A stage that was killed resumes from its last checkpoint in `cache`, which holds them by all that
+decides a stage's weights: with other settings, or after an earlier stage was built anew, it begins
+anew.
 """
 
 from __future__ import annotations
@@ -23,15 +25,27 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from experiments.emoji import stages
 from experiments.emoji.art import load_art
+from experiments.emoji.clip import CLIPStage
+from experiments.emoji.judge import JudgeStage, SecondJudgeStage
+from experiments.emoji.stage import Stage
+from experiments.emoji.unet import UNetStage
+from experiments.emoji.vae import VAEStage
 from unlearn.vocabulary import vocabulary
+
+STAGES: dict[str, type[Stage]] = {
+    "vae": VAEStage,
+    "clip": CLIPStage,
+    "unet": UNetStage,
+    "judge": JudgeStage,
+    "second_judge": SecondJudgeStage,
+}
 
 
 class Batches(Dataset[dict[str, Tensor]]):
     """A stage's batches by step number."""
 
-    def __init__(self, stage: stages.Stage) -> None:
+    def __init__(self, stage: Stage) -> None:
         self.stage = stage
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
@@ -54,9 +68,9 @@ class EpochSteps(Sampler[int]):
         return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
 
 
-def fit(stage: stages.Stage, steps: int, config: DictConfig) -> None:
-    """Train `stage` for `steps`, resuming from its checkpoint if there is one."""
-    folder = Path(config.cache) / "checkpoints" / config.stage
+def fit(stage: Stage, steps: int, config: DictConfig) -> None:
+    """Train `stage` for `steps`, resuming from its checkpoint if there is one of its key."""
+    folder = Path(config.cache) / "checkpoints" / f"{config.stage}-{stage.key}"
     checkpoint = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     trainer = L.Trainer(
         accelerator="auto",
@@ -85,15 +99,15 @@ def fit(stage: stages.Stage, steps: int, config: DictConfig) -> None:
 def main(config: DictConfig) -> None:
     """Run one stage, print its bar, and write its weights."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    if config.stage not in stages.STAGES:
-        raise ValueError(f"stage={config.stage!r}: allowed are {sorted(stages.STAGES)}")
+    if config.stage not in STAGES:
+        raise ValueError(f"stage={config.stage!r}: allowed are {sorted(STAGES)}")
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # denormals slow CPU convolutions several times
     L.seed_everything(config.seed)
     words = vocabulary()
     art = load_art(words, Path(config.cache))
-    stage = stages.STAGES[config.stage](config, art, words)
+    stage = STAGES[config.stage](config, art, words)
     fit(stage, config.steps or stage.settings.steps, config)
     stage.export(Path(config.output))
 

@@ -16,14 +16,13 @@ import torch
 from PIL import Image
 
 from unlearn.backbone import load_pipeline
-from unlearn.config import compose, concept_of, embedded_concepts
+from unlearn.config import compose, concept_of, embedded_concepts, sampler_of
 from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.evaluation.metrics import Rate, rate
 from unlearn.generate import generate
 from unlearn.vocabulary import EMBEDDED, fill, vocabulary
 
 FIRST_SEED = 2_000_000  # no training or evaluation image has it
-SAMPLER = {"steps": 20, "guidance": 6.0}  # those of conf/model/emoji.yaml
 SEEDS = 10  # images a shipped target
 
 Prompt = tuple[str, str | None, str | None]  # text, and the object and style that it names
@@ -77,13 +76,14 @@ def shares(prompts: list[Prompt], verdict: Verdict) -> tuple[Rate, Rate]:
 
 def main() -> None:
     """Draw, judge, print, and write."""
-    pipe = load_pipeline("emoji")
+    pipe, config = load_pipeline("emoji"), compose([])
+    sampler = sampler_of(config, config.evaluation.sampling_steps)
     judge, second = (Judge.load(EMBEDDED / "judges" / n) for n in ("judge", "second_judge"))
     rows: list[tuple[str, Rate, str]] = []
 
     def draw(prompts: list[Prompt], description: str) -> tuple[torch.Tensor, Verdict]:
         seeds = range(FIRST_SEED, FIRST_SEED + len(prompts))
-        images = generate(pipe, [p[0] for p in prompts], seeds, description=description, **SAMPLER)
+        images = generate(pipe, [p[0] for p in prompts], seeds, description=description, **sampler)
         return images, judge.judge(images)
 
     grid = grid_prompts()
@@ -92,13 +92,14 @@ def main() -> None:
     rows += [("objects", by_object, "90%"), ("styles", by_style, "75%")]
     for i, style in enumerate(vocabulary().styles):
         chosen = slice(i, None, len(vocabulary().styles))
-        part = Verdict(*(field[chosen] for field in verdict))
-        rows.append((f"style {style}", shares(grid[chosen], part)[1], "90% if it ships"))
+        part = shares(grid[chosen], verdict.of(chosen))[1]
+        rows.append((f"style {style}", part, "90% if it ships"))
     other = second.judge(images)
     agreeing = sum(map(operator.eq, verdict.objects, other.objects))
     rows.append(("judges agree on the object", rate(agreeing, len(grid)), "95%"))
     agreeing = sum(map(operator.eq, verdict.styles, other.styles))
     rows.append(("judges agree on the style", rate(agreeing, len(grid)), ""))
+    assert verdict.broken is not None  # the embedded judge can tell
     rows.append(("broken", rate(int(verdict.broken.sum()), len(grid)), ""))
     synonyms = synonym_prompts()
     rows.append(("synonyms", shares(synonyms, draw(synonyms, "synonyms")[1])[0], "80%"))

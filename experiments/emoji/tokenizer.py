@@ -26,7 +26,6 @@ def train_tokenizer(words: Vocabulary, folder: Path) -> CLIPTokenizer:
     if not folder.exists():
         bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
         bpe.normalizer = normalizers.Lowercase()
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         split = pre_tokenizers.Whitespace()
         bpe.pre_tokenizer = pre_tokenizers.Sequence(
             [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from experiments.lines import Lines, read_lines
 from experiments.several.plan import WAYS, Job, groups_of
-from experiments.table2.bootstrap import Estimate, rate_of
-from experiments.table2.table import counted
+from experiments.table2.bootstrap import Estimate, rate_of, sample
+from unlearn.evaluation.score import counted
 
 SHOWN = {"unseen target": "unseen-target rate", "retention": "retention"}
-Images = list[dict[str, str]]
 HEADER = (
     "Concepts of the embedded model forgotten together (joint), one run after another "
     "(sequential), or each alone with the changes of weights added up (merged). Means over all "
-    "concepts, at each number in disjoint groups, on the prompts that every row has; 95 % "
-    "intervals bootstrapped over concepts and prompts, one training seed."
+    "concepts, at each number in disjoint groups, on the prompts that every row has, with 95 % "
+    "intervals bootstrapped over concepts and prompts (where all images agree, Wilson's over "
+    "prompts) and the number of images; one training seed."
 )
 
 
-def read_rows(folder: Path) -> dict[str, dict[str, Images]]:
+def read_rows(folder: Path) -> dict[str, dict[str, Lines]]:
     """The images of each kept run, by its name and by concept."""
-    rows: dict[str, dict[str, Images]] = {}
+    rows: dict[str, dict[str, Lines]] = {}
     for path in sorted(folder.glob("*.csv")):
         alone = path.stem.partition("-")[2]
-        with path.open(encoding="utf-8") as file:
-            for image in csv.DictReader(file):
-                concept = image.get("concept", alone)
-                rows.setdefault(path.stem, {}).setdefault(concept, []).append(image)
+        for image in read_lines(path):
+            concept = image.get("concept", alone)
+            rows.setdefault(path.stem, {}).setdefault(concept, []).append(image)
     return rows
 
 
-def common(rows: dict[str, dict[str, Images]]) -> dict[str, set[tuple[str, str]]]:
+def common(rows: dict[str, dict[str, Lines]]) -> dict[str, set[tuple[str, str]]]:
     """The sets and prompts of each concept that every run which forgets it was asked."""
     asked: dict[str, set[tuple[str, str]]] = {}
     for by_concept in rows.values():
@@ -43,17 +42,16 @@ def common(rows: dict[str, dict[str, Images]]) -> dict[str, set[tuple[str, str]]
     return asked
 
 
-def point(rows: dict[str, dict[str, Images]], jobs: list[Job], column: str) -> Estimate | None:
+def point(rows: dict[str, dict[str, Lines]], jobs: list[Job], column: str) -> Estimate | None:
     """A column over the concepts of the jobs; None while one of them is not run."""
     if any(job.name not in rows for job in jobs):
         return None
     prompts, samples = common(rows), []
     for job in jobs:
         for concept, images in rows[job.name].items():
-            kept = [i for i in images if (i["set"], i["prompt"]) in prompts[concept]]
-            hits, counts = counted(kept, column)
-            if counts:
-                samples.append([(np.array([hits]), np.array([counts]))])
+            cells = [c for key, c in counted(images, column).items() if key in prompts[concept]]
+            if cells:
+                samples.append([sample([cells])])
     return rate_of(samples)
 
 

@@ -6,31 +6,42 @@ Samples of M methods: for each target, for each training seed, hits and counts b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unlearn.evaluation.metrics import wilson
 
 Counts = NDArray[np.int64]
 Samples = list[list[tuple[Counts, Counts]]]
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval; nan where nothing was measured."""
+    """A value with its 95 % interval and the number of images; nan where nothing was measured."""
 
     value: float
     low: float
     high: float
+    n: int
 
     def __str__(self) -> str:
-        if self.value != self.value:
+        if not self.n:
             return "n/a"
-        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}] ({self.n})"
 
     @property
     def points(self) -> str:
         """As a difference, in percentage points."""
         return f"{100 * self.value:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def sample(methods: Sequence[Sequence[tuple[int, int]]]) -> tuple[Counts, Counts]:
+    """Hits and counts (M, P) of methods on the same prompts in the same order."""
+    array = np.array(methods, dtype=np.int64)
+    return array[..., 0], array[..., 1]
 
 
 def mean_rates(samples: Samples) -> NDArray[np.float64]:
@@ -42,41 +53,57 @@ def mean_rates(samples: Samples) -> NDArray[np.float64]:
     return np.asarray(np.mean(targets, axis=0))
 
 
-def resampled(samples: Samples, generator: np.random.Generator) -> Samples:
-    """One bootstrap draw: targets, then their seeds, then prompts, each with replacement.
+def draws_of_target(
+    seeds: list[tuple[Counts, Counts]], number: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """The rates of one target (number, M), its seeds and its prompts drawn with replacement.
 
-    All methods get the same draw, so their differences are paired.
+    All methods and seeds get the same prompts, so differences of methods are paired.
     """
-    drawn: Samples = []
-    for target in generator.integers(len(samples), size=len(samples)):
-        seeds = samples[target]
-        prompts = seeds[0][0].shape[1]
-        chosen = generator.integers(prompts, size=prompts)
-        which = generator.integers(len(seeds), size=len(seeds))
-        drawn.append([(seeds[i][0][:, chosen], seeds[i][1][:, chosen]) for i in which])
-    return drawn
+    hits, n = (np.stack(side) for side in zip(*seeds, strict=True))  # each (S, M, P)
+    of_prompts, of_seeds = (
+        generator.multinomial(size, np.full(size, 1 / size), number)  # how often each was drawn
+        for size in (hits.shape[2], len(hits))
+    )
+    drawn_hits, drawn_n = (np.einsum("kp,smp->ksm", of_prompts, side) for side in (hits, n))
+    rates = drawn_hits / np.maximum(drawn_n, 1)
+    return np.asarray(np.einsum("ks,ksm->km", of_seeds / len(hits), rates))
 
 
 def draws(samples: Samples, number: int = 1000, seed: int = 0) -> NDArray[np.float64]:
-    """The rates of `number` bootstrap draws (number, M)."""
+    """The rates of `number` bootstrap draws (number, M): targets, their seeds, then prompts."""
     generator = np.random.default_rng(seed)
-    return np.stack([mean_rates(resampled(samples, generator)) for _ in range(number)])
+    targets = generator.integers(len(samples), size=(number, len(samples)))
+    rates = np.empty((*targets.shape, len(samples[0][0][0])))
+    for target, seeds in enumerate(samples):
+        places = targets == target
+        rates[places] = draws_of_target(seeds, int(places.sum()), generator)
+    return np.asarray(rates.mean(1))
 
 
-def estimate(value: float, values: NDArray[np.float64]) -> Estimate:
-    """A value with the percentile interval of its bootstrap draws."""
-    low, high = np.quantile(values, (0.025, 0.975))
-    return Estimate(value, float(low), float(high))
+def images_of(samples: Samples) -> int:
+    """How many images of the first method there are."""
+    return sum(int(n[0].sum()) for seeds in samples for _, n in seeds)
 
 
 def rate_of(samples: Samples) -> Estimate:
-    """The rate of the first method."""
+    """The rate of the first method.
+
+    Where all images agree no draw differs; then it is Wilson's interval, each prompt being one
+    image, as in `metrics.rate_over`.
+    """
     if not samples:
-        return Estimate(*[float("nan")] * 3)
-    return estimate(float(mean_rates(samples)[0]), draws(samples)[:, 0])
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    value = float(mean_rates(samples)[0])
+    if value in (0, 1):
+        low, high = wilson(value, sum(seeds[0][0].shape[1] for seeds in samples))
+    else:
+        low, high = np.quantile(draws(samples)[:, 0], (0.025, 0.975))
+    return Estimate(value, float(low), float(high), images_of(samples))
 
 
 def difference(samples: Samples) -> Estimate:
     """The first method's rate less the second's, paired."""
     values, rates = draws(samples), mean_rates(samples)
-    return estimate(float(rates[0] - rates[1]), values[:, 0] - values[:, 1])
+    low, high = np.quantile(values[:, 0] - values[:, 1], (0.025, 0.975))
+    return Estimate(float(rates[0] - rates[1]), float(low), float(high), images_of(samples))

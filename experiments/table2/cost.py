@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
+from experiments.command import positive
 from experiments.table2.flops import networks, passes
 from experiments.table2.run import jobs_of
 from experiments.table2.sd14 import Call, config_of, read_plan
@@ -35,38 +36,9 @@ BATCH = 32  # images a call of `generate`
 BASE = "the base model's images, drawn once"
 
 
-def mean_stop(batch: int, steps: int) -> float:
-    """The mean of the largest of `batch` numbers drawn from 0 to `steps` - 1: E max = Σ P(max > k).
-
-    So many steps ESD and SPM draw a batch's latents: as far as the sample that goes farthest.
-    """
-    return sum(1 - ((k + 1) / steps) ** batch for k in range(steps))
-
-
-def samples(config: DictConfig) -> tuple[float, float]:
-    """How many samples a run's training takes through the UNet: forward alone, and trained."""
-    method, steps = config.method, config.steps
-    batch = config.batch_size * method.get("accumulate", 1)
-    if method.name in ("doco", "doco_reference", "regression"):
-        warm_up = method.get("warm_up", 0) + (method.name == "doco_reference")
-        teachers = 1 + (method.get("relearn_target") == "teacher")
-        return batch * (2 * warm_up + teachers * (steps - warm_up)), 2 * batch * (steps - warm_up)
-    if method.name == "concept_ablation":
-        return batch * steps * (method.ablation_target == "anchor"), batch * steps
-    if method.name == "forget_me_not":
-        return 0, batch * steps
-    if method.name == "salun":
-        return batch * steps, batch * (2 * steps + method.mask_batches)
-    if method.name in ("esd", "spm"):
-        drawing = 2 * batch * mean_stop(batch, method.sampling_steps)
-        anchors = method.get("anchors", 0)
-        return steps * (drawing + 2 * batch + anchors), steps * (batch + anchors)
-    return 0, 0  # closed forms
-
-
 def training(config: DictConfig) -> float:
     """Operations of a run's steps."""
-    forward, trained = samples(config)
+    forward, trained = METHODS[config.method.name].samples(config)
     size = passes(config.method.name, config.method.get("trained"))
     return forward * size.forward + trained * size.trained
 
@@ -112,7 +84,7 @@ class Cost(NamedTuple):
 
     def plus(self, other: Cost) -> Cost:
         """The sum."""
-        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+        return Cost._make(a + b for a, b in zip(self, other, strict=True))
 
     def hours(self, tflops: float, tflops_fp32: float) -> tuple[float, float]:
         """GPU-hours of training and of evaluation."""
@@ -224,10 +196,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tflops", type=float, default=TFLOPS, help="a GPU's, sustained in bf16")
     parser.add_argument("--tflops-fp32", type=float, default=TFLOPS_FP32, help="and in fp32")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs")
-    parser.add_argument("--limit", type=int, help="the first N targets, and N prompts a concept")
+    parser.add_argument("--devices", type=positive, default=1, help="GPUs")
+    parser.add_argument(
+        "--limit", type=positive, help="the first N targets, and N prompts a concept"
+    )
     options = parser.parse_args()
-    for key in ("tflops", "tflops_fp32", "devices"):
+    for key in ("tflops", "tflops_fp32"):
         if getattr(options, key) <= 0:
             parser.error(
                 f"--{key.replace('_', '-')}={getattr(options, key)}: more than 0 is needed"

@@ -10,21 +10,22 @@ run again; results/curves.png is drawn from them.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from experiments.command import end, positive
+from experiments.lines import Lines, add_lines, read_lines
 from experiments.table2.jobs import run_jobs
 from experiments.table2.run import HERE, Job, config_of, read_rows
 from experiments.table2.tune import measures
 from unlearn.evaluation.evaluate import evaluate
+from unlearn.evaluation.score import read_images
 from unlearn.train import train
 
 POINTS = 5  # of a run
 CURVES = HERE / "results" / "curves.csv"
-Rows = list[dict[str, str]]
 
 
 def train_and_evaluate(config: DictConfig) -> Path:
@@ -40,20 +41,11 @@ def kept(run: Path) -> list[Path]:
     return sorted((run / "steps").iterdir())
 
 
-def read_curves() -> Rows:
-    """The finished runs' points."""
-    if not CURVES.exists():
-        return []
-    with CURVES.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def points_of(job: Job, run: Path) -> Rows:
+def points_of(job: Job, run: Path) -> Lines:
     """A run's points, from the images of each kept step."""
     points = []
     for folder in kept(run):
-        with (folder / "images.csv").open(encoding="utf-8") as file:
-            found = measures(list(csv.DictReader(file)))
+        found = measures(read_images(folder))
         shares = {key: f"{value:.4f}" for key, value in found.items()}
         points.append(
             {"row": job.row, "target": job.concept, "step": str(int(folder.name))} | shares
@@ -61,17 +53,7 @@ def points_of(job: Job, run: Path) -> Rows:
     return points
 
 
-def keep(job: Job, run: Path) -> None:
-    """Add a finished run to curves.csv, all its points at once."""
-    points, new = points_of(job, run), not CURVES.exists()
-    with CURVES.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(points[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(points)
-
-
-def means(points: Rows, row: str) -> list[tuple[float, float]]:
+def means(points: Lines, row: str) -> list[tuple[float, float]]:
     """Unseen-target rate and retention of a row at each step, means over the targets."""
     steps: dict[int, list[tuple[float, float]]] = {}
     order: dict[str, int] = {}
@@ -86,7 +68,7 @@ def means(points: Rows, row: str) -> list[tuple[float, float]]:
     ]
 
 
-def draw(points: Rows, plan: dict[str, Any]) -> None:
+def draw(points: Lines, plan: dict[str, Any]) -> None:
     """curves.png: one line a row, from few steps (small marks) to all (large marks)."""
     from matplotlib.figure import Figure
 
@@ -106,13 +88,13 @@ def draw(points: Rows, plan: dict[str, Any]) -> None:
 def main() -> None:
     """Run what is missing, draw, and print the points."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--workers", type=positive, default=2, help="runs at the same time")
     options = parser.parse_args()
     plan = read_rows()
     targets = plan["ablation_targets"]
     rows = [(row, plan["rows"][row]["overrides"]) for row in plan["curves"]]
     jobs = {j.name: j for row, own in rows for t in targets for j in [Job(row, t, 0, own)]}
-    done = {(p["row"], p["target"]) for p in read_curves()}
+    done = {(p["row"], p["target"]) for p in read_lines(CURVES)}
     configs = {}
     for name, job in jobs.items():
         if (job.row, job.concept) not in done:
@@ -120,16 +102,16 @@ def main() -> None:
             configs[name].keep_every = configs[name].steps // POINTS
     CURVES.parent.mkdir(exist_ok=True)
     errors = run_jobs(
-        configs, lambda name, run: keep(jobs[name], run), options.workers,
+        configs, lambda name, run: add_lines(CURVES, points_of(jobs[name], run)), options.workers,
         len(jobs) - len(configs), train_and_evaluate,
     )  # fmt: skip
-    draw(read_curves(), plan)
+    points = read_lines(CURVES)
+    draw(points, plan)
     print("| method | target | step | unseen target | retention |\n|---|---|---|---|---|")
-    for p in read_curves():
+    for p in points:
         shares = f"{float(p['unseen target']):.1%} | {float(p['retention']):.1%}"
         print(f"| {plan['rows'][p['row']]['label']} | {p['target']} | {p['step']} | {shares} |")
-    if errors:
-        raise SystemExit(f"failed, to be tried again by the same command: {errors}")
+    end(errors)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods import METHODS
 from unlearn.random_weights import SD1, TOKENS
 
@@ -77,7 +78,8 @@ def passes(
     options: dict[str, Any] = {"trained": trained} if trained else {}
     with torch.device("meta"):
         unet = SD1.build_unet(width, image_size).eval()
-        weights = METHODS[method](unet, torch.empty(1000), **options).weights
+        schedule = NoiseSchedule.of_alphas(torch.empty(1000))
+        weights = METHODS[method](unet, schedule, **options).weights
         inputs = unet_inputs(unet)
 
     def output() -> Tensor:

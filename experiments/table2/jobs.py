@@ -1,22 +1,58 @@
-"""Many training runs on one machine, several at a time: one that fails, or dies, stops no other."""
+"""Many runs on one machine, several at a time: one that fails, or dies, stops no other."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TypeVar
 
+import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from unlearn.train import train
 
 Job = Callable[[DictConfig], Path]
+Result = TypeVar("Result")
+
+
+def side_by_side(
+    tasks: Mapping[str, Callable[[], Result]],
+    finish: Callable[[str, Result], None],
+    workers: int,
+    done: int = 0,
+) -> dict[str, str]:
+    """The errors of the tasks that failed, by name.
+
+    Args:
+        tasks: what each run waits for, by its name.
+        finish: called with a run's name and its task's result as soon as it ends.
+        workers: runs at the same time.
+        done: how many runs there were before, for the progress bar.
+    """
+    errors = {}
+    runners = ThreadPoolExecutor(workers)
+    futures = {runners.submit(task): name for name, task in tasks.items()}
+    bar = tqdm(as_completed(futures), initial=done, total=done + len(futures), unit="run")
+    try:
+        for future in bar:
+            name = futures[future]
+            bar.set_description(name)
+            if error := future.exception():
+                errors[name] = str(error)
+                bar.write(f"{name} failed: {error}")
+            else:
+                finish(name, future.result())
+    finally:
+        runners.shutdown(cancel_futures=True)
+    return errors
 
 
 def work(job: Job, config: DictConfig) -> Path:
@@ -46,46 +82,33 @@ def run_jobs(
     Args:
         configs: of each run, by its name.
         finish: called with a run's name and directory as soon as it ends.
-        workers: runs at the same time.
-        done: how many runs there were before, for the progress bar.
+        workers, done: see `side_by_side`.
         job: makes a run of a config, in its run directory.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the workers when they start
-    errors = {}
     idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()  # of one process each
     for _ in range(workers):
-        idle.put(process())
+        idle.put(process(threads))
 
     def run(config: DictConfig) -> Path:
         pool = idle.get()
         try:
             return pool.submit(work, job, config).result()
         except BrokenProcessPool as error:
-            pool = process()
+            pool = process(threads)
             raise RuntimeError(f"its process died (out of memory?): {config.run_dir}") from error
         finally:
             idle.put(pool)
 
-    runners = ThreadPoolExecutor(workers)
-    futures = {runners.submit(run, config): name for name, config in configs.items()}
-    bar = tqdm(as_completed(futures), initial=done, total=done + len(futures), unit="run")
     try:
-        for future in bar:
-            name = futures[future]
-            bar.set_description(name)
-            if error := future.exception():
-                errors[name] = str(error)
-                bar.write(f"{name} failed: {error}")
-            else:
-                finish(name, future.result())
+        tasks = {name: partial(run, config) for name, config in configs.items()}
+        return side_by_side(tasks, finish, workers, done)
     finally:
-        runners.shutdown(cancel_futures=True)
         for _ in range(workers):
             idle.get().shutdown()
-    return errors
 
 
-def process() -> ProcessPoolExecutor:
+def process(threads: int) -> ProcessPoolExecutor:
     """One process for run after run, so that they do not import everything anew."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    spawn = get_context("spawn")
+    return ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(threads,))

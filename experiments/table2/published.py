@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shutil
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 import yaml
 
+from experiments.lines import read_lines
 from experiments.table2 import table
 from unlearn.evaluation.distances import InceptionFeatures
 
@@ -35,6 +34,7 @@ published.csv. CS and CER: CLIP score and error rate of the erased concept (a lo
 CER forget more). FID and KID: of other concepts, to the base model's images of the same prompts and
 noise (lower keeps more). DoCo's own published cells were not available.
 """
+SETTINGS = "The methods' settings are the papers', or SD 1.4's in conf/model/sd14.yaml."
 RANDOM = "**Random weights: these figures show that the path runs, and nothing of any method.**\n"
 
 
@@ -67,14 +67,13 @@ def read_published(plan: dict[str, Any], path: Path = HERE / "published.csv") ->
     """The published figures, under the labels of the plan's rows where they have one."""
     rows = plan["rows"].values()
     labels = {row["published"]: row["label"] for row in rows if "published" in row}
-    with path.open(encoding="utf-8") as file:
-        return [
-            Figure(
-                labels.get(line["method"], line["method"]), line["erased"], line["concept"],
-                line["metric"], float(line["value"]), source=line["source"],
-            )
-            for line in csv.DictReader(file)
-        ]  # fmt: skip
+    return [
+        Figure(
+            labels.get(line["method"], line["method"]), line["erased"], line["concept"],
+            line["metric"], float(line["value"]), source=line["source"],
+        )
+        for line in read_lines(path)
+    ]  # fmt: skip
 
 
 def read_results(runs: Path, plan: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -121,14 +120,13 @@ def numbers_of(side: dict[str, Any], scale: int) -> list[Any]:
 
 
 def text_of(ours: list[Figure], published: list[Figure]) -> str:
-    """A cell: ours, the mean where there are several seeds, and the published figure."""
+    """A cell: ours, one after another where there are several seeds, and the published figure."""
     parts = []
-    if ours:
-        form = ".3g" if ours[0].metric == "kid" else ".2f"  # KID on CLIP's unit features is small
-        parts.append(f"{mean(figure.value for figure in ours):{form}}")
-        low, high = ours[0].low, ours[0].high
-        if len(ours) == 1 and low is not None and high is not None:
-            parts.append(f"[{low:{form}}, {high:{form}}]")
+    for figure in ours:
+        form = ".3g" if figure.metric == "kid" else ".2f"  # KID on CLIP's unit features is small
+        parts.append(f"{figure.value:{form}}")
+        if figure.low is not None and figure.high is not None:
+            parts.append(f"[{figure.low:{form}}, {figure.high:{form}}]")
     parts += [f"({figure.value:.2f})" for figure in published]
     return " ".join(parts)
 
@@ -168,11 +166,9 @@ def keep_judged(runs: Path, plan: dict[str, Any], results: Path) -> None:
     for folder in ("rows", "pictures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     for images in runs.glob("*/images.csv"):
-        shutil.copyfile(images, results / "rows" / f"{images.parent.name}.csv")
-        picture = images.parent / "before_after.png"
-        shutil.copyfile(picture, results / "pictures" / f"{images.parent.name}.png")
+        table.keep_run(images.parent, results, images.parent.name, picture=True)
     if any((results / "rows").iterdir()):
-        table.render(results, plan)
+        table.render(results, plan, SETTINGS)
 
 
 def render(runs: Path, plan: dict[str, Any]) -> Path:

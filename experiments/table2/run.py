@@ -2,25 +2,24 @@
 
     python -m experiments.table2.run [--scale emoji|smoke] [--rows doco,uce] [--workers 2]
 
-A run's images.csv is kept in results/rows as soon as it ends; what is there is not run again, so a
-killed call goes on where it stopped, and a run that failed is tried again by the next call.
-`python -m experiments.table2.table` shows what is there.
+A run's images.csv is kept in results/rows as soon as it ends, and the table is made anew; what is
+there is not run again, so a killed call goes on where it stopped, and a run that failed is tried
+again by the next call.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig
 
+from experiments.command import end, positive
 from experiments.table2.jobs import run_jobs
-from experiments.table2.table import render
+from experiments.table2.table import keep_run, render
 from unlearn.config import compose
-from unlearn.files import whole
 
 HERE = Path(__file__).parent
 SMOKE = (
@@ -31,6 +30,7 @@ SMOKE = (
     "evaluation.sampling_steps=2",
 )
 SMOKE_STEPS = 6
+SMOKE_NOTE = "SMOKE: a few steps and images, which show that every row runs, and nothing else."
 
 
 class Job(NamedTuple):
@@ -73,37 +73,31 @@ def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
     config.run_dir = str(runs / job.name)
     if scale == "smoke" and config.steps:
         config.steps = SMOKE_STEPS
-        smaller = {"warm_up": 2, "sampling_steps": 2, "mask_batches": 1}
-        config.method.update({k: v for k, v in smaller.items() if k in config.method})
+        sizes = {"warm_up": 2, "sampling_steps": 2, "mask_batches": 1}
+        config.method.update({k: v for k, v in sizes.items() if k in config.method})
     return config
 
 
-def keep(results: Path, plan: dict[str, Any], job: Job, run: Path) -> None:
-    """Keep what the table needs of a finished run."""
-    if job.seed == 0 and job.concept in plan["ablation_targets"]:
-        shutil.copyfile(run / "before_after.png", results / "pictures" / f"{job.name}.png")
-    with whole(results / "rows" / f"{job.name}.csv") as partial:
-        shutil.copyfile(run / "images.csv", partial)
-
-
 def run_all(scale: str, rows: list[str], workers: int) -> tuple[Path, dict[str, str]]:
-    """Run what is missing, then write the table; returns the folder of the results, and errors."""
-    plan = read_rows()
+    """Run what is missing, and write the table; returns the folder of the results, and errors."""
+    plan, notes = read_rows(), [SMOKE_NOTE] if scale == "smoke" else []
     results = HERE / "results" if scale == "emoji" else Path("runs") / f"table2-{scale}" / "results"
     for folder in (results / "rows", results / "pictures"):
         folder.mkdir(parents=True, exist_ok=True)
     jobs = {job.name: job for job in jobs_of(plan, scale, rows)}
     missing = [name for name in jobs if not (results / "rows" / f"{name}.csv").exists()]
+    if len(missing) < len(jobs):
+        render(results, plan, *notes)
+
+    def finish(name: str, run: Path) -> None:
+        job = jobs[name]
+        pictured = job.seed == 0 and job.concept in plan["ablation_targets"]
+        keep_run(run, results, name, pictured)
+        render(results, plan, *notes)
+
     runs = Path("runs") / f"table2-{scale}"
-    errors = run_jobs(
-        {name: config_of(jobs[name], scale, runs) for name in missing},
-        lambda name, run: keep(results, plan, jobs[name], run),
-        workers,
-        len(jobs) - len(missing),
-    )
-    if any((results / "rows").glob("*.csv")):
-        render(results, plan)
-    return results, errors
+    configs = {name: config_of(jobs[name], scale, runs) for name in missing}
+    return results, run_jobs(configs, finish, workers, len(jobs) - len(missing))
 
 
 def main() -> None:
@@ -111,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scale", choices=("emoji", "smoke"), default="emoji")
     parser.add_argument("--rows", help="names of rows.yaml, with commas between; default: all")
-    parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--workers", type=positive, default=2, help="runs at the same time")
     options = parser.parse_args()
     known = read_rows()["rows"]
     rows = options.rows.split(",") if options.rows else list(known)
@@ -121,9 +115,7 @@ def main() -> None:
     if (table := results / "table2.md").exists():
         print(table.read_text(encoding="utf-8"))
     print(results)
-    if errors:
-        failed = "".join(f"\n  {name}: {error}" for name, error in errors.items())
-        raise SystemExit(f"{len(errors)} runs failed; the same command tries them again:{failed}")
+    end(errors)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,14 @@ import os
 import queue
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from tqdm import tqdm
 
+from experiments.command import end, positive
+from experiments.table2.jobs import side_by_side
 from experiments.table2.published import render
 from experiments.table2.run import Job, jobs_of, read_rows
 from unlearn.config import check_config, compose
@@ -142,20 +141,22 @@ def check_jobs(jobs: list[Job], plan: dict[str, Any], call: Call) -> None:
 
     Raises:
         ValueError: see `check_config`.
-        HydraException: there is no such key.
     """
     for job in {job.row: job for job in reversed(jobs)}.values():
         check_config(config_of(job, plan, call))
         compose(protocol_of(job, plan, call), "evaluate")
 
 
-def run_commands(commands: list[list[str]], log: Path, devices: queue.Queue[str]) -> str | None:
-    """Run them one after the other on a free GPU; returns what went wrong, if anything.
+def run_commands(commands: list[list[str]], log: Path, devices: queue.Queue[str]) -> None:
+    """Run them one after the other on a free GPU.
 
     Args:
         commands: arguments of `unlearn`.
         log: gets what they print.
         devices: the GPUs that are free.
+
+    Raises:
+        RuntimeError: one of them failed; with the last line that it printed.
     """
     device = devices.get()
     threads = max(1, (os.cpu_count() or 1) // (devices.maxsize or 1))
@@ -170,36 +171,24 @@ def run_commands(commands: list[list[str]], log: Path, devices: queue.Queue[str]
                 )  # fmt: skip
             if done.returncode:
                 last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-                return f"{''.join(last)} (all of it in {log})"
+                raise RuntimeError(f"{''.join(last)} (all of it in {log})")
     finally:
         devices.put(device)
-    return None
 
 
-def run_all(jobs: list[Job], plan: dict[str, Any], call: Call, devices: list[str]) -> list[str]:
-    """Run what is missing, one run a GPU at a time; returns the runs that failed, and why."""
-    commands = {job.name: commands_of(job, plan, call) for job in jobs}
-    missing = {name: own for name, own in commands.items() if own}
+def run_all(
+    jobs: list[Job], plan: dict[str, Any], call: Call, devices: list[str]
+) -> dict[str, str]:
+    """Run what is missing, one run a GPU at a time; returns the errors by run."""
     free: queue.Queue[str] = queue.Queue(len(devices))
     for device in devices:
         free.put(device)
-    failed = []
-    pool = ThreadPoolExecutor(len(devices))
-    futures = {
-        pool.submit(run_commands, own, call.folder / name / "log.txt", free): name
-        for name, own in missing.items()
+    tasks = {
+        job.name: partial(run_commands, missing, call.folder / job.name / "log.txt", free)
+        for job in jobs
+        if (missing := commands_of(job, plan, call))
     }
-    done = len(jobs) - len(missing)
-    bar = tqdm(as_completed(futures), initial=done, total=len(jobs), unit="run")
-    try:
-        for future in bar:
-            bar.set_description(futures[future])
-            if reason := future.result():
-                failed.append(f"{futures[future]}: {reason}")
-                bar.write(failed[-1])
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return failed
+    return side_by_side(tasks, lambda *_: None, len(devices), len(jobs) - len(tasks))
 
 
 def visible(count: int) -> list[str]:
@@ -218,8 +207,12 @@ def visible(count: int) -> list[str]:
 def main() -> None:
     """Run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--devices", type=int, default=1, help="runs at the same time, a GPU each")
-    parser.add_argument("--limit", type=int, help="the first N targets, and N prompts a subject")
+    parser.add_argument(
+        "--devices", type=positive, default=1, help="runs at the same time, a GPU each"
+    )
+    parser.add_argument(
+        "--limit", type=positive, help="the first N targets, and N prompts a subject"
+    )
     parser.add_argument("--rows", help="names of sd14.yaml, with commas between; default: all")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
@@ -232,12 +225,11 @@ def main() -> None:
     try:
         devices = visible(options.devices)
         check_jobs(jobs, plan, call)
-    except (ValueError, HydraException) as error:
+    except ValueError as error:
         parser.error(str(error).splitlines()[0])
-    failed = run_all(jobs, plan, call, devices)
+    errors = run_all(jobs, plan, call, devices)
     print(render(call.folder, plan).read_text(encoding="utf-8"))
-    if failed:
-        raise SystemExit("\n".join([f"{len(failed)} runs failed:", *failed]))
+    end(errors)
 
 
 if __name__ == "__main__":

@@ -8,28 +8,19 @@ from __future__ import annotations
 import argparse
 import csv
 import html
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-from experiments.table2.bootstrap import Estimate, Samples, difference, rate_of
+from experiments.lines import Lines, read_lines
+from experiments.table2.bootstrap import Estimate, Samples, difference, rate_of, sample
+from unlearn.evaluation.score import COLUMNS, counted
+from unlearn.files import whole
 
 HERE = Path(__file__).parent
-TARGET_SETS, REST = ("seen_target", "unseen_target"), ("related", "unrelated")
-# column: the sets that it counts over, the flag of an image, and of which images
-COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "unseen target": (("unseen_target",), "unlearned_right", "counts"),
-    "seen target": (("seen_target",), "unlearned_right", "counts"),
-    "anchor": (TARGET_SETS, "unlearned_anchor", "counts"),
-    "broken": ((*TARGET_SETS, *REST), "unlearned_broken", "counts"),
-    "base broken": ((*TARGET_SETS, *REST), "base_broken", "counts"),
-    "retention, related": (("related",), "unlearned_right", "base_right"),
-    "retention, unrelated": (("unrelated",), "unlearned_right", "base_right"),
-    "retention": (REST, "unlearned_right", "base_right"),
-}
 SHOWN = [c for c in COLUMNS if c != "retention"]  # the plot and the claims take both sets together
 CLAIMS = (  # its number, the row that makes it, and the row beside it
     (1, "doco", "concept_ablation"),
@@ -40,9 +31,9 @@ CLAIMS = (  # its number, the row that makes it, and the row beside it
     (2, "base_start", "base_start_weighted_sum"),
 )
 MARGIN = 0.02  # a claim's "not worse"
-TARGETS = 6  # that a claim needs
+TARGETS, SEEDS = 6, 2  # that a claim needs
 Rows = list[tuple[str, int, dict[str, Estimate]]]  # row, its number of runs, its columns
-Kept = dict[str, dict[str, dict[int, list[dict[str, str]]]]]  # row, target, seed: its images
+Kept = dict[str, dict[str, dict[int, Lines]]]  # row, target, seed: its images
 
 
 def read_kept(folder: Path, plan: dict[str, Any]) -> Kept:
@@ -50,42 +41,26 @@ def read_kept(folder: Path, plan: dict[str, Any]) -> Kept:
     kept: Kept = {}
     for path in sorted(folder.glob("*.csv")):
         row, concept, seed = path.stem.rsplit("-", 2)
-        with path.open(encoding="utf-8") as file:
-            kept.setdefault(row, {}).setdefault(concept, {})[int(seed)] = list(csv.DictReader(file))
+        kept.setdefault(row, {}).setdefault(concept, {})[int(seed)] = read_lines(path)
     return {row: kept[row] for row in plan["rows"] if row in kept}
 
 
-def counted(images: list[dict[str, str]], column: str) -> tuple[list[int], list[int]]:
-    """Hits and counts of a column, by prompt of its sets in their order.
-
-    A flag that the judge could not tell is empty, and does not count.
-    """
-    sets, flag, among = COLUMNS[column]
-    prompts: dict[tuple[str, str], list[int]] = {}
-    for image in images:
-        if image["set"] in sets:
-            cell = prompts.setdefault((image["set"], image["prompt"]), [0, 0])
-            if image["counts"] == "1" and image[among] == "1" and image[flag]:
-                cell[0] += int(image[flag])
-                cell[1] += 1
-    cells = [cell for cell in prompts.values() if cell[1]]  # the same prompts for every row
-    return [hits for hits, _ in cells], [count for _, count in cells]
-
-
 def samples_of(kept: Kept, rows: list[str], column: str) -> Samples:
-    """Of the targets and seeds that all the rows have."""
+    """Of the targets, seeds and prompts that all the rows have."""
     samples: Samples = []
     for target in kept[rows[0]]:
         if not all(target in kept[row] for row in rows):
             continue
         seeds = set.intersection(*(set(kept[row][target]) for row in rows))
-        by_seed = []
-        for seed in sorted(seeds):
-            pairs = [counted(kept[row][target][seed], column) for row in rows]
-            by_seed.append((np.array([h for h, _ in pairs]), np.array([n for _, n in pairs])))
-        if by_seed and by_seed[0][1].size:
-            samples.append(by_seed)
+        cells = [[counted(kept[row][target][s], column) for row in rows] for s in sorted(seeds)]
+        if prompts := common([cell for by_row in cells for cell in by_row]):
+            samples.append([sample([[c[p] for p in prompts] for c in by_row]) for by_row in cells])
     return samples
+
+
+def common(cells: list[dict[tuple[str, str], tuple[int, int]]]) -> list[tuple[str, str]]:
+    """The prompts that count in all of the cells."""
+    return sorted(set.intersection(*map(set, cells))) if cells else []
 
 
 def table(kept: Kept) -> Rows:
@@ -97,10 +72,10 @@ def table(kept: Kept) -> Rows:
     ]  # fmt: skip
 
 
-def verdict(holds: bool, targets: int) -> str:
-    """In words; a claim needs `TARGETS` targets."""
-    if targets < TARGETS:
-        return f"undecided, {TARGETS} are needed"
+def verdict(holds: bool, targets: int, seeds: int) -> str:
+    """In words; a claim needs `TARGETS` targets, each with `SEEDS` training seeds."""
+    if targets < TARGETS or seeds < SEEDS:
+        return f"undecided, {TARGETS} and {SEEDS} are needed"
     return "shown" if holds else "not shown"
 
 
@@ -126,36 +101,49 @@ def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
             holds = unseen.high < 0 and retention.low > -MARGIN
         else:
             holds = retention.low > 0 and unseen.high < MARGIN
+        targets = min(map(len, pairs))
+        seeds = min(len(target) for samples in pairs for target in samples)
         lines.append(
             f"Claim {number}, {plan['rows'][row]['label']} less {plan['rows'][other]['label']}: "
             f"unseen-target rate {unseen.points}, retention {retention.points} points, on "
-            f"{len(pairs[0])} targets: "
-            f"{verdict(holds, len(pairs[0]))}."
+            f"{targets} targets with {seeds} training seed{'s' * (seeds > 1)} or more: "
+            f"{verdict(holds, targets, seeds)}."
         )
     return lines
 
 
 HEADER = (
     "Our protocol, not the paper's Table 2 (which was not available): methods by the four prompt "
-    "sets. Means over targets and training seeds, with 95 % intervals "
-    "bootstrapped over targets, seeds and prompts. Each method's settings are the best of three "
-    "trials on four other concepts (DoCo's, on instances, the second best); rows with fewer runs "
-    "are ablations on two targets, or have one seed."
+    "sets. Means over targets and training seeds, with 95 % intervals bootstrapped over targets, "
+    "seeds (where a row has several) and prompts, and the number of images; where all images agree "
+    "it is Wilson's interval over prompts. Rows with fewer runs are ablations on two targets, or "
+    "have one seed."
+)
+TUNING = (
+    "The settings of the comparison methods are the best of three trials on four other concepts. "
+    "DoCo had three too, of which it keeps the learning rate that it had (on instances 0.005 under "
+    "the best score), and more before them on the same concepts, where the settings of its rows "
+    "from the base, the paper's setting and the reference arithmetic were chosen. The negative "
+    "prompt has nothing to tune."
 )
 
 
-def write_texts(results: Path, plan: dict[str, Any], kept: Kept, rows: Rows) -> None:
+def write_texts(results: Path, plan: dict[str, Any], kept: Kept, rows: Rows, header: str) -> None:
     """table2.md, table2.csv and table2.html."""
     head = ["method", "runs", *SHOWN]
     cells = [
-        [plan["rows"][row]["label"], str(runs), *(str(estimates[c]) for c in SHOWN)]
-        for row, runs, estimates in rows
+        [plan["rows"][row]["label"], str(runs), *(str(e[c]) for c in SHOWN)]
+        for row, runs, e in rows
     ]
     lines = claims(kept, plan)
     marked = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells)]
-    (results / "table2.md").write_text("\n".join([HEADER, "", *marked, "", *lines, ""]), "utf-8")
+    (results / "table2.md").write_text("\n".join([header, "", *marked, "", *lines, ""]), "utf-8")
     with (results / "table2.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *cells])
+        parts = [f"{column}: {part}" for column in SHOWN for part in Estimate._fields]
+        csv.writer(file).writerow(["method", "runs", *parts])
+        for row, runs, e in rows:
+            values = [f"{v:.6g}" for column in SHOWN for v in e[column]]
+            csv.writer(file).writerow([plan["rows"][row]["label"], runs, *values])
     body = "".join(
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>\n"
         for tag, line in [("th", head), *(("td", line) for line in cells)]
@@ -164,8 +152,8 @@ def write_texts(results: Path, plan: dict[str, Any], kept: Kept, rows: Rows) -> 
     (results / "table2.html").write_text(
         "<!doctype html><meta charset=utf-8><title>Table 2</title>\n"
         "<style>body{font:14px sans-serif}td,th{padding:4px 8px;border-bottom:1px solid #ccc}"
-        f"</style>\n<p>{html.escape(HEADER)}</p>\n<table>\n{body}</table>\n{verdicts}"
-        '<img src="tradeoff.png" alt="trade-off"><img src="contact.png" alt="contact sheet">\n',
+        f"</style>\n<p>{html.escape(header)}</p>\n<table>\n{body}</table>\n{verdicts}"
+        '<img src="tradeoff.png" alt="trade-off"><img src="contact.webp" alt="contact sheet">\n',
         "utf-8",
     )
 
@@ -188,38 +176,62 @@ def draw_tradeoff(results: Path, plan: dict[str, Any], rows: Rows) -> None:
     figure.savefig(results / "tradeoff.png", dpi=150)
 
 
+def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
+    """Keep what the table needs of a finished run: its images' verdicts, and its picture, smaller.
+
+    Args:
+        run: the run directory.
+        results: has the folders `rows` and `pictures`.
+        name: of the run, ROW-TARGET-SEED.
+        picture: keep that too.
+    """
+    if picture:
+        with Image.open(run / "before_after.png") as large:
+            large.save(results / "pictures" / f"{name}.webp", quality=85)
+    with whole(results / "rows" / f"{name}.csv") as partial:
+        shutil.copyfile(run / "images.csv", partial)
+
+
 def draw_contact_sheet(results: Path, plan: dict[str, Any], kept: Kept) -> None:
     """Methods by prompts, cut from the runs' own pictures: two prompts of each set a target."""
-    from unlearn.evaluation.pictures import TILE, tile_corner
+    from unlearn.evaluation.pictures import tile_box
     from unlearn.prompts import SETS
 
-    size, margin = TILE // 2, 190
-    tiles = [(t, s, column) for t in plan["ablation_targets"] for s in SETS for column in (0, 4)]
-    sheet = Image.new("RGB", (margin + len(tiles) * size, (len(kept) + 1) * size), "white")
+    size, margin = 64, 190
+    targets, shown = plan["ablation_targets"], [(s, column) for s in SETS for column in (0, 4)]
+    width = margin + len(targets) * len(shown) * size
+    sheet = Image.new("RGB", (width, (len(kept) + 1) * size), "white")
     draw = ImageDraw.Draw(sheet)
-    base_drawn: set[int] = set()
+    base_drawn: set[str] = set()
     for line, row in enumerate(kept, start=1):
         draw.text((6, line * size + size // 2 - 6), plan["rows"][row]["label"], "black")
-        for place, (target, part, column) in enumerate(tiles):
-            path = results / "pictures" / f"{row}-{target}-0.png"
+        for number, target in enumerate(targets):
+            path = results / "pictures" / f"{row}-{target}-0.webp"
             if not path.exists():
                 continue
+            sides = [(1, line * size)] if target in base_drawn else [(0, 0), (1, line * size)]
             with Image.open(path) as picture:
-                for side, top in ((0, 0), (1, line * size)):
-                    if side or place not in base_drawn:
-                        x, y = tile_corner(part, side, column)
-                        tile = picture.crop((x, y, x + TILE, y + TILE)).resize((size, size))
+                for place, (part, column) in enumerate(shown, start=number * len(shown)):
+                    for side, top in sides:
+                        box = tile_box(picture.width, part, side, column)
+                        tile = picture.crop(box).resize((size, size))
                         sheet.paste(tile, (margin + place * size, top))
-            base_drawn.add(place)
+            base_drawn.add(target)
     draw.text((6, size // 2 - 6), "base model", "black")
-    sheet.save(results / "contact.png")
+    sheet.save(results / "contact.webp", quality=90)
 
 
-def render(results: Path, plan: dict[str, Any]) -> None:
-    """Write everything that the kept rows allow."""
+def render(results: Path, plan: dict[str, Any], note: str = TUNING) -> None:
+    """Write everything that the kept rows allow.
+
+    Args:
+        results: the folder, with the kept rows in `rows`.
+        plan: see rows.yaml.
+        note: what the table's header says of these runs.
+    """
     kept = read_kept(results / "rows", plan)
     rows = table(kept)
-    write_texts(results, plan, kept, rows)
+    write_texts(results, plan, kept, rows, f"{HEADER} {note}")
     draw_tradeoff(results, plan, rows)
     draw_contact_sheet(results, plan, kept)
 

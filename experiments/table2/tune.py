@@ -12,16 +12,17 @@ leaves whole) and what is kept (retention on related and unrelated prompts).
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
-from statistics import harmonic_mean, mean
+from statistics import mean
 from typing import Any
 
 import yaml
 
+from experiments.command import end, positive
+from experiments.lines import Lines, add_lines, read_lines
 from experiments.table2.jobs import run_jobs
-from experiments.table2.table import counted
 from unlearn.config import compose
+from unlearn.evaluation.score import column_rate, read_images, score
 
 HERE = Path(__file__).parent / "tuning"
 OUTCOME = HERE / "outcome.csv"
@@ -32,14 +33,6 @@ MEASURES = ["unseen target", "anchor", "broken", "base broken", "retention"]
 def read_grid() -> dict[str, Any]:
     """The targets, the overrides of all runs, and the trials of each method."""
     return dict(yaml.safe_load((HERE / "grid.yaml").read_text(encoding="utf-8")))
-
-
-def read_outcome() -> list[dict[str, str]]:
-    """The finished trials."""
-    if not OUTCOME.exists():
-        return []
-    with OUTCOME.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def trials_of(grid: dict[str, Any], methods: list[str]) -> dict[str, dict[str, str]]:
@@ -58,25 +51,14 @@ def trials_of(grid: dict[str, Any], methods: list[str]) -> dict[str, dict[str, s
 
 def measures(images: list[dict[str, str]]) -> dict[str, float]:
     """The columns of a trial, from its images.csv, and its score."""
-    shares = {}
-    for column in MEASURES:
-        hits, counts = counted(images, column)
-        shares[column] = sum(hits) / max(1, sum(counts))
+    shares = {column: column_rate(images, column).value or 0.0 for column in MEASURES}
     return {**shares, "score": score(images)}
-
-
-def score(images: list[dict[str, str]]) -> float:
-    """The harmonic mean of forgetting and retention."""
-    unseen = [i for i in images if i["set"] == "unseen_target" and i["counts"] == "1"]
-    gone = mean(i["unlearned_right"] == "0" and i["unlearned_broken"] == "0" for i in unseen)
-    hits, counts = counted(images, "retention")
-    return harmonic_mean([gone, sum(hits) / sum(counts)])
 
 
 Means = dict[tuple[str, str], list[tuple[str, float]]]
 
 
-def mean_scores(outcome: list[dict[str, str]]) -> Means:
+def mean_scores(outcome: Lines) -> Means:
     """Each trial's overrides and mean score, the best first, by method and kind of concept.
 
     A trial that lacks a target on which another was run does not take part.
@@ -95,29 +77,23 @@ def mean_scores(outcome: list[dict[str, str]]) -> Means:
 
 def keep(trial: dict[str, str], run: Path) -> None:
     """Add a finished trial to outcome.csv."""
-    with (run / "images.csv").open(encoding="utf-8") as file:
-        found = measures(list(csv.DictReader(file)))
-    row = {**trial, **{key: f"{value:.4f}" for key, value in found.items()}}
-    new = not OUTCOME.exists()
-    with OUTCOME.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    found = measures(read_images(run))
+    add_lines(OUTCOME, [trial | {key: f"{value:.4f}" for key, value in found.items()}])
 
 
 def main() -> None:
     """Run what is missing, and print each method's trials, the best first."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--methods", help="names of grid.yaml, with commas between; default: all")
-    parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--workers", type=positive, default=2, help="runs at the same time")
     options = parser.parse_args()
     grid = read_grid()
     methods = options.methods.split(",") if options.methods else list(grid["trials"])
     if unknown := [m for m in methods if m not in grid["trials"]]:
         parser.error(f"--methods: {unknown[0]!r} is none of {', '.join(grid['trials'])}")
     trials = trials_of(grid, methods)
-    finished = {(r["method"], r["trial"], r["target"], r["overrides"]) for r in read_outcome()}
+    outcome = read_lines(OUTCOME)
+    finished = {(r["method"], r["trial"], r["target"], r["overrides"]) for r in outcome}
     missing = {
         name: t
         for name, t in trials.items()
@@ -133,11 +109,10 @@ def main() -> None:
         len(trials) - len(missing),
     )  # fmt: skip
     print("| method | kind | trial | score |\n|---|---|---|---|")
-    for (method, kind), trials_of_kind in sorted(mean_scores(read_outcome()).items()):
+    for (method, kind), trials_of_kind in sorted(mean_scores(read_lines(OUTCOME)).items()):
         for overrides, value in trials_of_kind:
             print(f"| {method} | {kind} | `{overrides}` | {value:.3f} |")
-    if errors:
-        raise SystemExit(f"failed, to be tried again by the same command: {errors}")
+    end(errors)
 
 
 if __name__ == "__main__":

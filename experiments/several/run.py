@@ -1,6 +1,6 @@
 """Forget 1, 2, 4 and 8 concepts together, one after another, and merged; draw the curve.
 
-    python -m experiments.several [--scale emoji|smoke] [--workers 2]
+    python -m experiments.several.run [--scale emoji|smoke] [--workers 2]
 
 A run's images.csv is kept in results/rows as soon as it ends; what is there is not run again, so a
 killed call goes on where it stopped, and a run that failed is tried again by the next call.
@@ -13,13 +13,30 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from experiments.command import end, positive
 from experiments.several.curve import render
 from experiments.several.plan import CONCEPTS, Job, config_of, jobs_of, missing
-from experiments.several.work import perform
 from experiments.table2.jobs import run_jobs
+from unlearn.cli import load_run
+from unlearn.evaluation.evaluate import evaluate
 from unlearn.files import whole
+from unlearn.merge import FILE, MergeOptions, merge_runs
+from unlearn.train import train
 
 HERE = Path(__file__).parent
+
+
+def perform(config: DictConfig) -> Path:
+    """A training run, or a merged model and its evaluation; returns the run directory."""
+    if "merged" not in config:
+        return train(config)
+    run = Path(config.run_dir)
+    if not (run / FILE).exists():
+        merge_runs([Path(folder) for folder in config.merged], run, MergeOptions())
+    evaluate(*load_run(str(run)))
+    return run
 
 
 def run_all(scale: str, workers: int, concepts: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
@@ -35,7 +52,8 @@ def run_all(scale: str, workers: int, concepts: tuple[str, ...]) -> tuple[Path, 
         with whole(rows / f"{name}.csv") as partial:
             shutil.copyfile(run / "images.csv", partial)
 
-    done, errors = len(jobs) - len(todo), {}
+    done = len(jobs) - len(todo)
+    errors: dict[str, str] = {}
     for _, group in groupby(todo, key=lambda job: job.rank):
         ready = [job for job in group if not any(lacks(n, runs) for n in job.needs)]
         configs = {job.name: config_of(job, scale, runs) for job in ready}
@@ -51,16 +69,15 @@ def lacks(job: Job, runs: Path) -> bool:
 
 def main() -> None:
     """Run, draw, and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scale", choices=("emoji", "smoke"), default="emoji")
-    parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--workers", type=positive, default=2, help="runs at the same time")
     options = parser.parse_args()
     concepts = CONCEPTS if options.scale == "emoji" else CONCEPTS[:2]
     results, errors = run_all(options.scale, options.workers, concepts)
     print(render(results, concepts))
     print(results)
-    if errors:
-        raise SystemExit(f"failed, to be tried again by the same command: {errors}")
+    end(errors)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""Time the drawing of evaluation images against a loop of single-prompt calls of the pipeline.
+
+    python -m experiments.bench.drawing [--model emoji] [--images 64] [--rounds 5]
+
+Both draw the same images, each of its own generator, with the same sampler. Prints how many times
+as fast the batches are and writes `results/drawing_MODEL_DEVICE.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.bench.step import measure, ratio, write
+from experiments.command import positive
+from unlearn.backbone import device_of, load_pipeline
+from unlearn.config import base_of, compose, concept_of
+from unlearn.generate import default_batch, generate, scheduler_of
+from unlearn.prompts import evaluation_probes
+
+
+def one_by_one(
+    pipe: DiffusionPipeline, prompts: list[str], *, steps: int, guidance: float
+) -> Tensor:
+    """Images of the prompts, uint8 (N, 3, H, W), a call each; number i is the seed of the i-th."""
+    pipe.scheduler = scheduler_of(pipe.scheduler, None)
+    pipe.set_progress_bar_config(disable=True)
+    images = [
+        pipe(
+            prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps,
+            guidance_scale=guidance, output_type="pt",
+        ).images
+        for seed, prompt in enumerate(tqdm(prompts, desc="one by one", unit="image"))
+    ]  # fmt: skip
+    return (torch.cat(images).float().clamp(0, 1) * 255).round().byte().cpu()
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="emoji", choices=("emoji", "sd14", "sd21", "sdxl"))
+    parser.add_argument("--images", type=positive, default=64)
+    parser.add_argument("--rounds", type=positive, default=5)
+    options = parser.parse_args()
+    random = [] if options.model == "emoji" else ["model.random_weights=true"]
+    config = compose(["concept=panda", f"model={options.model}", *random])
+    pipe = load_pipeline(**base_of(config)).to(device_of("auto"))
+    probes = evaluation_probes(concept_of(config))
+    prompts = [probes[number % len(probes)].prompt for number in range(options.images)]
+    steps, guidance = int(config.evaluation.sampling_steps), float(config.model.guidance)
+    sampler: dict[str, Any] = {"steps": steps, "guidance": guidance}
+    drawn: dict[str, Tensor] = {}
+    calls = {
+        "one by one": lambda: drawn.update(one=one_by_one(pipe, prompts, **sampler)),
+        "batches": lambda: drawn.update(
+            batches=generate(pipe, prompts, range(len(prompts)), **sampler)
+        ),
+    }
+    seconds = measure(calls, options.rounds, 1)
+    speed = ratio(seconds["one by one"], seconds["batches"])
+    difference = (drawn["one"].float() - drawn["batches"].float()).abs().mean().item()
+    for name, times in seconds.items():
+        print(f"{name}: {options.images / statistics.median(times):.3g} images a second")
+    print(f"batches of {default_batch(pipe)}: {speed:.2f} times as fast")
+    print(f"mean difference of a pixel: {difference:.4f} of 255")
+    report = {
+        "model": options.model, "images": options.images, "rounds": options.rounds,
+        "batch_size": default_batch(pipe), **sampler, "speed": speed,
+        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "mean_pixel_difference": difference,
+    }  # fmt: skip
+    write(f"drawing_{options.model}", pipe.device, report)
+
+
+if __name__ == "__main__":
+    main()

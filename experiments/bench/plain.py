@@ -1,0 +1,105 @@
+"""A plain DoCo step, written from the method's equations: what the package's own is measured by."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from unlearn.backbone import cross_attention_layers
+from unlearn.diffusion import NoiseSchedule, add_noise, predict_x0
+from unlearn.discriminator import PatchDiscriminator
+from unlearn.losses import discriminator_loss, domain_correction_loss, relearn_loss
+from unlearn.methods.base import step_with
+from unlearn.surgery import clip_to_norm, project
+
+
+class PlainStep:
+    """DoCo's step with a second network, an encoder in the loop, and a backward pass a gradient.
+
+    It has what every implementation has: frozen weights without gradient, fused attention, the same
+    dtype as the package's step.
+
+    Attributes:
+        networks: all that the step needs.
+
+    Args:
+        pipe: the base pipeline.
+        batch: see `make_batch`.
+        encode: run the VAE and the text encoder on the batch, as against reading their outputs.
+    """
+
+    def __init__(
+        self, pipe: StableDiffusionPipeline, batch: dict[str, Any], encode: bool = True
+    ) -> None:
+        self.pipe, self.batch, self.encode = pipe, batch, encode
+        self.unet = copy.deepcopy(pipe.unet).requires_grad_(False)
+        self.weights = [layer.weight for layer in cross_attention_layers(self.unet).values()]
+        for weight in self.weights:
+            weight.requires_grad_(True)
+        torch.manual_seed(0)
+        config = self.unet.config
+        self.discriminator = PatchDiscriminator(config.in_channels, config.sample_size).to(
+            pipe.device
+        )
+        self.optimizer = torch.optim.AdamW(self.weights, 1e-5, weight_decay=1e-2)
+        self.critic = torch.optim.Adam(self.discriminator.parameters(), 1e-5, betas=(0.5, 0.999))
+        self.optimizers = [self.optimizer, self.critic]
+        self.schedule = NoiseSchedule.of(pipe.scheduler).to(pipe.device)
+        encoders: list[nn.Module] = [pipe.vae, pipe.text_encoder] if encode else []
+        self.networks = [self.unet, pipe.unet, self.discriminator, *encoders]
+
+    def joined(self, key: str) -> Tensor:
+        """Both halves of the batch, one after the other."""
+        return torch.cat([self.batch[key][:, 0], self.batch[key][:, 1]])
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (2B, C, h, w), text states (2B, T, D) and the teacher's text states (B, T, D)."""
+        if not self.encode:
+            latents, states = self.joined("latents"), self.joined("states")
+            return latents, states, self.batch["teacher_states"]
+        with torch.no_grad():
+            posterior = self.pipe.vae.encode(self.batch["pixels"]).latent_dist
+            moments = posterior.mean, posterior.std
+            latents = moments[0] + moments[1] * self.batch["posterior_noise"]
+            states = self.pipe.text_encoder(self.batch["tokens"])[0]
+        size = len(latents)
+        return latents * self.pipe.vae.config.scaling_factor, states[:size], states[size:]
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """x̂0 of the teacher (B, C, h, w), the student's, and the student's relearn output."""
+        latents, states, teacher_states = self.inputs()
+        noise, timesteps = self.joined("noise"), self.joined("timesteps")
+        half = len(latents) // 2
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
+        output = self.unet(z_t, timesteps, states).sample
+        with torch.no_grad():
+            anchor = self.pipe.unet(z_t[:half], timesteps[:half], teacher_states).sample
+        at = (z_t[:half], timesteps[:half], self.schedule)
+        return predict_x0(anchor, *at), predict_x0(output[:half], *at), output[half:]
+
+    def train_discriminator(self, real: Tensor, fake: Tensor) -> None:
+        """One step of D."""
+        loss = discriminator_loss(self.discriminator(real), self.discriminator(fake.detach()))
+        parameters = list(self.discriminator.parameters())
+        step_with(self.critic, parameters, list(torch.autograd.grad(loss, parameters)))
+
+    def warm_up(self) -> None:
+        """A step of the warm-up: all is computed, D alone trains."""
+        real, fake, _ = self.outputs()
+        self.train_discriminator(real, fake)
+
+    def __call__(self) -> list[Tensor]:
+        """One step; returns g_u and g_r."""
+        real, fake, kept = self.outputs()
+        unlearn = domain_correction_loss(self.discriminator(fake))
+        relearn = relearn_loss(kept, self.batch["noise"][:, 1])
+        g_u = list(torch.autograd.grad(unlearn, self.weights, retain_graph=True))
+        g_r = list(torch.autograd.grad(relearn, self.weights))
+        self.train_discriminator(real, fake)
+        clipped_u, clipped_r = clip_to_norm(g_u, 1.0)[0], clip_to_norm(g_r, 1.0)[0]
+        step_with(self.optimizer, self.weights, project(clipped_u, clipped_r)[0])
+        return [*g_u, *g_r]
