@@ -2,7 +2,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 comma := ,
 
-.PHONY: help install quickstart shown-concepts reproduce-table2 bench test test-slow lint
+.PHONY: help install quickstart shown-concepts reproduce-table2 bench test test-slow test-lower lint \
+  docs
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -24,25 +25,35 @@ shown-concepts: install  ## the quickstart for every shown concept, and a summar
 	$(BIN)/python -m experiments.summary $(foreach c,$(subst $(comma), ,$(SHOWN)),runs/$(c)-doco-0)
 
 SCALE ?= emoji
-DEVICES ?= 1
 
-reproduce-table2: install  ## every method on every target, and the table (SCALE=smoke|sd14, LIMIT=N)
+reproduce-table2: install  ## every method on every target, and the table (SCALE=smoke|sd14, ARGS=...)
 ifeq ($(SCALE),sd14)
-	$(BIN)/python -m experiments.table2.sd14 --devices $(DEVICES) $(LIMIT:%=--limit %) $(ARGS)
+	$(BIN)/python -m experiments.table2.sd14 $(DEVICES:%=--devices %) $(LIMIT:%=--limit %) $(ARGS)
 else
-	$(BIN)/python -m experiments.table2.run --scale $(SCALE)
+	$(if $(DEVICES)$(LIMIT),$(error DEVICES and LIMIT are for SCALE=sd14))
+	$(BIN)/python -m experiments.table2.run --scale $(SCALE) $(ARGS)
 endif
 
-bench: install  ## time the step against a plain implementation of it
+bench: install  ## time the step, the drawing of images, and two ranks, each against the plain way
 	$(BIN)/python -m experiments.bench.step
+	$(BIN)/python -m experiments.bench.drawing
+	$(BIN)/python -m experiments.bench.ranks
 
-test test-slow: export OMP_NUM_THREADS = 1  # tiny networks: more threads only wait for each other
+test test-slow test-lower: export OMP_NUM_THREADS = 1  # tiny networks: more threads only wait for each other
 
 test: install  ## the fast tests
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: install  ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-lower: install  ## the fast tests with the oldest dependencies allowed, in .venv-lower
+	$(BIN)/uv venv -q --clear -p $(BIN)/python .venv-lower
+	$(BIN)/uv pip install -q -p .venv-lower --resolution lowest-direct -e '.[dev,emoji]'
+	.venv-lower/bin/python -m pytest -m 'not slow' -n 2 --dist loadfile -W ignore  # old beside new
+
+docs: install  ## the API from its docstrings, in docs/html
+	$(BIN)/python -W error -m pdoc -d google -t docs -o docs/html unlearn
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,6 +21,14 @@ from experiments.emoji.tokenizer import TOKENS
 from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept
 from unlearn.evaluation.judge import Judge
 from unlearn.vocabulary import EMBEDDED, vocabulary
+
+SCHEDULE = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False
+}  # fmt: skip
+ALPHAS = DDPMScheduler(**SCHEDULE).alphas_cumprod  # ᾱ of `random_model`
+
+if TYPE_CHECKING:
+    from tests.unit.bad_input import Case
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -70,9 +80,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             attention_head_dim=2,
             **blocks,
         ),
-        scheduler=DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-        ),
+        scheduler=DDPMScheduler(**SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -99,3 +107,27 @@ def make_concept(
     words = [anchor] if isinstance(anchor, str) else anchor
     config = ConceptConfig(name=name, kind=kind, **fields)  # type: ignore[arg-type]
     return build_concept(config, AnchorConfig(name="anchor", words=words), vocabulary())
+
+
+@pytest.fixture(scope="session")
+def bad_input_run(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the random model, for tests to copy and to spoil."""
+    from tests.unit.bad_input import make_run
+
+    return make_run(tmp_path_factory.mktemp("finished") / "run", random_model)
+
+
+@pytest.fixture
+def refused(
+    random_model: Path,
+    bad_input_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[Case], None]:
+    """See `bad_input.assert_refused`; in a working folder that holds a finished run, `run`."""
+    from tests.unit.bad_input import assert_refused
+
+    work = tmp_path / "work"
+    shutil.copytree(bad_input_run, work / "run")
+    return lambda case: assert_refused(case, work, random_model, monkeypatch, capsys)

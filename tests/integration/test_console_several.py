@@ -96,7 +96,7 @@ def test_one_run_goes_on_from_another(smoke: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_experiment_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments.several", "--scale", "smoke", "--workers", "2"]
+    command = [sys.executable, "-m", "experiments.several.run", "--scale", "smoke"]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     made = []

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from diffusers import StableDiffusionPipeline
+import torch
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tests.integration.test_console import unlearn
 from unlearn.config import compose
@@ -23,7 +25,7 @@ SMALL = [
 FEW = {"warm_up": 1, "sampling_steps": 2, "mask_batches": 1}
 
 
-def train(method: str, folder: Path) -> Path:
+def train(method: str, folder: Path, *others: str) -> Path:
     """A run of three steps on Snoopy, whose anchor has two prompts."""
     (folder / "dogs.txt").write_text("a dog in the park\na photo of a dog\n")
     takes = compose([f"method={method}"]).method
@@ -32,7 +34,7 @@ def train(method: str, folder: Path) -> Path:
         overrides.append("steps=3")
     done = unlearn(
         "train", "concept=snoopy", *SMALL, f"method={method}", "anchor.prompts=dogs.txt",
-        *overrides, cwd=folder,
+        *overrides, *others, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "run"
@@ -51,6 +53,27 @@ def test_a_run_with_random_weights_says_so_wherever_it_goes(tmp_path: Path) -> N
     assert "# random:CompVis/stable-diffusion-v1-4, with snoopy unlearned" in card
     plain = StableDiffusionPipeline.from_pretrained(run / "export", use_safetensors=True)
     assert plain.unet.config.block_out_channels == [40, 80, 160, 160]
+
+
+def test_a_flow_runs_and_loads_into_a_pipeline_of_plain_diffusers(tmp_path: Path) -> None:
+    run = train("doco", tmp_path, "model=sd3", "model.width=0.05", "evaluation.seeds=1")
+    for arguments in (["evaluate", "run"], ["sample", "run", "a dog"], ["export", "run"]):
+        done = unlearn(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        run / "export", text_encoder_3=None, tokenizer_3=None
+    )
+    weights = load_file(run / "unlearned.safetensors")
+    assert len(weights) == 48
+    for name, weight in weights.items():
+        assert torch.equal(
+            pipe.transformer.get_parameter(name.removeprefix("transformer.")), weight
+        )
+    overrides = ["model=sd3", "method=spm", "run_dir=other"]
+    refused = unlearn("train", "concept=snoopy", *SMALL, *overrides, cwd=tmp_path)
+    assert refused.returncode != 0
+    assert "method.name='spm': is bound to a UNet" in refused.stderr
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("method", [m for m in sorted(METHODS) if m != "uce"])

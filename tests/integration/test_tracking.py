@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.integration.test_console import unlearn
 
-CURVES = {
-    "discriminator_loss", "discriminator/real_accuracy", "discriminator/fake_accuracy",
-    "unlearn_loss", "relearn_loss", "norm/unlearn", "norm/relearn", "surgery/cosine",
-    "surgery/conflicting", "surgery/norm_removed", "surgery/update_cosine",
-}  # fmt: skip
+README = Path(__file__).parents[2] / "README.md"
+SCORES = {"eval/score", "eval/retention"}  # not here: a random model draws nothing right
 RATES = {"eval/related/right", "eval/unrelated/broken"}
+TABLE = [
+    "concept", "set", "metric", "base value", "base low", "base high", "unlearned value",
+    "unlearned low", "unlearned high", "n",
+]  # fmt: skip
+
+
+def documented() -> set[str]:
+    """The curves that README's table names."""
+    part = (
+        README.read_text(encoding="utf-8").partition("hold, by step:")[2].partition("\n\nWith")[0]
+    )
+    names = {name for line in part.splitlines() for name in re.findall("`(.*?)`", line[:99])}
+    return {name for name in names if re.fullmatch(r"[a-z_]+(/[a-z_]+)?", name)}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +43,7 @@ def smoke(random_model: Path, random_judge: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def wandb_records(path: Path) -> Iterator[object]:
+def wandb_records(path: Path) -> Iterator[Any]:
     """The records of an offline run: LevelDB's log format after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
@@ -48,8 +62,13 @@ def wandb_records(path: Path) -> Iterator[object]:
             parts = b""
 
 
+def values_of(items: Any) -> dict[str, Any]:
+    """What a record's items hold, by their names."""
+    return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+
+
 @pytest.mark.slow
-def test_wandb_offline_runs_hold_config_curves_and_pictures(
+def test_wandb_offline_runs_hold_config_curves_pictures_and_the_table(
     smoke: list[str], tmp_path: Path
 ) -> None:
     """Two jobs of a sweep, one W&B run each."""
@@ -61,28 +80,106 @@ def test_wandb_offline_runs_hold_config_curves_and_pictures(
     for seed in (0, 1):
         run = tmp_path / "runs" / f"panda-doco-{seed}"
         (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-        records = list(wandb_records(file))
-        (info,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
+        by_kind: dict[str, list[Any]] = {}
+        for record in wandb_records(file):
+            kind = record.WhichOneof("record_type")
+            by_kind.setdefault(kind, []).append(getattr(record, kind))
+        (info,) = by_kind["run"]
         assert (info.project, info.run_group) == ("unlearn", "panda")
-        assert info.display_name == run.name
-        assert {"concept", "method", "steps"} <= {item.key for item in info.config.update}
-        history = [r.history for r in records if r.WhichOneof("record_type") == "history"]
-        keys = {i.key or "/".join(i.nested_key) for h in history for i in h.item}
-        pictures = {"images/unlearned/_type", "images/before_after/_type"}
-        assert keys >= CURVES | RATES | pictures
-        assert Image.open(run / "images" / "step_000002.png").size == (256, 256)
+        assert (info.display_name, list(info.tags)) == (run.name, ["doco", "instance"])
+        config = values_of(info.config.update)
+        expected = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+        assert {k: v for k, v in config.items() if k not in ("_wandb", "resume")} == expected
+
+        history = [values_of(record.item) for record in by_kind["history"]]
+        keys = {key for row in history for key in row}
+        curves = {k for k in keys if not k.startswith(("_", "eval", "images", "trainer"))}
+        assert curves == documented() - SCORES
+        steps = [row["trainer/global_step"] for row in history if "unlearn_loss" in row]
+        assert steps == [2, 3]
+        check_pictures(history, file.parent / "files", run)
+        summary: dict[str, Any] = {}
+        for record in by_kind["summary"]:
+            summary |= values_of(record.update)
+        check_rates(summary, run)
+        rows = json.loads((file.parent / "files" / summary["evaluation/path"]).read_text())
+        assert rows["columns"] == TABLE
+        check_table(rows["data"], run)
+
+
+def check_pictures(history: list[dict[str, Any]], files: Path, run: Path) -> None:
+    """The grids by step, with the prompt and the seed of each image."""
+    grids = [row for row in history if "images/unlearned/captions" in row]
+    assert [row["trainer/global_step"] for row in grids] == [2, 4]
+    for row in grids:
+        (caption,), (name,) = row["images/unlearned/captions"], row["images/unlearned/filenames"]
+        assert [int(s) for s in re.findall(r"\(seed (\d+)\)", caption)] == list(range(16))
+        kept = run / "images" / f"step_{row['trainer/global_step']:06d}.png"
+        with Image.open(files / name) as sent, Image.open(kept) as image:
+            assert sent.size == (256, 256)
+            assert sent.tobytes() == image.tobytes()
+    (last,) = [row for row in history if "images/before_after/captions" in row]
+    (caption,) = last["images/before_after/captions"]
+    assert caption.startswith("base above unlearned: ")
+    assert caption.count("(seed 10000") == 4 * 8
+
+
+def check_rates(found: dict[str, Any], run: Path) -> None:
+    """The rates of the evaluation, as in result.json."""
+    sets = json.loads((run / "result.json").read_text())["sets"]
+    rates = {
+        f"eval/{name}/{metric}": sides["unlearned"]["value"]
+        for name, row in sets.items()
+        for metric, sides in row.items()
+        if sides["unlearned"]["n"]
+    }
+    assert rates.keys() >= RATES
+    assert {key: found[key] for key in rates} == pytest.approx(rates)
+
+
+def check_table(data: list[list[Any]], run: Path) -> None:
+    """Every rate of both sides with its interval."""
+    sets = json.loads((run / "result.json").read_text())["sets"]
+    assert [tuple(row[:3]) for row in data] == [
+        ("panda", name, metric) for name, row in sets.items() for metric in row
+    ]
+    for _, name, metric, *numbers in data:
+        base, unlearned = (sets[name][metric][side] for side in ("base", "unlearned"))
+        ends = [side[end] for side in (base, unlearned) for end in ("value", "low", "high")]
+        assert numbers == [*ends, base["n"]]
 
 
 @pytest.mark.slow
-def test_tensorboard_holds_curves_by_step_and_pictures(smoke: list[str], tmp_path: Path) -> None:
+def test_tensorboard_holds_curves_by_step_pictures_and_texts(
+    smoke: list[str], tmp_path: Path
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     overrides = ["logger=tensorboard", "method.accumulate=2", "run_dir=run"]
     done = unlearn("train", *smoke, *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) >= CURVES | RATES
+    scalars = set(events.Tags()["scalars"])
+    assert {tag for tag in scalars if not tag.startswith("eval")} == documented() - SCORES
+    check_rates({tag: events.Scalars(tag)[-1].value for tag in scalars}, tmp_path / "run")
     assert set(events.Tags()["images"]) == {"images/unlearned", "images/before_after"}
-    assert [e.step for e in events.Scalars("unlearn_loss")] == [2, 2, 3, 3]
+    assert [e.step for e in events.Scalars("unlearn_loss")] == [2, 3]
     assert [e.step for e in events.Images("images/unlearned")] == [2, 4]
+    texts = {
+        tag.removesuffix("/text_summary"): events.Tensors(tag)[-1]
+        .tensor_proto.string_val[0]
+        .decode()
+        for tag in events.Tags()["tensors"]
+    }
+    assert texts["evaluation"] in done.stdout
+    assert texts["images/unlearned/caption"].count("(seed ") == 16
+    assert "(seed 1000000)" in texts["images/before_after/caption"]
+    (start,) = [
+        parsed.session_start_info
+        for content in events.PluginTagToContent("hparams").values()
+        if (parsed := HParamsPluginData.FromString(content)).HasField("session_start_info")
+    ]
+    assert start.hparams["method/accumulate"].number_value == 2
+    assert start.hparams["concept/name"].string_value == "panda"

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from tests.unit.test_doco import make_batch, make_doco
 from unlearn.batches import Batches
-from unlearn.methods.ahead import TeacherAhead, together
+from unlearn.methods.ahead import TeacherAhead, batches_at_once
 
 
 def test_batches_come_in_order_with_what_the_teacher_says_of_each() -> None:
@@ -69,7 +69,8 @@ def test_batches_go_on_after_those_of_a_checkpoint(done: int) -> None:
 
 
 def test_a_pass_is_for_32_samples_or_a_batch() -> None:
-    assert [together(size) for size in (1, 8, 32, 100)] == [32, 4, 1, 1]
+    assert [batches_at_once(size, 16) for size in (1, 8, 32, 100)] == [32, 4, 1, 1]
+    assert [batches_at_once(1, side) for side in (8, 32, 64, 128)] == [128, 8, 2, 1]
 
 
 @pytest.mark.parametrize("target", ["noise", "teacher"])

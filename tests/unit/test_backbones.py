@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import make_concept
@@ -19,11 +20,12 @@ from unlearn.conditions import pack, unconditional, unpack
 from unlearn.data import encode_prompts, make_training_data
 from unlearn.export import load_unlearned, save_unlearned
 from unlearn.generate import default_batch, generate
+from unlearn.importing import load_weights
 from unlearn.methods import METHODS, build_method
 from unlearn.methods.uce import token_states
 from unlearn.random_weights import PUBLISHED
 
-SD14, _, SD21, SDXL = PUBLISHED
+SD14, _, SD21, SDXL, _ = PUBLISHED
 PROMPTS = ["a panda", "a bear"]
 
 
@@ -222,9 +224,25 @@ def test_training_data_are_the_base_model_s_images_and_texts(
     monkeypatch.setattr("unlearn.generate.default_batch", lambda pipe: 2)
     pipe, concept = small(name), make_concept("panda", "bear")
     data = make_training_data(
-        pipe, concept, seed=0, images=2, relearn_images=2, sampling_steps=1, flip=False,
+        pipe, concept, seed=0, images=2, relearn_images=2, steps=1, flip=False,
         rescale=False, guidance=6.0,
     )  # fmt: skip
     assert data.anchor.mean.shape == (2, 4, 8, 8)
     rows = 77 + (name == SDXL)
     assert data.target_states.shape[-2:] == (rows, pipe.unet.config.cross_attention_dim)
+
+
+def test_sdxl_s_second_text_encoder_comes_with_a_folder_and_a_lora(tmp_path: Path) -> None:
+    other, layer = small(SDXL), "encoder.layers.0.self_attn.q_proj"
+    weights = dict(other.text_encoder_2.named_parameters())
+    [name] = [n for n in weights if n.endswith(f"{layer}.weight")]
+    base = weights[name].clone()
+    weights[name].data += 1
+    other.save_pretrained(tmp_path / "folder")
+    size = len(base)
+    ones = {"lora_down.weight": torch.ones(1, size), "lora_up.weight": torch.ones(size, 1)}
+    kohya = f"lora_te2_text_model_{layer.replace('.', '_')}"
+    save_file({f"{kohya}.{part}": w for part, w in ones.items()}, tmp_path / "lora.safetensors")
+    for path in ("folder", "lora.safetensors"):
+        pipe: Any = load_weights(small(SDXL), tmp_path / path)
+        torch.testing.assert_close(pipe.text_encoder_2.get_parameter(name), base + 1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMParallelScheduler
+from diffusers import DDIMScheduler, DDPMParallelScheduler
 
 from unlearn.backbone import load_pipeline
 from unlearn.cache import ImageCache, cache_folder, fingerprint
@@ -35,10 +36,10 @@ def test_cached_images_are_those_drawn(random_model: Path, folder: Path) -> None
     pipe = load_pipeline(str(random_model))
     plain = generate(pipe, PROMPTS, [1, 2, 3], **SAMPLER)
     assert not files(folder.parent)
-    first = generate(pipe, PROMPTS, [1, 2, 3], cached=True, **SAMPLER)
+    first = generate(pipe, PROMPTS, [1, 2, 3], cached=fingerprint(pipe), **SAMPLER)
     assert len(files(folder)) == 3
     times = [f.stat().st_mtime_ns for f in files(folder)]
-    again = generate(pipe, PROMPTS, [1, 2, 3], cached=True, **SAMPLER)
+    again = generate(pipe, PROMPTS, [1, 2, 3], cached=fingerprint(pipe), **SAMPLER)
     assert torch.equal(first, plain)
     assert torch.equal(first, again)
     assert [f.stat().st_mtime_ns for f in files(folder)] == times
@@ -47,10 +48,10 @@ def test_cached_images_are_those_drawn(random_model: Path, folder: Path) -> None
 def test_only_what_is_missing_is_drawn(random_model: Path, folder: Path) -> None:
     pipe = load_pipeline(str(random_model))
     plain = generate(pipe, PROMPTS, [1, 2, 3], **SAMPLER)
-    generate(pipe, PROMPTS[:1], [1], cached=True, **SAMPLER)
+    generate(pipe, PROMPTS[:1], [1], cached=fingerprint(pipe), **SAMPLER)
     calls = []
     pipe.unet.register_forward_hook(lambda *_: calls.append(1))
-    images = generate(pipe, PROMPTS, [1, 2, 3], cached=True, **SAMPLER)
+    images = generate(pipe, PROMPTS, [1, 2, 3], cached=fingerprint(pipe), **SAMPLER)
     assert torch.equal(images, plain)
     assert len(calls) == 2  # one batch of two steps
 
@@ -68,13 +69,14 @@ def test_a_broken_file_is_named_and_drawn_again(
     random_model: Path, folder: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     pipe = load_pipeline(str(random_model))
-    first = generate(pipe, PROMPTS[:1], [1], cached=True, **SAMPLER)
+    first = generate(pipe, PROMPTS[:1], [1], cached=fingerprint(pipe), **SAMPLER)
     (file,) = files(folder)
     good = file.read_bytes()
     file.write_bytes(damage(good))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        assert torch.equal(generate(pipe, PROMPTS[:1], [1], cached=True, **SAMPLER), first)
+        again = generate(pipe, PROMPTS[:1], [1], cached=fingerprint(pipe), **SAMPLER)
+    assert torch.equal(again, first)
     assert [str(w.message).startswith(f"{file}: damaged") for w in said] == [True]
     assert file.read_bytes() == good
 
@@ -86,30 +88,34 @@ def test_images_are_drawn_where_none_can_be_kept(
     pipe = load_pipeline(str(random_model))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default", UserWarning)
-        images = generate(pipe, PROMPTS[:1], [1], cached=True, **SAMPLER)
+        images = generate(pipe, PROMPTS[:1], [1], cached=fingerprint(pipe), **SAMPLER)
     assert [str(w.message) for w in said] == [
         "/dev/full/cache/images: images are not kept (Not a directory)"
     ]
     assert torch.equal(images, generate(pipe, PROMPTS[:1], [1], **SAMPLER))
 
 
-def test_the_key_holds_weights_scheduler_sampler_prompt_and_seed(random_model: Path) -> None:
+def test_the_key_holds_weights_sampler_prompt_and_seed(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
-    cache = ImageCache(cache_folder(), pipe, **SAMPLER)
+    cache = ImageCache(cache_folder(), fingerprint(pipe), **SAMPLER)
     names = {cache.path("a", 1), cache.path("a", 2), cache.path("b", 1)}
-    names.add(ImageCache(cache_folder(), pipe, **{**SAMPLER, "steps": 3}).path("a", 1))
+    names.add(ImageCache(cache_folder(), fingerprint(pipe), **{**SAMPLER, "steps": 3}).path("a", 1))
     before = fingerprint(pipe)
     assert fingerprint(load_pipeline(str(random_model))) == before
     next(iter(pipe.unet.parameters())).data[0] += 1e-3
     assert fingerprint(pipe) != before
-    names.add(ImageCache(cache_folder(), pipe, **SAMPLER).path("a", 1))
+    names.add(ImageCache(cache_folder(), fingerprint(pipe), **SAMPLER).path("a", 1))
     assert len(names) == 5
-    changed = load_pipeline(str(random_model))
-    changed.scheduler = type(changed.scheduler).from_config(changed.scheduler.config, beta_end=0.1)
-    assert fingerprint(changed) != before
-    plain = load_pipeline(str(random_model))
-    plain.scheduler = DDPMParallelScheduler.from_config(plain.scheduler.config)
-    assert fingerprint(plain) != before
+
+
+def test_the_key_holds_the_scheduler(random_model: Path, folder: Path) -> None:
+    pipe = load_pipeline(str(random_model))
+    schedulers = [DDPMParallelScheduler, DDIMScheduler]
+    for number, (kind, end) in enumerate(product(schedulers, (0.1, 0.2)), 1):
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, beta_end=end)
+        how = {"steps": 1, "batch_size": 1, "cached": fingerprint(pipe)}
+        dict(draw(pipe, [Shot("a panda", 1, 6.0)], scheduler="own", **how))
+        assert len(files(folder)) == number
 
 
 def test_the_key_holds_all_that_a_shot_and_its_sampler_say(
@@ -127,10 +133,11 @@ def test_the_key_holds_all_that_a_shot_and_its_sampler_say(
         "scheduler": "ddim", "negative_prompt": "an owl"
     }):  # fmt: skip
         for each in (shot, *others):
-            images = dict(draw(pipe, [each], steps=1, batch_size=1, cached=True, **sampler))[0]
+            how = {"steps": 1, "batch_size": 1, "cached": fingerprint(pipe), **sampler}
+            images = dict(draw(pipe, [each], **how))[0]
             count += each.images
             assert len(files(folder)) == count
-            (((_, again)),) = draw(pipe, [each], steps=1, batch_size=1, cached=True, **sampler)
+            (((_, again)),) = draw(pipe, [each], **how)
             assert torch.equal(images, again)
 
 
@@ -139,12 +146,12 @@ def test_a_call_of_which_an_image_is_missing_is_drawn_again(
 ) -> None:
     pipe = load_pipeline(str(random_model))
     shots = [Shot("a panda", 1, 6.0, None, 3), Shot("a fox", 1, 6.0, None, 3)]
-    first = dict(draw(pipe, shots, steps=2, cached=True))
+    first = dict(draw(pipe, shots, steps=2, cached=fingerprint(pipe)))
     kept = {file: file.read_bytes() for file in files(folder)}
     files(folder)[0].unlink()
     steps = []
     pipe.unet.register_forward_hook(lambda *_: steps.append(1))
-    again = dict(draw(pipe, shots, steps=2, cached=True))
+    again = dict(draw(pipe, shots, steps=2, cached=fingerprint(pipe)))
     assert len(steps) == 2  # one of the two calls
     assert all(torch.equal(first[i], again[i]) for i in range(2))
     assert {file: file.read_bytes() for file in files(folder)} == kept
@@ -162,11 +169,11 @@ def test_an_installed_method_must_be_named(random_model: Path, folder: Path, met
             weights[f"{name}.down"] = torch.ones(1, *rest)
             weights[f"{name}.up"] = torch.ones(out, 1, *[1] * (len(rest) - 1))
     shots = [Shot("a panda", 1, 6.0)]
-    (((_, base)),) = draw(pipe, shots, cached=True, steps=2, batch_size=1)
+    (((_, base)),) = draw(pipe, shots, cached=fingerprint(pipe), steps=2, batch_size=1)
     method.install(pipe, weights, options)
-    with pytest.raises(AssertionError, match="would take the pipeline for its base model"):
-        list(draw(pipe, shots, cached=True, steps=2, batch_size=1))
-    named = {"cached": True, "steps": 2, "batch_size": 1}
+    with pytest.raises(AssertionError, match="would take it for its base model"):
+        list(draw(pipe, shots, cached=fingerprint(pipe), steps=2, batch_size=1))
+    named = {"cached": fingerprint(pipe), "steps": 2, "batch_size": 1}
     (((_, changed)),) = draw(pipe, shots, installed="panda", **named)
     assert not torch.equal(base, changed)
     list(draw(pipe, shots, installed="other", **named))

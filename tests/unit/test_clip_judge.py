@@ -81,8 +81,6 @@ def test_an_image_shows_the_nearest_name() -> None:
     assert verdict.objects[:2] == ["fox", "bus"]
     assert verdict.styles[2] == "noto"
     assert verdict.broken is None
-    assert verdict.confidence.shape == (3,)
-    assert 0.5 <= verdict.confidence.min() <= verdict.confidence.max() <= 1
     assert ClipJudge(drawn, ["bus", "fox"], []).judge(images).styles == ["", "", ""]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from unlearn.cli import main
 from unlearn.config import compose
 from unlearn.evaluation.command import evaluate_all, job_of, split
+from unlearn.export import save_unlearned
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +22,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     OmegaConf.save(compose(["concept=panda"]), folder / "config.yaml", resolve=True)
-    (folder / "unlearned.safetensors").touch()
+    save_unlearned({}, folder / "unlearned.safetensors", {"base": "emoji"})
     return folder
 
 
@@ -30,14 +34,25 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["."], r"\.: not a finished run directory, config\.yaml is missing"),
         (["run", "method=esd"], r"method=esd: run is a run directory, with a config of its own"),
         (["run", "~evaluation.judge"], r"~evaluation\.judge: run is a run directory"),
-        (["run", "evaluation.seed=4"], r"evaluation\.seed=4: Key 'seed' is not in struct"),
+        (["run", "evaluation.seed=4"], r"evaluation\.seed=4: there is no such key; .*'seeds'"),
         (["run", "evaluation.seeds=0"], r"evaluation\.seeds=0: at least 1 is needed"),
-        (["run", "evaluation=spm"], r"Could not find 'evaluation/spm' .*spm_general_lite"),
-        (["run", "evaluation=i2p", "evaluation.stepz=4"], r"Could not override 'evaluation"),
-        (["run", "trainer.acelerator=cpu"], r"Key 'acelerator' is not in struct"),
+        (["run", "evaluation=spm"], r"evaluation=spm: no such file of conf/evaluation; .*'spm_"),
+        (["run", "evaluation=i2p", "evaluation.stepz=4"], r"evaluation\.stepz=4: there is no such"),
+        (
+            ["run", "trainer.devices=2"],
+            r"trainer\.devices=2: .*allowed are .*trainer\.accelerator=",
+        ),
+        (["run", "trainer.precision=16-mixed"], r"trainer\.precision='16-mixed': "),
+        (["run", "drawing_batch=0"], r"drawing_batch=0: a whole number of at least 1"),
+        (["run", "drawing_batch=few"], r"drawing_batch=few: a whole number of at least 1"),
+        (
+            ["run", "evaluation=i2p", "drawing_batch=2"],
+            r"drawing_batch=2: .*of the four prompt sets",
+        ),
         (["run", "run", "evaluation=i2p"], r"their results would lie in one folder"),
         (["run/unlearned.safetensors"], r"concept\.name is missing"),
         (["run/unlearned.safetensors", "concept=panda"], r"no run directory; choose a published"),
+        (["run/unlearned.safetensors", "trainer.strategy=ddp"], r"=ddp: plays no part in an eval"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], message: str) -> None:
@@ -53,7 +68,8 @@ def test_a_path_that_holds_an_equals_sign_is_a_path(run: Path) -> None:
 
 
 def test_a_run_keeps_its_config_but_for_what_is_given(run: Path) -> None:
-    own = job_of(run, ["evaluation.seeds=4", "trainer.accelerator=cpu"])
+    own = job_of(run, ["evaluation.seeds=4", "trainer.accelerator=cpu", "drawing_batch=2"])
+    assert own.config.drawing_batch == 2
     assert (own.config.evaluation.seeds, own.config.evaluation.sampling_steps) == (4, 20)
     assert (own.config.trainer.accelerator, own.config.concept.name) == ("cpu", "panda")
     assert own[1:] == (Path(run) / "unlearned.safetensors", run)
@@ -62,6 +78,40 @@ def test_a_run_keeps_its_config_but_for_what_is_given(run: Path) -> None:
     )
     assert (chosen.config.evaluation.limit, chosen.config.evaluation.seed) == (3, 2024)
     assert (chosen.config.trainer.accelerator, chosen.config.concept.name) == ("cpu", "panda")
+
+
+def test_a_protocol_is_drawn_in_fp32_unless_asked_otherwise(run: Path) -> None:
+    config = OmegaConf.load(run / "config.yaml")
+    config.trainer.precision = "bf16-mixed"
+    OmegaConf.save(config, run / "config.yaml")
+    assert job_of(run, []).config.trainer.precision == "bf16-mixed"
+    assert job_of(run, ["evaluation=i2p"]).config.trainer.precision == "32-true"
+    asked = job_of(run, ["evaluation=i2p", "trainer.precision=bf16-mixed"])
+    assert asked.config.trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "function", "way_on"),
+    [
+        ([], "evaluate.evaluate", "with a lower drawing_batch"),
+        (["evaluation=i2p"], "published.evaluate_published", "with a lower evaluation.batch_size"),
+    ],
+)
+def test_memory_that_is_not_there_is_one_line_and_a_way_on(
+    overrides: list[str],
+    function: str,
+    way_on: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(f"unlearn.evaluation.{function}", lambda *_: torch.empty(2**55))
+    monkeypatch.setattr(sys, "argv", ["unlearn", "evaluate", "run", *overrides])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("unlearn: out of memory in the evaluation")
+    assert way_on in line
 
 
 def test_a_run_from_before_protocols_had_names_is_evaluated(run: Path) -> None:

@@ -8,15 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import ALPHAS
 from tests.unit.test_doco import make_batch
 from unlearn.backbone import load_pipeline
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.concept_ablation import ConceptAblation
 
 
-def make_ablation(folder: Path, **options: object) -> ConceptAblation:
+def make_ablation(
+    folder: Path, prediction_type: str = "epsilon", **options: object
+) -> ConceptAblation:
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
-    ablation = ConceptAblation(pipe.unet, pipe.scheduler.alphas_cumprod, **options)
+    ablation = ConceptAblation(
+        pipe.unet, NoiseSchedule.of_alphas(ALPHAS, prediction_type), **options
+    )
     for weight in ablation.weights:  # away from the base: the current model is the teacher
         weight.data += 0.05 * torch.randn_like(weight)
     return ablation
@@ -24,7 +30,7 @@ def make_ablation(folder: Path, **options: object) -> ConceptAblation:
 
 def noisy(ablation: ConceptAblation, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     t = batch["timesteps"][:, 0]
-    alpha = ablation.alphas_cumprod[t][:, None, None, None]
+    alpha = ALPHAS[t][:, None, None, None]
     z_t = alpha.sqrt() * batch["latents"][:, 0] + (1 - alpha).sqrt() * batch["noise"][:, 0]
     return z_t, t, alpha
 

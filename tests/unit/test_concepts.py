@@ -13,7 +13,14 @@ from unlearn.vocabulary import fill, vocabulary
 
 
 @pytest.mark.parametrize(
-    ("noun", "text"), [("apple", "an apple"), ("unicorn", "a unicorn"), ("umbrella", "an umbrella")]
+    ("noun", "text"),
+    [
+        ("apple", "an apple"),
+        ("Eevee", "an Eevee"),
+        ("Mickey", "a Mickey"),
+        ("unicorn", "a unicorn"),
+        ("umbrella", "an umbrella"),
+    ],
 )
 def test_articles(noun: str, text: str) -> None:
     assert fill("a picture of a {}", noun) == f"a picture of {text}"
@@ -65,7 +72,7 @@ def test_a_concept_from_the_command_line_needs_no_file() -> None:
         (["concept.name=fox"], r"anchor\.name is missing"),
         (["concept=panda", "concept.targets=3"], r"concept\.targets: .*"),
         (["concept=panda", "concept.kind=[a]"], r"concept\.kind: .*"),
-        (["concept=panda", "+concept.colour=red"], r"concept\.colour: .*not in"),
+        (["concept=panda", "+concept.colour=red"], r"concept\.colour=.*: there is no such key"),
         (["concept=panda", "anchor.prompts={a: b}"], r"anchor\.prompts: .*"),
         (["concept=panda", "model.vocabulary=coco"], r"model\.vocabulary='coco': allowed"),
         (["concept=snoopy"], r"concept\.targets='Snoopy' is unknown"),
@@ -92,6 +99,13 @@ def test_bad_configs_are_refused(overrides: list[str], message: str) -> None:
         ({"unrelated": ["cheery"]}, r"concept\.unrelated='cheery' is unknown.*'cherry'"),
         ({"seen_templates": ["a {} and a {}"]}, r"concept\.seen_templates='a {} and a {}': holds"),
         ({"unseen_templates": ["a thing"]}, r"concept\.unseen_templates='a thing': holds not"),
+        ({"seen_templates": ["two {}s in a field"]}, r"'two {}s in a field': a letter, digit or _"),
+        (
+            {"unseen_templates": ["my_{}"]},
+            r"concept\.unseen_templates='my_{}': a letter, digit or _",
+        ),
+        ({"seen_templates": []}, r"concept\.seen_templates=\[\]: at least one template"),
+        ({"unseen_templates": []}, r"concept\.unseen_templates=\[\]: at least one template"),
         ({"unseen_templates": ["a {}"]}, r"unseen_templates=\['a {}'\]: also among"),
         ({"synonyms": {"bear": ["x"]}}, r"concept\.synonyms='bear' is unknown"),
         ({"synonyms": {"panda": ["my panda"]}}, r"'my panda': contains its target 'panda'"),
@@ -109,6 +123,8 @@ def test_a_style_is_anchored_to_a_style() -> None:
         make_concept("noto", "bear", "style")
     with pytest.raises(ValueError, match=r"seen_templates='a {}': holds not"):
         make_concept("noto", "flat", "style", seen_templates=["a {}"])
+    with pytest.raises(ValueError, match=r"'{p}, {t}ish': a letter, digit or _"):
+        make_concept("noto", "flat", "style", seen_templates=["{p}, {t}ish"])
 
 
 @pytest.mark.parametrize(

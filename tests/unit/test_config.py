@@ -9,15 +9,16 @@ import torch
 from omegaconf import OmegaConf
 
 from unlearn.backbone import load_pipeline
-from unlearn.cli import conf_dir
+from unlearn.cli import choices, conf_dir
 from unlearn.config import check_config, compose, embedded_concepts, precision_of
 from unlearn.methods import METHODS, build_method
 from unlearn.sections import plain
+from unlearn.sweep import check_jobs
 
 EMBEDDED = embedded_concepts()
 CHOICES = [
     (group.name, file.relative_to(group).with_suffix("").as_posix())
-    for group in sorted(p for p in conf_dir().iterdir() if p.is_dir())
+    for group in sorted(p for p in conf_dir().iterdir() if p.is_dir() and p.name != "hydra")
     for file in sorted(group.rglob("*.yaml"))
     if file.stem != "custom" and (group.name != "evaluation" or file.stem == "emoji")
 ]  # the published protocols have a schema of their own
@@ -65,7 +66,7 @@ def test_every_method_is_built_from_its_config(
         (["method=salun", "data.relearn_images=0"], r"data\.relearn_images=0: salun needs"),
         (["method=sld", "model.guidance=1"], r"model\.guidance=1\.0: sld needs more than 1"),
         (["method.accumulate=1.5"], r"method\.accumulate: Value '1.5'"),
-        (["+method.momentum=0.9"], r"method\.momentum: Key 'momentum' not in"),
+        (["+method.momentum=0.9"], r"method\.momentum=0\.9: there is no such key"),
         (["method.name=docco"], r"method\.name='docco' is unknown; .*'doco'"),
         (["data.images=many"], r"data\.images: Value 'many'"),
         (["data.images=1"], r"data\.images=1: at least 2 is needed"),
@@ -78,7 +79,18 @@ def test_every_method_is_built_from_its_config(
         (["evaluation.sampling_steps=0"], r"evaluation\.sampling_steps=0: at least 1"),
         (["evaluation=spm_general"], r"evaluation=spm_general: a run ends with the four prompt"),
         (["steps=ten"], r"steps: Value 'ten'"),
-        (["steps=100"], r"steps=100: the first method\.warm_up=100 steps train"),
+        (["steps=100"], r"steps=100: the first 100 \(method\.warm_up\) .* at least 101 is needed"),
+        (["method=doco_reference", "steps=101"], r"steps=101: .* at least 102 is needed"),
+        (["variant=doko"], r"variant='doko' is unknown; .*'doco'"),
+        (["method.warm_up=-5"], r"method\.warm_up=-5: a finite number of at least 0 is needed"),
+        (["method.discriminator_channels=0"], r"discriminator_channels=0: .* more than 0 is"),
+        (["method.accumulate=0"], r"method\.accumulate=0: a finite number of more than 0"),
+        (["method=salun", "method.share=2"], r"share=2\.0: .* more than 0 and at most 1 is needed"),
+        (["method=salun", "method.mask_batches=0"], r"method\.mask_batches=0: .* more than 0"),
+        (["method=spm", "method.anchors=0"], r"method\.anchors=0: .* more than 0"),
+        (["method=esd", "method.sampling_steps=0"], r"sampling_steps=0: .* more than 0"),
+        (["method=sld", "method.warm_up_steps=-1"], r"method\.warm_up_steps=-1: .* at least 0"),
+        (["method=uce", "method.regularization=0"], r"regularization=0\.0: .* more than 0"),
         (["logger.name=csv2"], r"logger\.name='csv2' is unknown; .*'csv'"),
         (["trainer.precision=16-mixed"], r"trainer\.precision='16-mixed': .*loss scaling"),
         (["trainer.precision=64-true"], r"trainer\.precision='64-true': allowed are"),
@@ -88,6 +100,44 @@ def test_what_a_run_could_not_do_is_refused(overrides: list[str], message: str) 
     check_config(compose(["concept=panda"]))
     with pytest.raises(ValueError, match=message):
         check_config(compose(["concept=panda", *overrides]))
+
+
+def test_help_lists_one_s_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("otter", "panda"):  # one of them in the place of a shipped one
+        path = tmp_path / "conf" / "concept" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert "otter" not in choices("train")
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "evaluate"):
+        assert choices(command).count("otter") == choices(command).count(" panda,") == 1
+
+
+@pytest.mark.parametrize("concept", ["panda", "contrast", "unsafe"])
+@pytest.mark.parametrize(
+    ("override", "variant", "settings"),
+    [
+        ("method=concept_ablation_noise", "concept_ablation_noise", "concept_ablation_noise"),
+        ("experiment=base_start", "doco_base_start", "doco_base_start"),
+        ("experiment=paper", "doco_paper", "doco_base_start"),
+    ],
+)
+def test_a_variant_has_settings_and_a_run_directory_of_its_own(
+    concept: str, override: str, variant: str, settings: str
+) -> None:
+    kind = compose([f"concept={concept}"]).concept.kind
+    config = compose(
+        [f"concept={concept}", override, f"model.settings.{settings}.{kind}.steps=777"]
+    )
+    check_config(config)
+    assert config.steps == 777
+    assert config.run_dir == f"runs/{concept}-{variant}-0"
+
+
+def test_variants_of_one_method_can_be_one_sweep() -> None:
+    chosen = ("concept_ablation", "concept_ablation_noise")
+    runs = check_jobs(compose(["concept=panda", f"method={name}"]) for name in chosen)
+    assert [run.name for run in runs] == [f"panda-{name}-0" for name in chosen]
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -14,11 +14,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.table2 import cost
-from experiments.table2.cost import Cost, Evaluation, image, mean_stop, report, samples
+from experiments.table2.cost import Cost, Evaluation, image, report
 from experiments.table2.flops import counted, networks, passes, unet_inputs
 from unlearn.backbone import load_pipeline
 from unlearn.config import check_config, compose
-from unlearn.methods import build_method
+from unlearn.methods import build_method, negative_guidance
+from unlearn.methods.base import UnlearningModule
+from unlearn.methods.negative_guidance import mean_stop
 from unlearn.random_weights import SD1
 from unlearn.sections import plain
 
@@ -66,8 +68,8 @@ def batch_of(pipe: Any, size: int) -> dict[str, torch.Tensor]:
 
 def run_steps(method: Any, batch: dict[str, torch.Tensor], steps: int) -> None:
     """What of a run's steps goes through the networks."""
-    for step in range(steps):
-        if hasattr(method, "in_warm_up") and method.in_warm_up(step):
+    for number in range(steps * method.accumulate):
+        if hasattr(method, "in_warm_up") and method.in_warm_up(number // method.accumulate):
             method.warm_up_gradients(batch)
         elif hasattr(method, "gradients"):
             method.gradients(batch)
@@ -78,14 +80,14 @@ def run_steps(method: Any, batch: dict[str, torch.Tensor], steps: int) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("doco", ["method.warm_up=1", "method.discriminator_channels=1"]),
+        ("doco", ["method.warm_up=1", "method.discriminator_channels=1", "method.accumulate=2"]),
         ("doco_reference", ["method.warm_up=0", "method.discriminator_channels=1"]),
         ("regression", ["method.relearn_target=noise"]),
         ("concept_ablation", []),
         ("esd", ["method.sampling_steps=4"]),
-        ("spm", ["method.sampling_steps=4"]),
+        ("spm", ["method.sampling_steps=4", "method.accumulate=2"]),
         ("forget_me_not", []),
-        ("salun", ["method.mask_batches=1"]),
+        ("salun", ["method.mask_batches=1", "method.accumulate=2"]),
     ],
 )
 def test_a_run_s_count_is_that_of_the_method_s_own_steps(
@@ -102,18 +104,25 @@ def test_a_run_s_count_is_that_of_the_method_s_own_steps(
     if name == "salun":
         loader = SimpleNamespace(train_dataloader=lambda: [batch])
         method._trainer = SimpleNamespace(datamodule=loader, world_size=1)
-    monkeypatch.setattr(cost, "mean_stop", lambda batch, steps: steps - 1 - 900 * steps // 1000)
+    monkeypatch.setattr(
+        negative_guidance, "mean_stop", lambda batch, steps: steps - 1 - 900 * steps // 1000
+    )
 
     def run() -> None:
         with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused attention is not counted
             method.on_fit_start()
             run_steps(method, batch, 2)
 
-    forward, trained = samples(config)
+    forward, trained = method.samples(config)
     size = passes(name, config.method.get("trained"), *SMALL)
     estimate = forward * size.forward + trained * size.trained
     # Forget-Me-Not's gradient starts at the attention maps, not at the output
     assert counted(run) == pytest.approx(estimate, rel=0.1 if name == "forget_me_not" else 2e-3)
+
+
+def test_a_method_that_says_nothing_takes_a_teacher_and_a_trained_pass() -> None:
+    config = compose(["concept=panda", "steps=7", "batch_size=3", "method.accumulate=2"])
+    assert UnlearningModule.samples(config) == (42, 42)
 
 
 def test_the_backward_pass_is_cheaper_the_less_trains() -> None:

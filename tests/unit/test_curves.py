@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.lines import add_lines, read_lines
 from experiments.table2 import curves
 from experiments.table2.run import Job, read_rows
 from tests.unit.test_table2 import write_run
@@ -27,8 +28,8 @@ def test_curves_are_means_over_targets(tmp_path: Path, monkeypatch: pytest.Monke
             folder = run / "steps" / f"{step:06d}"
             folder.mkdir(parents=True)
             write_run(folder, "images", *values)
-        curves.keep(Job(row, target, 0, []), run)
-    points = curves.read_curves()
+        add_lines(curves.CURVES, curves.points_of(Job(row, target, 0, []), run))
+    points = read_lines(curves.CURVES)
     assert [p["step"] for p in points] == ["100", "200"] * 2
     assert curves.means(points, row) == [pytest.approx((0.4, 0.9)), pytest.approx((0.1, 0.7))]
     assert curves.means(points, "doco") == []

@@ -18,7 +18,7 @@ from unlearn.data import (
     rescaled,
 )
 
-PLAIN = {"sampling_steps": 1, "guidance": 6.0, "flip": False, "rescale": False}
+PLAIN = {"steps": 1, "guidance": 6.0, "flip": False, "rescale": False}
 
 
 def make_images(images: int, first: float, seed: int = 0) -> ImageSet:

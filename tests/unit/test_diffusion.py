@@ -1,9 +1,10 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from unlearn.diffusion import (
+    NoiseSchedule,
     add_noise,
     draw_noise,
     noise_target,
@@ -35,15 +36,16 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 def test_noise_and_targets_match_diffusers(prediction_type: str) -> None:
     scheduler = DDPMScheduler(**scheduler_config(prediction_type))
     latents, noise, _ = batch()
-    alphas = scheduler.alphas_cumprod
+    schedule = NoiseSchedule.of(scheduler)
     expected = {
         "epsilon": noise,
         "v_prediction": scheduler.get_velocity(latents, noise, TIMESTEPS),
     }[prediction_type]
-    target = noise_target(latents, noise, TIMESTEPS, alphas, prediction_type)
+    target = noise_target(latents, noise, TIMESTEPS, schedule)
     torch.testing.assert_close(target, expected)
     torch.testing.assert_close(
-        add_noise(latents, noise, TIMESTEPS, alphas), scheduler.add_noise(latents, noise, TIMESTEPS)
+        add_noise(latents, noise, TIMESTEPS, schedule),
+        scheduler.add_noise(latents, noise, TIMESTEPS),
     )
 
 
@@ -55,54 +57,83 @@ def test_predicted_original_matches_diffusers(
     scheduler = scheduler_class(**scheduler_config(prediction_type))
     scheduler.set_timesteps(1000)
     output, z_t, _ = batch()
-    x0 = predict_x0(output, z_t, TIMESTEPS, scheduler.alphas_cumprod, prediction_type)
+    x0 = predict_x0(output, z_t, TIMESTEPS, NoiseSchedule.of(scheduler))
     for i, t in enumerate(TIMESTEPS.tolist()):
         step = scheduler.step(output[i : i + 1], t, z_t[i : i + 1])
         torch.testing.assert_close(x0[i : i + 1], step.pred_original_sample)
 
 
-@pytest.mark.parametrize("prediction_type", TYPES)
+@pytest.mark.parametrize("prediction_type", [*TYPES, "flow"])
 def test_the_true_target_gives_back_the_latents(prediction_type: str) -> None:
-    alphas = DDPMScheduler(**scheduler_config(prediction_type)).alphas_cumprod.double()
+    alphas = DDPMScheduler(**scheduler_config("epsilon")).alphas_cumprod.double()
+    schedule = NoiseSchedule.of_alphas(alphas, prediction_type)
+    if prediction_type == "flow":
+        schedule = NoiseSchedule(1 - alphas, alphas, "flow")
     latents, noise = (x.double() for x in batch()[:2])
-    z_t = add_noise(latents, noise, TIMESTEPS, alphas)
-    target = noise_target(latents, noise, TIMESTEPS, alphas, prediction_type)
-    torch.testing.assert_close(
-        predict_x0(target, z_t, TIMESTEPS, alphas, prediction_type), latents, rtol=0, atol=1e-12
-    )
+    z_t = add_noise(latents, noise, TIMESTEPS, schedule)
+    target = noise_target(latents, noise, TIMESTEPS, schedule)
+    x0 = predict_x0(target, z_t, TIMESTEPS, schedule)
+    torch.testing.assert_close(x0, latents, rtol=0, atol=1e-12)
 
 
 def test_values_worked_by_hand() -> None:
     """ᾱ = 0.64 has roots 0.8 and 0.6: x0 = 1 and ε = 2 give z = 0.8 + 1.2 and v = 1.6 - 0.6."""
     alphas, t = torch.tensor([1.0, 0.64]), torch.tensor([1])
+    epsilon, v = (NoiseSchedule.of_alphas(alphas, kind) for kind in TYPES)
     one, two = torch.full((1, 1, 1, 1), 1.0), torch.full((1, 1, 1, 1), 2.0)
     close = {"rtol": 0, "atol": 1e-6}
-    torch.testing.assert_close(add_noise(one, two, t, alphas), two, **close)
-    torch.testing.assert_close(noise_target(one, two, t, alphas, "v_prediction"), one, **close)
-    assert torch.equal(noise_target(one, two, t, alphas, "epsilon"), two)
+    torch.testing.assert_close(add_noise(one, two, t, v), two, **close)
+    torch.testing.assert_close(noise_target(one, two, t, v), one, **close)
+    assert torch.equal(noise_target(one, two, t, epsilon), two)
     # z = 3, so that neither answer is the x0 above: (3 - 0.6·2)/0.8 and 0.8·3 - 0.6·2.
     z_t = torch.full((1, 1, 1, 1), 3.0)
-    assert predict_x0(two, z_t, t, alphas, "epsilon").item() == pytest.approx(2.25)
-    assert predict_x0(two, z_t, t, alphas, "v_prediction").item() == pytest.approx(1.2)
+    assert predict_x0(two, z_t, t, epsilon).item() == pytest.approx(2.25)
+    assert predict_x0(two, z_t, t, v).item() == pytest.approx(1.2)
+
+
+def test_a_flow_s_noise_is_that_of_diffusers_scheduler_and_its_sigmas_rise() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    schedule = NoiseSchedule.of(scheduler)
+    latents, noise, output = batch()
+    times = schedule.times[TIMESTEPS]
+    z_t = add_noise(latents, noise, TIMESTEPS, schedule)
+    torch.testing.assert_close(z_t, scheduler.scale_noise(latents, times, noise))
+    x0 = predict_x0(output, z_t, TIMESTEPS, schedule)
+    for i in range(len(TIMESTEPS)):  # one Euler step from σ to 0 goes to x̂0
+        own = FlowMatchEulerDiscreteScheduler()
+        own.set_timesteps(sigmas=[float(schedule.sigma[TIMESTEPS[i]])])
+        step = own.step(output[[i]], own.timesteps[0], z_t[[i]]).prev_sample
+        torch.testing.assert_close(x0[[i]], step)
+    raw = torch.arange(1, 1001) / 1000
+    torch.testing.assert_close(schedule.sigma, 3 * raw / (1 + 2 * raw))
+    torch.testing.assert_close(schedule.times, 1000 * schedule.sigma)
+    torch.testing.assert_close(schedule.signal, 1 - schedule.sigma)
+    scheduler.set_timesteps(7)  # as sampling does
+    assert torch.equal(NoiseSchedule.of(scheduler).sigma, schedule.sigma)
+
+
+def test_a_flow_worked_by_hand() -> None:
+    """σ = 0.25: x0 = 1 and ε = 3 give z = 0.75 + 0.75 and v = 2; z = 3 less v/4 is 2.5."""
+    schedule = NoiseSchedule(torch.tensor([0.75]), torch.tensor([0.25]), "flow")
+    one, two, three = (torch.full((1, 1, 1, 1), float(n)) for n in (1, 2, 3))
+    at = torch.tensor([0])
+    assert add_noise(one, three, at, schedule).item() == 1.5
+    assert torch.equal(noise_target(one, three, at, schedule), two)
+    assert predict_x0(two, three, at, schedule).item() == 2.5
 
 
 def test_bfloat16_outputs_are_combined_in_float32() -> None:
-    alphas = DDPMScheduler(**scheduler_config("epsilon")).alphas_cumprod
+    schedule = NoiseSchedule.of(DDPMScheduler(**scheduler_config("epsilon")))
     output, z_t, _ = (x.bfloat16() for x in batch())
-    x0 = predict_x0(output, z_t, TIMESTEPS, alphas, "epsilon")
+    x0 = predict_x0(output, z_t, TIMESTEPS, schedule)
     assert x0.dtype == torch.float32
-    expected = predict_x0(output.float(), z_t.float(), TIMESTEPS, alphas, "epsilon")
+    expected = predict_x0(output.float(), z_t.float(), TIMESTEPS, schedule)
     torch.testing.assert_close(x0, expected)
 
 
 def test_unknown_prediction_type_is_named() -> None:
-    latents, noise, z_t = batch()
-    alphas = torch.linspace(0.99, 0.01, 1000)
-    message = "'sample' is not one of epsilon, v_prediction"
-    with pytest.raises(ValueError, match=message):
-        predict_x0(noise, z_t, TIMESTEPS, alphas, "sample")
-    with pytest.raises(ValueError, match=message):
-        noise_target(latents, noise, TIMESTEPS, alphas, "sample")
+    with pytest.raises(ValueError, match="'sample' is not one of epsilon, v_prediction, flow"):
+        NoiseSchedule.of_alphas(torch.linspace(0.99, 0.01, 1000), "sample")
 
 
 def test_draws_do_not_depend_on_the_split_of_the_batch() -> None:

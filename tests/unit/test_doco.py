@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.conftest import make_concept
+from tests.conftest import ALPHAS, make_concept
 from unlearn.backbone import SplitLinear, applying, cross_attention_layers, load_pipeline
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.doco import DoCo
 from unlearn.methods.uce import UCE
 
@@ -22,7 +23,7 @@ def make_doco(folder: Path, **options: object) -> DoCo:
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
     options = {"discriminator_channels": 8, **options}
-    return DoCo(pipe.unet, pipe.scheduler.alphas_cumprod, **options)
+    return DoCo(pipe.unet, NoiseSchedule.of(pipe.scheduler), **options)
 
 
 def make_batch(seed: int = 0) -> dict[str, Tensor]:
@@ -48,7 +49,7 @@ def test_gradients_equal_two_separate_backward_passes(doco: DoCo) -> None:
     """g_u and g_r against plain autograd on two forward passes, written out from the equations."""
     batch = make_batch()
     g_u, g_r, _, metrics = doco.gradients(batch)
-    alphas = doco.alphas_cumprod[batch["timesteps"]][..., None, None, None]
+    alphas = ALPHAS[batch["timesteps"]][..., None, None, None]
     z_t = alphas.sqrt() * batch["latents"] + (1 - alphas).sqrt() * batch["noise"]
 
     for half, ours in ((0, g_u), (1, g_r)):
@@ -82,7 +83,7 @@ def test_the_unlearn_loss_leaves_the_discriminator_without_gradient(doco: DoCo) 
     batch = make_batch()
     _, _, g_d, _ = doco.gradients(batch)
     assert all(p.grad is None for p in doco.parameters())
-    alphas = doco.alphas_cumprod[batch["timesteps"][:, 0]][:, None, None, None]
+    alphas = ALPHAS[batch["timesteps"][:, 0]][:, None, None, None]
     z_t = alphas.sqrt() * batch["latents"][:, 0] + (1 - alphas).sqrt() * batch["noise"][:, 0]
     with torch.no_grad():
         student = doco.unet(z_t, batch["timesteps"][:, 0], batch["states"][:, 0]).sample
@@ -166,7 +167,7 @@ def test_the_scaled_prediction_is_the_noisy_latents_less_the_noise(random_model:
     doco = make_doco(random_model, discriminator_input="scaled_x0")
     z_t, teacher, student = torch.randn(3, 2, 4, 16, 16)
     timesteps = torch.tensor([0, 999])
-    sigma = (1 - doco.alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
+    sigma = (1 - ALPHAS[timesteps]).sqrt()[:, None, None, None]
     for view, output in zip(
         doco.views(teacher, student, z_t, timesteps), (teacher, student), strict=True
     ):
@@ -178,7 +179,7 @@ def test_the_scaled_prediction_is_the_noisy_latents_less_the_noise(random_model:
 def written_out(doco: DoCo, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """x̂0 of the teacher and of the student, from the equations."""
     t, states = batch["timesteps"][:, 0], batch["states"][:, 0]
-    alpha = doco.alphas_cumprod[t][:, None, None, None]
+    alpha = ALPHAS[t][:, None, None, None]
     z_t = alpha.sqrt() * batch["latents"][:, 0] + (1 - alpha).sqrt() * batch["noise"][:, 0]
     outputs = doco.teacher(z_t, t, batch["teacher_states"]), doco.unet(z_t, t, states).sample
     real, fake = ((z_t - (1 - alpha).sqrt() * output) / alpha.sqrt() for output in outputs)
@@ -234,14 +235,14 @@ def test_an_unknown_option_is_refused(random_model: Path, option: str) -> None:
 def test_the_closed_form_start_is_that_edit(random_model: Path) -> None:
     """And the teacher stays the base model, whatever the start."""
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    doco = DoCo(pipe.unet, pipe.scheduler.alphas_cumprod, start="closed_form")
+    doco = DoCo(pipe.unet, NoiseSchedule.of(pipe.scheduler), start="closed_form")
     other = load_pipeline(str(random_model))
-    uce = UCE(other.unet, other.scheduler.alphas_cumprod, edits="prompts")
+    uce = UCE(other.unet, NoiseSchedule.of(other.scheduler), edits="prompts")
     doco.prepare(pipe, concept)
     uce.prepare(other, concept)
     for ours, theirs, base in zip(doco.weights, uce.weights, doco.base, strict=True):
         assert torch.equal(ours, theirs)
         assert not torch.equal(ours, base)
-    untouched = DoCo(load_pipeline(str(random_model)).unet, pipe.scheduler.alphas_cumprod)
+    untouched = DoCo(load_pipeline(str(random_model)).unet, NoiseSchedule.of(pipe.scheduler))
     untouched.prepare(pipe, concept)
     assert all(torch.equal(*pair) for pair in zip(untouched.weights, untouched.base, strict=True))

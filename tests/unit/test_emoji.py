@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
 
+from experiments.emoji import build
 from experiments.emoji.art import rasterise, svg
-from experiments.emoji.build import EpochSteps
+from experiments.emoji.build import EpochSteps, fit
 from experiments.emoji.compose import caption, compose
+from experiments.emoji.judge import JudgeStage, SecondJudgeStage
 from experiments.emoji.tokenizer import TOKENS, train_tokenizer
-from unlearn.vocabulary import vocabulary
+from experiments.emoji.vae import VAEStage
+from unlearn.vocabulary import EMBEDDED, vocabulary
 
 WORDS = vocabulary()
+ART = torch.randint(
+    256, (len(WORDS.styles), len(WORDS.objects), 4, 64, 64), dtype=torch.uint8,
+    generator=torch.Generator().manual_seed(0),
+)  # fmt: skip
+
+
+def small(folder: Path, **settings: object) -> DictConfig:
+    """The build's config at a tiny size, with its cache and its output in a folder."""
+    config = OmegaConf.load(Path(build.__file__).parent / "conf" / "build.yaml")
+    own = {"stage": "vae", "cache": str(folder), "output": str(folder), "latents": 128, "epoch": 1,
+           "vae": {"steps": 2, "batch": 2}, "judge": {"decoded": 2}}  # fmt: skip
+    merged = OmegaConf.merge(config, own, settings)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def test_compositions_are_seeded_and_show_the_named_background() -> None:
@@ -67,3 +87,32 @@ def test_every_epoch_goes_on_where_the_last_one_ended() -> None:
     assert list(steps) == [0, 1, 2]
     steps.set_epoch(4)
     assert list(steps) == [12, 13, 14]
+
+
+def test_latents_are_those_of_the_vae_and_both_judges_share_them(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED / "vae", tmp_path / "vae")
+    first = JudgeStage(small(tmp_path), ART, WORDS)
+    second = SecondJudgeStage(small(tmp_path), ART, WORDS)
+    assert first.pool_key == second.pool_key
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2  # latents, and some of them decoded
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    rebuilt = {name: 1.5 * weight for name, weight in load_file(weights).items()}
+    save_file(rebuilt, weights, metadata={"format": "pt"})
+    third = JudgeStage(small(tmp_path), ART, WORDS)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    assert not torch.equal(first.pool["latents"], third.pool["latents"])
+    assert not torch.equal(first.decoded, third.decoded)
+    assert first.key != third.key
+
+
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")
+def test_only_a_checkpoint_of_the_same_settings_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(VAEStage, "on_train_batch_start", lambda _, batch, i: taken.append(i))
+    for settings, steps in (({}, 2), ({}, 0), ({"vae": {"batch": 1}}, 2), ({"seed": 1}, 2)):
+        taken.clear()
+        config = small(tmp_path, **settings)
+        fit(VAEStage(config, ART, WORDS), config.vae.steps, config)
+        assert len(taken) == steps, settings

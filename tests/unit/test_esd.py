@@ -13,13 +13,14 @@ from tests.conftest import make_concept
 from tests.unit.test_doco import make_batch
 from unlearn.backbone import load_pipeline
 from unlearn.data import encode_prompts
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.esd import ESD
 from unlearn.methods.negative_guidance import denoise, negative_guidance
 
 
 def make_esd(folder: Path, **options: object) -> ESD:
     pipe = load_pipeline(str(folder))
-    esd = ESD(pipe.unet, pipe.scheduler.alphas_cumprod, **{"sampling_steps": 4, **options})
+    esd = ESD(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"sampling_steps": 4, **options})
     esd.prepare(pipe, make_concept("panda", "bear"))
     for weight in esd.weights:  # away from the base, so that teacher and student differ
         weight.data += 0.05 * torch.randn_like(weight)

@@ -38,7 +38,7 @@ def test_no_images_is_not_a_rate() -> None:
 def verdict(names: list[str], styles: list[str], broken: list[int] | None = None) -> Verdict:
     n = len(names)
     flags = torch.tensor([i in (broken or []) for i in range(n)])
-    return Verdict(names, styles, torch.ones(n), flags)
+    return Verdict(names, styles, flags)
 
 
 def values(row: dict[str, dict[str, dict[str, float]]], metric: str) -> tuple[float, float]:
@@ -117,7 +117,7 @@ def test_what_the_judge_cannot_tell_is_not_a_rate_of_zero(tmp_path: Path) -> Non
         Probe("unrelated", "a pizza", "pizza"),
     ]
     names = [p.object for p in probes]
-    base = Verdict(names, [""] * 4, torch.ones(4), None)
+    base = Verdict(names, [""] * 4, None)
     after = base._replace(objects=["bear", "bear", "koala", "bear"])
     sides = {"base": verdicts(concept, probes, base), "unlearned": verdicts(concept, probes, after)}
     result = {"concept": "panda", "kind": "instance", **summarise(probes, sides)}
@@ -132,6 +132,6 @@ def test_what_the_judge_cannot_tell_is_not_a_rate_of_zero(tmp_path: Path) -> Non
     asked = [Asked(concept, probe, i) for i, probe in enumerate(probes)]
     write_images(path, asked, sides, [])
     assert {row["base_broken"] for row in csv.DictReader(path.open())} == {""}
-    row = "| panda | instance | 0% | 0% | 100% | n/a | 0% ! | 100% |"
+    row = "| panda | instance | 0% | 0% | 100% | n/a | n/a | 0% ! | 100% |"
     assert summary([result]).splitlines()[2] == row
     assert summary([result]).endswith("4 of 5 bars met.")

@@ -16,22 +16,25 @@ from unlearn.files import write_text
 def test_a_full_disk_is_explained() -> None:
     with (
         pytest.raises(RunError, match=r"no space left on the disk .*make room, then the same"),
-        explained(Path("run")),
+        explained(Path("weights")),
     ):
         Path("/dev/full").write_text("more")
 
 
-def test_memory_that_is_not_there_is_explained() -> None:
-    with (
-        pytest.raises(RunError, match=r"out of memory .*batch_size.*method\.accumulate.*precision"),
-        explained(Path("run")),
-    ):
+def test_memory_that_is_not_there_is_explained(tmp_path: Path) -> None:
+    weights = tmp_path / "unlearned.safetensors"
+    trains = r"out of memory in training .* batch_size, .*method\.accumulate.*precision"
+    with pytest.raises(RunError, match=trains), explained(weights):
+        torch.empty(2**55)
+    weights.touch()
+    draws = r"in the evaluation .*: the same command goes on with a lower drawing_batch$"
+    with pytest.raises(RunError, match=draws), explained(weights):
         torch.empty(2**55)
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), RuntimeError("other"), OSError(2, "gone")])
 def test_what_is_not_the_machine_s_stays_as_it_is(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, explained(Path("run")):
+    with pytest.raises(type(error)) as raised, explained(Path("weights")):
         raise error
     assert raised.value is error
 
@@ -40,7 +43,7 @@ def test_a_folder_closed_meanwhile_is_explained(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     tmp_path.chmod(0o555)
-    with pytest.raises(RunError, match="not allowed to write"), explained(tmp_path):
+    with pytest.raises(RunError, match="not allowed to write"), explained(tmp_path / "weights"):
         write_text(tmp_path / "file", "text")
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from tests.conftest import make_concept
+from tests.conftest import ALPHAS, make_concept
 from tests.unit.test_doco import make_batch
 from unlearn.backbone import load_pipeline
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.forget_me_not import ForgetMeNot, attention_maps, token_positions
 from unlearn.prompts import training_pairs
 
@@ -42,12 +43,12 @@ def test_the_maps_are_the_softmax_of_queries_and_keys(random_model: Path) -> Non
 
 def test_the_loss_is_the_mean_norm_at_the_target_s_tokens(random_model: Path) -> None:
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    method = ForgetMeNot(pipe.unet, pipe.scheduler.alphas_cumprod)
+    method = ForgetMeNot(pipe.unet, NoiseSchedule.of(pipe.scheduler))
     method.prepare(pipe, concept)
     batch = make_batch()
     batch["pair"] = torch.tensor([0, 2, 1])
     t = batch["timesteps"][:, 0]
-    alpha = method.alphas_cumprod[t][:, None, None, None]
+    alpha = ALPHAS[t][:, None, None, None]
     z_t = alpha.sqrt() * batch["latents"][:, 0] + (1 - alpha).sqrt() * batch["noise"][:, 0]
     expected = torch.zeros(3)
     with torch.no_grad(), attention_maps(pipe.unet) as maps:

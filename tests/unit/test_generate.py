@@ -92,5 +92,7 @@ def test_an_unbuilt_embedded_model_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("unlearn.stored.EMBEDDED", tmp_path)
-    with pytest.raises(ValueError, match=r"model\.pretrained='emoji': .* not built yet"):
+    with pytest.raises(
+        ValueError, match=r"model\.pretrained='emoji': .*stage=vae`, then clip, unet"
+    ):
         load_pipeline("emoji")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.conftest import make_concept
 from unlearn.backbone import load_pipeline
 from unlearn.data import encode_prompts
+from unlearn.diffusion import NoiseSchedule
 from unlearn.export import load_unlearned, save_unlearned
 from unlearn.methods.guidance import SLD, NegativePrompt
 
@@ -31,7 +32,7 @@ def sample(pipe: StableDiffusionPipeline, **options: object) -> Tensor:
 
 def test_every_prompt_gets_the_negative_prompt(random_model: Path) -> None:
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    method = NegativePrompt(pipe.unet, pipe.scheduler.alphas_cumprod)
+    method = NegativePrompt(pipe.unet, NoiseSchedule.of(pipe.scheduler))
     method.prepare(pipe, concept)
     expected = sample(pipe, negative_prompt=["panda"] * len(PROMPTS))
     plain = sample(pipe)
@@ -49,7 +50,7 @@ def test_sld_follows_its_equations(random_model: Path, tmp_path: Path) -> None:
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
     options = {"scale": 20.0, "warm_up_steps": 1, "threshold": 0.01, "momentum_scale": 0.5,
                "momentum_decay": 0.7}  # fmt: skip
-    method = SLD(pipe.unet, pipe.scheduler.alphas_cumprod, **options)
+    method = SLD(pipe.unet, NoiseSchedule.of(pipe.scheduler), **options)
     method.prepare(pipe, concept)
 
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)

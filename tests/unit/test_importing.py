@@ -204,8 +204,8 @@ def test_a_diffusers_folder_takes_the_place_of_the_base(
 def test_other_unets_are_refused(random_model: Path, tmp_path: Path) -> None:
     pipe = base_of(random_model)[0]
     for changes, message in (
-        ({"cross_attention_dim": 16}, "its cross_attention_dim is 16, this pipeline's UNet has 32"),
-        ({"in_channels": 9}, "its in_channels is 9, this pipeline's UNet has 4"),
+        ({"cross_attention_dim": 16}, "its cross_attention_dim is 16, this pipeline's is 32"),
+        ({"in_channels": 9}, "its in_channels is 9, this pipeline's is 4"),
     ):
         config = {**pipe.unet.config, **changes}
         UNet2DConditionModel.from_config(config).save_pretrained(tmp_path)

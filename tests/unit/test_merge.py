@@ -101,7 +101,8 @@ def test_what_cannot_be_added_is_refused(
 ) -> None:
     rows, concept = int(other.pop("rows", 99)), other.pop("concept", "rabbit")
     weights = {n: w[:rows] for n, w in base.items()}
-    runs[1] = make_run(tmp_path / "other", random_model, concept, weights, **other)
+    model = Path(other.pop("base", random_model))
+    runs[1] = make_run(tmp_path / "other", model, concept, weights, **other)
     with pytest.raises(ValueError, match=message):
         merge_runs(runs, tmp_path / "out", MergeOptions())
     assert not (tmp_path / "out").exists()

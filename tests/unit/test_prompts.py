@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_concept
+from unlearn.cli import files_of
 from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept
-from unlearn.config import compose, concept_of, embedded_concepts, shipped_concepts
+from unlearn.config import compose, concept_of, embedded_concepts
 from unlearn.prompts import SEEN_PROBES, evaluation_probes, relearn_prompts, training_pairs
 from unlearn.vocabulary import vocabulary
 
 EMBEDDED = embedded_concepts()
-STABLE_DIFFUSION = sorted({*shipped_concepts()} - {*EMBEDDED})
+STABLE_DIFFUSION = sorted({*files_of("concept")} - {"custom", *EMBEDDED})
 
 
 @cache

@@ -121,6 +121,25 @@ def test_a_protocol_ends_in_a_table_and_one_result(
         assert f"! {next(w for w in result['warnings'] if warning in w)}" in out
 
 
+def test_another_precision_is_drawn_and_said(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sample, mixed = make_run(), generate.sample, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        mixed.append(torch.is_autocast_enabled("cpu"))
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(generate, "sample", watched)
+    for precision, said in (("32-true", False), ("bf16-mixed", True)):
+        evaluate(run, f"trainer.precision={precision}")
+        result = result_of(run)
+        assert (result["settings"]["precision"], result["settings"]["device"]) == (precision, "cpu")
+        assert any("trainer.precision=bf16-mixed" in w for w in result["warnings"]) == said
+        assert mixed and {*mixed} == {said}
+        mixed.clear()
+
+
 def test_other_base_models_are_not_calibrated(make_run: Callable[..., Path]) -> None:
     run = make_run()
     evaluate(run)

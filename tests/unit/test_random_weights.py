@@ -10,7 +10,7 @@ from unlearn.backbone import cross_attention_layers, load_pipeline
 from unlearn.config import base_name, base_of, check_config, compose
 from unlearn.random_weights import PUBLISHED
 
-SD14, SD15, SD21, SDXL = PUBLISHED
+SD14, SD15, SD21, SDXL, SD3 = PUBLISHED
 SMALL = {"random_weights": True, "width": 0.05, "image_size": 64}
 
 
@@ -18,11 +18,12 @@ def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-SIZES = {  # parameters of the UNet, the text encoders and the keys and values; image side
+SIZES = {  # parameters of the denoiser, the text encoders and the keys and values; image side
     SD14: (859_520_964, [123_060_480], 32, 19_169_280, 512),
     SD15: (859_520_964, [123_060_480], 32, 19_169_280, 512),
     SD21: (865_910_724, [340_387_840], 32, 25_559_040, 768),
     SDXL: (2_567_463_684, [123_060_480, 694_659_840], 140, 340_787_200, 1024),
+    SD3: (2_028_328_000, [123_650_304, 694_659_840], 48, 24 * 2 * 1536**2, 1024),
 }
 
 
@@ -36,13 +37,13 @@ def test_the_parameters_are_as_many_as_the_published_weights(name: str) -> None:
     size = vae.config.sample_size
     own = (count(unet), [count(e) for e in encoders], len(layers), weights, size)
     assert own == SIZES[name]
-    assert count(vae) == 83_653_863
+    assert count(vae) == (83_819_683 if name == SD3 else 83_653_863)
     assert 8 * unet.config.sample_size == size
 
 
 def test_the_schedule_amplifies_errors_as_stable_diffusion_s() -> None:
     """1/√ᾱ, by which x̂0 amplifies an error of ε: 1.9 at 499, 4.2 at 749, 14.65 at 999."""
-    for name in PUBLISHED:
+    for name in (SD14, SD15, SD21, SDXL):
         scheduler = PUBLISHED[name].build_scheduler()
         amplified = scheduler.alphas_cumprod[[499, 749, 999]].rsqrt().tolist()
         assert amplified == [
@@ -105,6 +106,7 @@ def test_a_config_says_that_its_weights_are_random() -> None:
     assert compose(["model=sd15"]).model.pretrained == SD15
     assert compose(["model=sd21"]).model.pretrained == SD21
     assert compose(["model=sdxl"]).model.pretrained == SDXL
+    assert compose(["model=sd3"]).model.pretrained == SD3
     config = compose(overrides)
     assert base_name(config) == SD14
     assert base_of(config) == {

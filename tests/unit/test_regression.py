@@ -6,17 +6,19 @@ from pathlib import Path
 
 import torch
 
+from tests.conftest import ALPHAS
 from tests.unit.test_doco import make_batch
 from unlearn.backbone import load_pipeline
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.regression import Regression
 
 
 def test_its_gradient_is_that_of_the_squared_error_to_the_teacher(random_model: Path) -> None:
     pipe, batch = load_pipeline(str(random_model)), make_batch()
-    regression = Regression(pipe.unet, pipe.scheduler.alphas_cumprod)
+    regression = Regression(pipe.unet, NoiseSchedule.of(pipe.scheduler))
     g_u, g_r, further, metrics = regression.gradients(batch)
     t = batch["timesteps"][:, 0]
-    alpha = regression.alphas_cumprod[t][:, None, None, None]
+    alpha = ALPHAS[t][:, None, None, None]
     z_t = alpha.sqrt() * batch["latents"][:, 0] + (1 - alpha).sqrt() * batch["noise"][:, 0]
     teacher = load_pipeline(str(random_model)).unet(z_t, t, batch["teacher_states"]).sample
     loss = (pipe.unet(z_t, t, batch["states"][:, 0]).sample - teacher).square().mean()

@@ -11,6 +11,7 @@ from PIL import Image
 from experiments.residual import PAIRS, TIMESTEPS, draw, residuals, seen_pairs, unseen_pairs
 from tests.conftest import make_concept
 from unlearn.backbone import cross_attention_layers, load_pipeline
+from unlearn.config import compose, concept_of
 from unlearn.prompts import training_pairs
 
 
@@ -39,6 +40,14 @@ def test_pairs_are_trained_ones_and_unseen_ones(concept: object) -> None:
     for pairs in (seen_pairs(concept), unseen_pairs(concept)):
         assert 8 <= len(pairs) <= PAIRS
         assert all(anchor != target for anchor, target in pairs)
+
+
+def test_every_target_of_a_group_has_its_share_of_the_pairs() -> None:
+    concept = concept_of(compose(["concept=unsafe"]))
+    for pairs in (seen_pairs(concept), unseen_pairs(concept)):
+        shown = [sum(target in prompt for _, prompt in pairs) for target in concept.targets]
+        assert sum(shown) == len(pairs) == PAIRS
+        assert max(shown) - min(shown) <= 1
 
 
 def test_a_random_seed_does_not_matter(random_model: Path) -> None:

@@ -52,6 +52,19 @@ def test_a_run_goes_on_under_the_same_configuration(config: DictConfig, run: Pat
     assert progress_of(changed("resume=false", "seed=3"), run) == Progress()
 
 
+def test_settings_of_other_methods_and_the_variant_s_name_are_no_difference(
+    config: DictConfig, run: Path
+) -> None:
+    retuned = changed("model.settings.spm.style.lr=9", "variant=regression", "steps=500")
+    assert progress_of(retuned, run) == Progress(begun=True)
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert "settings" not in written["model"]
+    written["model"]["settings"] = {"spm": {"style": {"lr": 1}}}  # as earlier runs have them
+    del written["variant"]
+    (run / "config.yaml").write_text(yaml.safe_dump(written))
+    assert progress_of(config, run) == Progress(begun=True)
+
+
 @pytest.mark.parametrize(
     ("override", "key", "old", "new"),
     [
@@ -67,6 +80,16 @@ def test_another_run_is_refused_by_its_first_difference(
     message = f"run_dir={run}: holds a run with {key}={old}, not {new}; .* resume=false"
     with pytest.raises(ValueError, match=message):
         progress_of(changed(override), run)
+
+
+def test_only_the_evaluation_of_a_trained_run_may_draw_in_other_batches(run: Path) -> None:
+    """Training draws images too, whose last bits depend on how many are drawn at a time."""
+    with pytest.raises(ValueError, match=r"holds a run with drawing_batch=None, not 2"):
+        progress_of(changed("drawing_batch=2"), run)
+    (run / "unlearned.safetensors").touch()
+    assert progress_of(changed("drawing_batch=2"), run).trained
+    with pytest.raises(ValueError, match=r"method\.lr=2e-05, not 0\.001"):
+        progress_of(changed("drawing_batch=2", "method.lr=1e-3"), run)
 
 
 def test_keys_that_one_side_lacks_differ() -> None:

@@ -8,9 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import make_concept
-from unlearn.concepts import Concept, mentions
+from unlearn.concepts import Concept
 from unlearn.config import check_config, compose
 from unlearn.evaluation.evaluate import asked_of
+from unlearn.packs import mentions
 from unlearn.prompts import (
     evaluation_probes,
     relearn_prompts,
@@ -140,7 +141,7 @@ def test_a_style_whose_every_object_is_forgotten_is_refused() -> None:
     check_config(config)
     config.concepts[0].concept.related = []
     config.concepts[0].concept.targets = ["panda", "owl"]
-    with pytest.raises(ValueError, match="concept=noto: all of its seen target prompts name"):
+    with pytest.raises(ValueError, match="concept=noto: has no seen target prompts: all name what"):
         check_config(config)
 
 

@@ -12,13 +12,14 @@ from torch import nn
 from tests.conftest import make_concept
 from tests.unit.test_doco import make_batch
 from unlearn.backbone import load_pipeline
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.spm import SPM, Membrane, permeable, strengths
 
 
 def make_spm(folder: Path, **options: object) -> SPM:
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
-    spm = SPM(pipe.unet, pipe.scheduler.alphas_cumprod, **{"sampling_steps": 2, **options})
+    spm = SPM(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"sampling_steps": 2, **options})
     spm.prepare(pipe, make_concept("panda", "bear"))
     return spm
 

@@ -26,6 +26,10 @@ ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
 }  # fmt: skip
 
+ATTENTION = {
+    "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
+}  # fmt: skip
+
 
 def unet_name(name: str, layers: int) -> str:
     """CompVis' name of a UNet's weight, of one layer a down block and attention inside."""
@@ -50,9 +54,12 @@ def unet_name(name: str, layers: int) -> str:
 
 
 def vae_name(name: str, blocks: int) -> str:
-    """CompVis' name of a VAE's weight without attention."""
+    """CompVis' name of a VAE's weight."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+    if ".mid_block.attentions.0." in name:
+        for ours, theirs in ATTENTION.items():
+            name = name.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
     name = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", name)
     name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
     name = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{blocks - int(m[1])}.block", name)

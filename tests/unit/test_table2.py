@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from experiments.table2 import run
 from experiments.table2.bootstrap import difference, draws, mean_rates, rate_of
 from experiments.table2.run import config_of, jobs_of, read_rows
-from experiments.table2.table import claims, counted, read_kept, render, samples_of, table
+from experiments.table2.table import claims, read_kept, render, samples_of, table
 from unlearn.config import check_config, compose, embedded_concepts
+from unlearn.evaluation.score import counted
 
 PLAN = read_rows()
 
@@ -62,6 +66,15 @@ def test_the_interval_of_one_seed_is_the_binomial_s() -> None:
     assert found.high == pytest.approx(0.3 + half, abs=0.01)
 
 
+def test_where_all_images_agree_the_interval_is_wilson_s_over_prompts() -> None:
+    found = rate_of(one_target([[0] * 20, [0] * 20]))
+    z = 1.959963984540054
+    assert found[:2] == (0, 0)
+    assert found.high == pytest.approx(z**2 / (20 + z**2))  # the score interval of 0 of 20
+    assert found.n == 40
+    assert rate_of(one_target([[1] * 20])).low == pytest.approx(20 / (20 + z**2))
+
+
 def test_seeds_that_differ_widen_the_interval() -> None:
     alike = rate_of(one_target([[1, 0] * 50] * 4))
     apart = rate_of(one_target([[1] * 100, [0] * 100, [1] * 100, [0] * 100]))
@@ -73,7 +86,7 @@ def test_differences_are_paired() -> None:
     """Two methods that agree on every prompt but one differ by that one, whatever is drawn."""
     generator = np.random.default_rng(0)
     hits = generator.integers(2, size=50).tolist()
-    assert difference(one_target([hits], [hits])) == (0, 0, 0)
+    assert difference(one_target([hits], [hits])) == (0, 0, 0, 50)
     other = [*hits[:-1], 1 - hits[-1]]
     found = difference(one_target([hits], [other]))
     assert abs(found.value) == pytest.approx(1 / 50)
@@ -120,14 +133,26 @@ def test_claims_are_decided_by_their_intervals(results: Path) -> None:
     for path in (results / "rows").glob("doco-rabbit-*.csv"):
         path.unlink()
     few = claims(read_kept(results / "rows", PLAN), PLAN)
-    assert all("on 5 targets: undecided, 6 are needed." in line for line in few)
+    assert all("on 5 targets with 2 training seeds or more: undecided, " in line for line in few)
+
+
+def test_a_claim_needs_two_training_seeds(results: Path) -> None:
+    for path in (results / "rows").glob("concept_ablation-*-1.csv"):
+        path.unlink()
+    lines = claims(read_kept(results / "rows", PLAN), PLAN)
+    assert "on 6 targets with 1 training seed or more: undecided, 6 and 2 are needed." in lines[0]
+    assert lines[1].endswith(": shown.")
 
 
 def test_the_table_is_made_of_the_kept_rows_alone(results: Path) -> None:
     render(results, PLAN)
     text = (results / "table2.md").read_text()
     assert "| Concept Ablation | 12 | 40.0% [" in text
-    for name in ("table2.csv", "table2.html", "tradeoff.png", "contact.png"):
+    with (results / "table2.csv").open() as file:
+        line = next(r for r in csv.DictReader(file) if r["method"] == "Concept Ablation")
+    assert float(line["unseen target: value"]) == 0.4
+    assert line["unseen target: n"] == str(12 * 40)
+    for name in ("table2.csv", "table2.html", "tradeoff.png", "contact.webp"):
         assert (results / name).stat().st_size > 200
     rows = {row: (runs, e) for row, runs, e in table(read_kept(results / "rows", PLAN))}
     assert rows["doco"][0] == 12
@@ -135,11 +160,42 @@ def test_the_table_is_made_of_the_kept_rows_alone(results: Path) -> None:
     assert rows["unlearn_only"][1]["retention, related"].value == 0.5
 
 
+def test_a_call_that_is_stopped_leaves_the_table_of_what_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(configs: object, finish: Callable[[str, Path], None], *_: object) -> None:
+        write_run(tmp_path, "images", 0.1, 1.0)
+        Image.new("RGB", (1174, 1072)).save(tmp_path / "before_after.png")
+        finish("doco-rabbit-0", tmp_path)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "run_jobs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_all("smoke", ["doco", "uce"], 1)
+    text = (tmp_path / "runs" / "table2-smoke" / "results" / "table2.md").read_text()
+    assert run.SMOKE_NOTE in text
+    assert "| DoCo | 1 | 10.0% [" in text
+
+
 def test_what_the_base_model_does_not_obey_is_not_counted() -> None:
     image = {"set": "unseen_target", "prompt": "a", "counts": "1", "unlearned_right": "1"}
     images = [image, {**image, "counts": "0"}, {**image, "prompt": "b", "unlearned_right": "0"}]
     images.append({**image, "prompt": "c", "counts": "0"})
-    assert counted(images, "unseen target") == ([1, 0], [1, 1])
+    found = {("unseen_target", "a"): (1, 1), ("unseen_target", "b"): (0, 1)}
+    assert counted(images, "unseen target") == found
+
+
+def test_only_prompts_that_both_rows_count_are_compared(results: Path) -> None:
+    path = results / "rows" / "doco-rabbit-0.csv"
+    lines = path.read_text().splitlines()
+    left = [line for line in lines if not line.startswith("unseen_target,unseen_target 3,")]
+    path.write_text("\n".join([*left[:1], *reversed(left[1:])]) + "\n")
+    kept = read_kept(results / "rows", PLAN)
+    pairs = samples_of(kept, ["doco", "concept_ablation"], "unseen target")
+    assert sorted(hits.shape[1] for seeds in pairs for hits, _ in seeds) == [39] * 2 + [40] * 10
+    ablated = [int(seeds[0][0][1].sum()) for seeds in pairs]
+    assert sorted(ablated) == [15, 16, 16, 16, 16, 16]  # the prompt had been one of its hits
 
 
 def test_only_targets_and_seeds_of_both_rows_are_compared(results: Path) -> None:

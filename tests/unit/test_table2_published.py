@@ -142,12 +142,12 @@ def test_a_fid_on_other_features_is_not_set_beside_published_ones(tmp_path: Path
     assert "fid on CLIP" in (tmp_path / "results" / "published.csv").read_text()
 
 
-def test_several_seeds_are_averaged_and_random_weights_are_announced(tmp_path: Path) -> None:
+def test_several_seeds_stand_side_by_side_and_random_weights_are_announced(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_result(tmp_path, f"uce-snoopy-{seed}", base="random:sd")
     text = render(tmp_path, PLAN).read_text()
     assert "**Random weights: these figures show that the path runs" in text
-    assert rows_of(text)["UCE"]["Snoopy CS"] == "50.25"
+    assert rows_of(text)["UCE"]["Snoopy CS"] == "50.25 [48.25, 52.25] 50.25 [48.25, 52.25]"
 
 
 def test_judged_runs_are_rendered_on_the_four_sets_too(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_judged_runs_are_rendered_on_the_four_sets_too(tmp_path: Path) -> None:
     assert table["DoCo"]["unseen target"].startswith("10.0% [")
     assert table["Concept Ablation"]["unseen target"].startswith("40.0% [")
     assert table["DoCo"]["broken"] == "n/a"
-    for name in ("contact.png", "tradeoff.png"):
+    for name in ("contact.webp", "tradeoff.png"):
         assert (tmp_path / "results" / name).stat().st_size > 200
 
 

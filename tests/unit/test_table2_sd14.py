@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.errors import HydraException
 
 from experiments.table2 import sd14
 from experiments.table2.published import HERE
@@ -53,8 +52,8 @@ def test_every_row_and_protocol_is_accepted(
 
 def test_what_no_run_takes_is_refused_at_once(tmp_path: Path) -> None:
     jobs = jobs_of(PLAN, "sd14", ["doco"])
-    for override, error in (("steps=many", ValueError), ("protocol.stepz=1", HydraException)):
-        with pytest.raises(error):
+    for override in ("steps=many", "protocol.stepz=1"):
+        with pytest.raises(ValueError, match=override.split("=")[0].split(".")[-1]):
             check_jobs(jobs, PLAN, Call(tmp_path, [override]))
 
 
@@ -120,8 +119,10 @@ def test_runs_share_the_gpus_and_failures_stop_no_other(
     stub.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stub))
     jobs, call = jobs_of(PLAN, "sd14", ["uce"]), Call(tmp_path / "runs", [])
-    failed = run_all(jobs, PLAN, call, ["3", "5"])
-    assert [line.partition(" (")[0] for line in failed] == ["uce-rembrandt-0: no memory left"]
+    log = call.folder / "uce-rembrandt-0" / "log.txt"
+    assert run_all(jobs, PLAN, call, ["3", "5"]) == {
+        "uce-rembrandt-0": f"no memory left (all of it in {log})"
+    }
     spans: dict[str, list[tuple[float, float]]] = {}
     for path in [*call.folder.rglob("result.json"), *call.folder.rglob("spm_*.json")]:
         device, begin, end = json.loads(path.read_text())
@@ -134,7 +135,7 @@ def test_runs_share_the_gpus_and_failures_stop_no_other(
     assert max(o[0][0] for o in spans.values()) < min(o[0][1] for o in spans.values())  # at once
     monkeypatch.setenv("WHOLE", "1")
     before = {p: p.stat().st_mtime_ns for p in call.folder.rglob("result.json")}
-    assert run_all(jobs, PLAN, call, ["3", "5"]) == []
+    assert run_all(jobs, PLAN, call, ["3", "5"]) == {}
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len(list(call.folder.rglob("spm_*.json"))) == 7
 

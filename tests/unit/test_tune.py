@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.lines import read_lines
 from experiments.table2 import tune
 from experiments.table2.run import read_rows
 from unlearn.config import check_config, compose
@@ -86,7 +87,7 @@ def test_the_best_trial_is_chosen_by_kind(tmp_path: Path, monkeypatch: pytest.Mo
             writer.writerows(images)
         trial = dict(zip(tune.KEYS, ("esd", number, target, kind, overrides), strict=True))
         tune.keep(trial, tmp_path)
-    means = tune.mean_scores(tune.read_outcome())
+    means = tune.mean_scores(read_lines(tune.OUTCOME))
     assert [overrides for overrides, _ in means["esd", "instance"]] == [
         "method.lr=2",
         "method.lr=1",

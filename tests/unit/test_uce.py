@@ -10,6 +10,7 @@ import torch
 from tests.conftest import make_concept
 from unlearn.backbone import load_pipeline
 from unlearn.data import encode_prompts
+from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.uce import UCE, edit_matrix, last_tokens, prompt_states
 
 
@@ -33,7 +34,7 @@ def test_an_edit_equals_the_published_solve_of_each_layer(random_model: Path) ->
     """W = (λW0 + Σ_e v* cᵀ + Σ_p W0 c_p c_pᵀ)(λI + Σ_e c cᵀ + Σ_p c_p c_pᵀ)⁻¹, written out."""
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
     states = {n: encode_prompts(pipe, [n])[0, 1] for n in ("panda", "bear", *concept.neighbours)}
-    uce = UCE(pipe.unet, pipe.scheduler.alphas_cumprod, regularization=0.5)
+    uce = UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), regularization=0.5)
     uce.prepare(pipe, concept)
     for before, after in zip(uce.base, uce.weights, strict=True):
         eye = torch.eye(before.shape[1])
@@ -48,7 +49,7 @@ def test_an_edit_equals_the_published_solve_of_each_layer(random_model: Path) ->
 def test_editing_prompts_makes_targets_draw_like_their_anchors() -> None:
     """On the embedded model: an untrained text encoder tells too little apart to edit it."""
     pipe, concept = load_pipeline("emoji"), make_concept("contrast", "flat", kind="style")
-    uce = UCE(pipe.unet, pipe.scheduler.alphas_cumprod, edits="prompts", regularization=1e-3)
+    uce = UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), edits="prompts", regularization=1e-3)
     uce.prepare(pipe, concept)
     edited, guides, kept = prompt_states(pipe, concept)
     for before, after in zip(uce.base, [w.detach() for w in uce.weights], strict=True):
@@ -69,6 +70,6 @@ def test_a_name_s_last_token_is_its_own(random_model: Path) -> None:
 def test_bad_options_are_refused(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
     with pytest.raises(ValueError, match=r"method\.edits='words' is unknown"):
-        UCE(pipe.unet, pipe.scheduler.alphas_cumprod, edits="words")
+        UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), edits="words")
     with pytest.raises(ValueError, match=r"method\.regularization=0"):
-        UCE(pipe.unet, pipe.scheduler.alphas_cumprod, regularization=0)
+        UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), regularization=0)

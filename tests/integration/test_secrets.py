@@ -1,0 +1,72 @@
+"""Secrets of the environment: in no file of a run, and in nothing that is printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.bad_input import Case, train
+from unlearn.credentials import hide
+
+SCRIPT = Path(sys.executable).parent / "unlearn"
+SECRETS = {"WANDB_API_KEY": "f00d" * 10, "HF_TOKEN": "hf_verySecretIndeed123"}
+
+
+def test_no_file_and_no_line_of_a_run_holds_a_secret(
+    random_model: Path, random_judge: Path, tmp_path: Path
+) -> None:
+    overrides = [
+        f"model.pretrained={random_model}", f"evaluation.judge={random_judge}", "steps=3",
+        "method.warm_up=1", "batch_size=2", "data.images=2", "data.relearn_images=2",
+        "data.sampling_steps=1", "evaluation.seeds=1", "evaluation.sampling_steps=1",
+        "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
+        "logger=wandb", "logger.mode=offline", "logger.images_every=0",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [SCRIPT, "train", "concept=panda", *overrides, "run_dir=run"],
+        cwd=tmp_path, env={**os.environ, **SECRETS}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"config.yaml", "metrics.csv", "result.json"} <= {path.name for path in files}
+    assert any(path.suffix == ".wandb" for path in files)
+    for text in (done.stdout, done.stderr, *(path.read_bytes() for path in files)):
+        for secret in SECRETS.values():
+            assert secret.encode() not in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "logger=wandb logger.project=${oc.env:WANDB_API_KEY}",
+            r"logger\.project: holds the value of the environment variable WANDB_API_KEY",
+        ),
+        ("logger=wandb logger.group=x-{secret}", r"logger\.group: holds .* WANDB_API_KEY"),
+        ("run_dir=runs/{secret}", r"run_dir: holds the value of .* WANDB_API_KEY"),
+        ("+logger.api_key={secret}", r"logger\.api_key=\*\*\*: there is no such key"),
+        ("+wandb_api_key=never-in-the-environment", r"wandb_api_key=\*\*\*: there is no such key"),
+        ("logger.projct={secret}", r"logger\.projct=\$WANDB_API_KEY: there is no such key"),
+        ("concept={secret}", r"concept=\$WANDB_API_KEY: no such file"),
+    ],
+)
+def test_an_override_that_holds_a_secret_is_refused_and_not_repeated(
+    refused: Callable[[Case], None], monkeypatch: pytest.MonkeyPatch, overrides: str, message: str
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    given = overrides.replace("{secret}", SECRETS["WANDB_API_KEY"])
+    refused(train(given, rf"^((?!f00df00d|never-in).)*{message}((?!f00df00d|never-in).)*$"))
+
+
+def test_a_message_names_the_variable_in_the_place_of_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    monkeypatch.setenv("MY_PASSWORD", "short")  # a word that any text may hold
+    assert hide("hf_verySecretIndeed123 and short") == "$HF_TOKEN and short"

@@ -1,0 +1,37 @@
+"""How much bad input the tables hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit import (
+    test_bad_command_line,
+    test_bad_config,
+    test_bad_images,
+    test_bad_paths,
+    test_bad_prompts,
+    test_bad_weights,
+)
+
+MESSAGES = {  # those that each kind's tables expect
+    "command line": [case.message for case in test_bad_command_line.CASES],
+    "config": [case.message for case in test_bad_config.CASES],
+    "images": [case.message for case in test_bad_images.CASES],
+    "paths": [case.message for case in test_bad_paths.CASES],
+    "prompts": [case.message for case in test_bad_prompts.CASES],
+    "weights": [
+        case.message for case in (*test_bad_weights.CASES, *test_bad_weights.FILES)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_each_kind_has_its_share(kind: str) -> None:
+    assert len(MESSAGES[kind]) >= 8
+    assert all(len(message) >= 10 for message in MESSAGES[kind])  # so they say something
+
+
+def test_there_are_many_and_they_differ() -> None:
+    messages = [message for kind in MESSAGES.values() for message in kind]
+    assert len(messages) >= 80
+    assert len({*messages}) >= 40
