@@ -1,9 +1,9 @@
 """Time the drawing of evaluation images against a loop of single-prompt calls of the pipeline.
 
-    python -m experiments.bench.drawing [--model emoji] [--images 64] [--rounds 5]
+    python -m experiments.bench.drawing [--model emoji] [--precision 32-true] [--images 64]
 
-Both draw the same images, each of its own generator, with the same sampler. Prints how many times
-as fast the batches are and writes `results/drawing_MODEL_DEVICE.json`.
+Both draw the same images, each of its own generator, with the same sampler and autocast. Prints how
+many times as fast the batches are and writes `results/drawing_NAME.json`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from unlearn.prompts import evaluation_probes
 
 
 def one_by_one(
-    pipe: DiffusionPipeline, prompts: list[str], *, steps: int, guidance: float
+    pipe: DiffusionPipeline, prompts: list[str], *, steps: int, guidance: float, precision: str
 ) -> Tensor:
     """Images of the prompts, uint8 (N, 3, H, W), a call each; number i is the seed of the i-th."""
     pipe.scheduler = scheduler_of(pipe.scheduler, None)
     pipe.set_progress_bar_config(disable=True)
-    images = [
-        pipe(
-            prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps,
-            guidance_scale=guidance, output_type="pt",
-        ).images
-        for seed, prompt in enumerate(tqdm(prompts, desc="one by one", unit="image"))
-    ]  # fmt: skip
+    with torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        images = [
+            pipe(
+                prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps,
+                guidance_scale=guidance, output_type="pt",
+            ).images
+            for seed, prompt in enumerate(tqdm(prompts, desc="one by one", unit="image"))
+        ]  # fmt: skip
     return (torch.cat(images).float().clamp(0, 1) * 255).round().byte().cpu()
 
 
@@ -45,6 +46,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="emoji", choices=("emoji", "sd14", "sd21", "sdxl"))
+    parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--images", type=positive, default=64)
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
@@ -54,12 +56,12 @@ def main() -> None:
     probes = evaluation_probes(concept_of(config))
     prompts = [probes[number % len(probes)].prompt for number in range(options.images)]
     steps, guidance = int(config.evaluation.sampling_steps), float(config.model.guidance)
-    sampler: dict[str, Any] = {"steps": steps, "guidance": guidance}
+    how: dict[str, Any] = {"steps": steps, "guidance": guidance, "precision": options.precision}
     drawn: dict[str, Tensor] = {}
     calls = {
-        "one by one": lambda: drawn.update(one=one_by_one(pipe, prompts, **sampler)),
+        "one by one": lambda: drawn.update(one=one_by_one(pipe, prompts, **how)),
         "batches": lambda: drawn.update(
-            batches=generate(pipe, prompts, range(len(prompts)), **sampler)
+            batches=generate(pipe, prompts, range(len(prompts)), **how)
         ),
     }
     seconds = measure(calls, options.rounds, 1)
@@ -71,11 +73,11 @@ def main() -> None:
     print(f"mean difference of a pixel: {difference:.4f} of 255")
     report = {
         "model": options.model, "images": options.images, "rounds": options.rounds,
-        "batch_size": default_batch(pipe), **sampler, "speed": speed,
+        "batch_size": default_batch(pipe), **how, "speed": speed,
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "mean_pixel_difference": difference,
     }  # fmt: skip
-    write(f"drawing_{options.model}", pipe.device, report)
+    write(f"drawing_{options.model}_{options.precision}", pipe.device, report)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,3 +105,42 @@ class PlainStep:
         clipped_u, clipped_r = clip_to_norm(g_u, 1.0)[0], clip_to_norm(g_r, 1.0)[0]
         step_with(self.optimizer, self.weights, project(clipped_u, clipped_r)[0])
         return [*g_u, *g_r]
+
+
+class PlainFp32(PlainStep):
+    """The plain step on fp32 weights, whatever autocast is on around it.
+
+    Args:
+        pipe: the base pipeline, in fp32.
+        batch: see `make_batch`.
+        tf32: a GPU may round what matrix products and convolutions take to TF32.
+    """
+
+    def __init__(self, pipe: StableDiffusionPipeline, batch: dict[str, Any], tf32: bool) -> None:
+        super().__init__(pipe, batch)
+        self.tf32 = tf32
+
+    def warm_up(self) -> None:
+        """A step of the warm-up."""
+        with in_fp32(self.pipe.device.type, self.tf32):
+            super().warm_up()
+
+    def __call__(self) -> list[Tensor]:
+        """One step; returns g_u and g_r."""
+        with in_fp32(self.pipe.device.type, self.tf32):
+            return super().__call__()
+
+
+@contextmanager
+def in_fp32(device: str, tf32: bool) -> Iterator[None]:
+    """Neither autocast nor, unless it is asked for, TF32."""
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = tf32
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed

@@ -5,7 +5,8 @@
 The plain step keeps a second UNet as the teacher, runs the VAE and the text encoder on every
 batch, and walks the joint graph once for each gradient. Each line below it changes one thing. All
 are timed in turn, round by round, on the same batch. A Stable Diffusion model is the published
-architecture at its full size, with random weights.
+architecture at its full size, with random weights. In bf16 on a GPU, the plain step in fp32, with
+TF32 and without, stands beside them.
 
 Beside seconds stand each line's counted operations and the memory at its peak: weights, optimizer
 states and all tensors of a step; what kernels take for themselves is not seen. Prints a table and
@@ -30,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from experiments.bench.ours import OurStep
-from experiments.bench.plain import PlainStep
+from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.command import positive
 from unlearn.backbone import (
     cross_attention_layers,
@@ -221,6 +222,7 @@ def main() -> None:
     config = compose([f"model={options.model}", "concept.name=panda", *random])
     pipe = load_pipeline(**base_of(config)).to(device_of("auto"))
     bf16, device = options.precision == "bf16-mixed", pipe.device
+    fp32 = load_pipeline(**base_of(config)).to(device) if bf16 and device.type == "cuda" else None
     if bf16:
         kept = [f"{name}.weight" for name in cross_attention_layers(pipe.unet)]
         for network in networks_of(pipe).values():
@@ -228,6 +230,9 @@ def main() -> None:
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         batch = make_batch(pipe, options.batch_size)
         steps = lines(pipe, batch)
+        if fp32:
+            steps["plain, in fp32"] = PlainFp32(fp32, batch, tf32=False)
+            steps["plain, in fp32 with TF32"] = PlainFp32(fp32, batch, tf32=True)
         first = {name: step() for name, step in tqdm(steps.items(), desc="gradients")}
         differences = {k: largest_difference(g, first["plain"]) for k, g in first.items()}
         count = batches_at_once(options.batch_size, pipe.unet.config.sample_size)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.bench.ours import OurStep
-from experiments.bench.plain import PlainStep
+from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.bench.step import (
     bench,
     held,
@@ -32,6 +32,16 @@ def test_every_line_gives_the_plain_gradients(random_model: Path) -> None:
     assert all(g.abs().max() > 0 for g in gradients["plain"])
     for name, own in gradients.items():
         assert largest_difference(own, gradients["plain"]) < 1e-3, name
+
+
+def test_the_fp32_step_knows_no_autocast(random_model: Path) -> None:
+    pipe = load_pipeline(str(random_model))
+    batch = make_batch(pipe, 1)
+    alone = PlainStep(pipe, batch)()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, fp32 = PlainStep(pipe, batch)(), PlainFp32(pipe, batch, tf32=True)()
+    assert all(torch.equal(a, b) for a, b in zip(fp32, alone, strict=True))
+    assert largest_difference(mixed, alone) > 1e-3
 
 
 def test_every_call_is_timed_in_every_round() -> None:
