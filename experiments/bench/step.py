@@ -92,9 +92,9 @@ def lines(pipe: StableDiffusionPipeline, batch: dict[str, Any]) -> dict[str, Ste
     }
     if ahead > 1:
         steps["+ the teacher ahead, for several steps at once"] = OurStep(pipe, own, ahead)
+    steps["+ activations computed twice (low_memory)"] = OurStep(pipe, own, checkpointing=True)
     if size > 1:
-        steps["+ one pair at a time"] = OurStep(pipe, own, parts=size)
-    steps["+ checkpointing (low_memory)"] = OurStep(pipe, own, parts=size, checkpointing=True)
+        steps["+ one pair at a time"] = OurStep(pipe, own, parts=size, checkpointing=True)
     return steps
 
 

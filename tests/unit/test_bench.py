@@ -57,10 +57,10 @@ def test_memory_and_operations_are_what_the_lines_save() -> None:
     batch = make_batch(pipe, 4)
     steps = lines(pipe, batch)
     needs = {name: needed(step, 1) for name, step in steps.items()}
-    plain, cached, ours, _, parted, recomputed = needs.values()
-    assert plain.operations > cached.operations > ours.operations == parted.operations
-    assert ours.operations < recomputed.operations < cached.operations
-    assert plain.memory > cached.memory > ours.memory > parted.memory > recomputed.memory
+    plain, cached, ours, _, recomputed, parted = needs.values()
+    assert plain.operations > cached.operations > ours.operations
+    assert ours.operations < recomputed.operations == parted.operations < cached.operations
+    assert plain.memory > cached.memory > ours.memory > recomputed.memory > parted.memory
 
 
 def test_what_a_step_holds_is_its_networks_and_the_optimizers_states(random_model: Path) -> None:

@@ -111,7 +111,7 @@ def test_forget_me_not_and_checkpointing_are_refused_together() -> None:
 def test_the_presets_make_the_default_step(preset: str) -> None:
     config, plain = compose(["concept=panda", f"experiment={preset}"]), compose(["concept=panda"])
     check_config(config)
-    assert config.batch_size * config.method.accumulate == plain.batch_size
+    assert (config.batch_size, config.method) == (plain.batch_size, plain.method)
     assert config.trainer.precision == "auto"
 
 
