@@ -113,7 +113,10 @@ class UnlearnSweeper(Sweeper):
             ) from error
 
         fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
-        (folder,) = check_jobs([self.compose(fixed)])
+        config = self.compose(fixed)
+        if config.evaluation.judge == "none":
+            raise ValueError("evaluation.judge='none': a search needs rates; choose a judge")
+        (folder,) = check_jobs([config])
         search = Search(folder, space_of(overrides), self.seed)
         missing = []
         for number in range(self.trials):

@@ -18,12 +18,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from unlearn.backbone import denoiser, networks_of
 from unlearn.concepts import Concept
 from unlearn.config import precision_of
 from unlearn.files import write_text
 from unlearn.generate import default_batch
 from unlearn.methods import UnlearningModule
-from unlearn.methods.shielded import Shielded
 from unlearn.prompts import evaluation_probes
 from unlearn.rehearsal import Passes, rehearse
 
@@ -69,14 +69,18 @@ def estimate(
     """
     passes = Passes(pipe, precision_of(config))
     held, batch = memory_held(pipe.device), config.drawing_batch or default_batch(pipe)
+    if 0 < left < config.steps:  # its images are drawn, and drawing_batch must stay
+        batch = 1
     drawn = partial(check_memory, pipe.device, "draw images", "a lower drawing_batch")
     forward = rehearse(passes.forward, 2 * batch, drawn)
     decode = rehearse(passes.decode, batch, drawn)
     drawing = max(forward.memory(2 * batch), decode.memory(batch))
     steps, training = 0.0, 0
     if left:
-        samples = config.batch_size * (2 if isinstance(method, Shielded) else 1)
+        drawing = max(drawing, rehearse(passes.encode, batch, drawn).memory(batch))
+        samples = method.samples_at_once(config)
         states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's
+        states -= memory_that_moves(config, pipe)
         less = "experiment=low_memory, or batch_size lower and method.accumulate as many times "
         check = partial(check_memory, pipe.device, "train", f"{less}higher")
         trained = rehearse(
@@ -97,6 +101,14 @@ def estimate(
         (data.images + data.relearn_images) * image * bool(config.steps),
         judged * shown,
     )
+
+
+def memory_that_moves(config: DictConfig, pipe: DiffusionPipeline) -> int:
+    """Bytes of a GPU that are free in training: of the networks that wait on the CPU, see `fit`."""
+    if pipe.device.type == "cpu" or config.logger.images_every:
+        return 0
+    parts = [part for part in networks_of(pipe).values() if part is not denoiser(pipe)]
+    return sum(weight.nbytes for part in parts for weight in part.parameters())
 
 
 def memory_held(device: torch.device) -> int:
@@ -145,10 +157,11 @@ class Budget(Callback):
     Args:
         estimated: see `estimate`.
         run: the run directory.
+        count: of the steps to make, which a run that goes on has fewer of.
     """
 
-    def __init__(self, estimated: Estimate, run: Path) -> None:
-        self.estimated, self.run = estimated, run
+    def __init__(self, estimated: Estimate, run: Path, count: int) -> None:
+        self.estimated, self.run, self.count = estimated, run, count
 
     @rank_zero_only
     def announce(self) -> None:
@@ -170,7 +183,8 @@ class Budget(Callback):
             return
         seconds, memory = time.monotonic() - self.start, peak_memory(module.device)
         written = {
-            "estimated": self.estimated._asdict(), "measured": {"memory": memory, "steps": seconds}
+            "estimated": self.estimated._asdict(), "measured": {"memory": memory, "steps": seconds},
+            "count": self.count,
         }  # fmt: skip
         write_text(self.run / "budget.json", json.dumps(written, indent=2) + "\n")
         print(

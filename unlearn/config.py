@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass, field, make_dataclass
+from importlib.util import find_spec
 from typing import Any, Optional, get_type_hints
 
 import hydra
@@ -117,6 +118,8 @@ def check_config(config: DictConfig) -> Concept:
     options: Any = section(config.method, "method", options_schema(method))
     check("logger.name", logger.name, LOGGERS)
     check("logger.mode", logger.mode, MODES)
+    if logger.name == "tensorboard" and find_spec("tensorboard") is None:
+        raise ValueError("logger.name='tensorboard': the extra `tensorboard` is not installed")
     for key, value, least in (
         ("seed", run.seed, 0),
         ("batch_size", run.batch_size, 1),

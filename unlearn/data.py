@@ -162,7 +162,7 @@ def draw_images(
     if flip:
         images, phrase = torch.cat([images, images.flip(-1)]), phrase.repeat(2)
     moments = []
-    for chunk in images.split(2 * default_batch(pipe)):
+    for chunk in images.split(sampler.get("batch_size") or default_batch(pipe)):
         posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
         moments.append(torch.stack([posterior.mean, posterior.std]).cpu())
     mean, std = torch.cat(moments, dim=1)

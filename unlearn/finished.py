@@ -153,7 +153,7 @@ def read_environment(folder: Path) -> dict[str, str]:
     if (path := folder / "budget.json").exists():
         budget = read_json(path)
         with reading(path):
-            facts["time of the steps"] = clock(budget["measured"]["steps"])
+            facts[f"time of {budget['count']} steps"] = clock(budget["measured"]["steps"])
             facts["memory at its peak"] = f"{budget['measured']['memory'] / GIB:.1f} GiB"
     return facts
 

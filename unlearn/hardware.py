@@ -18,6 +18,10 @@ from unlearn.sections import plain
 OURS = (  # options of Lightning's Trainer that are not the user's: see `train.build_trainer`
     "plugins", "default_root_dir", "max_epochs", "logger", "callbacks", "enable_model_summary",
     "enable_checkpointing", "use_distributed_sampler",
+    # what would end a run before its last step, or is the method's to do
+    "max_steps", "max_time", "min_steps", "min_epochs", "limit_train_batches", "overfit_batches",
+    "fast_dev_run", "barebones", "reload_dataloaders_every_n_epochs", "accumulate_grad_batches",
+    "gradient_clip_val", "gradient_clip_algorithm", "enable_progress_bar",
 )  # fmt: skip
 PLACE = ("accelerator", "devices", "num_nodes", "strategy")  # where a run runs
 
@@ -36,6 +40,8 @@ def check_trainer(config: DictConfig) -> None:
     for key in (*PLACE, "precision"):
         if options.get(key) is None:
             raise ValueError(f"trainer.{key} is missing: see conf/trainer/default.yaml")
+    if options.get("log_every_n_steps") == 0:
+        raise ValueError("trainer.log_every_n_steps=0: at least 1 is needed")
     check_sweep(config)
 
 
@@ -44,17 +50,18 @@ def claim_device(config: DictConfig) -> None:
     before Lightning's own.
 
     Raises:
-        ValueError: there are no such devices or strategy here; names the options, and what
-            Lightning says of them.
+        ValueError: there are no such devices or strategy here, or another option has a value that
+            Lightning does not take; names the options, and what it says of them.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # for the run too
-    place = {key: plain(config.trainer)[key] for key in PLACE}
+    options = plain(config.trainer)
+    del options["precision"]  # "auto" is ours
     try:
         trainer = L.Trainer(
-            **place, logger=False, enable_checkpointing=False, enable_progress_bar=False
+            **options, logger=False, enable_checkpointing=False, enable_progress_bar=False
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
-        given = ", ".join(f"trainer.{key}={value}" for key, value in place.items())
+        given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
         raise ValueError(f"{given}: {' '.join(str(error).split())}") from error
     if (device := trainer.strategy.root_device).type == "cuda":
         torch.cuda.set_device(device)

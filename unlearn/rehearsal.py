@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from unlearn.backbone import denoiser
 from unlearn.conditions import encode, predict
+from unlearn.generate import side_of
 from unlearn.methods import UnlearningModule
 
 
@@ -150,6 +151,12 @@ class Passes:
         """Latents to images."""
         with self.autocast():
             self.pipe.vae.decode(self.inputs(samples)[0])
+
+    @torch.no_grad()
+    def encode(self, samples: int) -> None:
+        """Images to latents, which is never autocast."""
+        side = side_of(self.pipe)
+        self.pipe.vae.encode(torch.zeros(samples, 3, side, side, device=self.pipe.device))
 
     def trained(self, samples: int, method: UnlearningModule) -> None:
         """The gradient of the method's weights."""

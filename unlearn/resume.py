@@ -25,8 +25,9 @@ FREE = (
 ERROR = "error.txt"  # why the run's last job in a sweep failed
 OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says that it is one
     "checkpoints", "evaluation", "export", "images", "steps", "tensorboard", "before_after.png",
-    ERROR, "budget.json", "environment.json", "failed_step_rank*.pt", "images.csv", "metrics.csv",
-    "result.json", "sample.png", "unlearned.safetensors", "*.partial", "config.yaml",
+    ERROR, "budget.json", "delta.bin", "environment.json", "failed_step_rank*.pt", "images.csv",
+    "kohya.safetensors", "lora.safetensors", "metrics.csv", "result.json", "sample.png",
+    "unlearned.safetensors", "*.partial", "config.yaml",
 )  # fmt: skip
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,6 @@ from typing import Any
 import numpy as np
 import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
-from omegaconf import OmegaConf
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -19,8 +21,10 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from unlearn.evaluation.score import column_rate, read_images, score
+from unlearn.files import write_text
 from unlearn.sweep import failure_of
 
+CHOSEN = "trial.json"
 OBJECTIVES: dict[str, Any] = {"unseen target": "minimize", "retention": "maximize"}
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -60,9 +64,9 @@ def objectives(run: Path) -> list[float]:
 class Search:
     """Trials, the Nth of which is the run directory N of a folder, where it can be found again.
 
-    There is no other record: the study is made anew from the run directories, so that a search goes
-    on after it was stopped at any point. What is proposed for trial N depends on the seed, on N
-    and on the finished trials alone.
+    Each holds what was chosen, in trial.json. There is no other record: the study is made anew from
+    the run directories, so that a search goes on after it was stopped at any point. What is
+    proposed for trial N depends on the seed, on N and on the finished trials alone.
 
     Args:
         folder: of the run directories.
@@ -80,20 +84,22 @@ class Search:
 
     def overrides(self, number: int, params: Mapping[str, Any]) -> list[str]:
         """What makes a trial of the sweep's other overrides."""
-        values = [f"{key}={value}" for key, value in params.items()]
+        values = [f"{k}={'null' if value is None else value}" for k, value in params.items()]
         return [*values, f"run_dir='{self.run(number)}'"]
 
     def recorded(self, number: int) -> dict[str, Any] | None:
-        """The values of a trial that was begun, from its config.yaml.
+        """The values of a trial that was begun.
 
         Raises:
-            ValueError: they are not of this search.
+            ValueError: they are not of this search, or the file is damaged.
         """
-        path = self.run(number) / "config.yaml"
+        path = self.run(number) / CHOSEN
         if not path.exists():
             return None
-        config = OmegaConf.load(path)
-        params = {key: OmegaConf.select(config, key) for key in self.space}
+        try:
+            params = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it to choose anew") from error
         try:
             self.frozen(params, [0.0] * len(OBJECTIVES))
         except ValueError as error:
@@ -108,8 +114,9 @@ class Search:
         return create_trial(params=params, distributions=self.space, values=values)
 
     def add(self, number: int, params: dict[str, Any]) -> None:
-        """Take up a finished trial."""
-        self.study.add_trial(self.frozen(params, objectives(self.run(number))))
+        """Take up a finished trial; one that has nothing to score teaches nothing."""
+        with contextlib.suppress(ValueError):
+            self.study.add_trial(self.frozen(params, objectives(self.run(number))))
 
     def ask(self, number: int, params: dict[str, Any] | None = None) -> Trial:
         """A trial to run: of the values given, or else proposed by TPE."""
@@ -117,11 +124,16 @@ class Search:
         self.study.sampler = optuna.samplers.TPESampler(seed=int(seed[0]))
         if params:
             self.study.enqueue_trial(params)
-        return self.study.ask(self.space)
+        trial = self.study.ask(self.space)
+        self.run(number).mkdir(parents=True, exist_ok=True)
+        write_text(self.run(number) / CHOSEN, json.dumps(trial.params, indent=2) + "\n")
+        return trial
 
     def tell(self, number: int, trial: Trial) -> None:
         """Take the result of a trial that was run."""
-        if failure_of(self.run(number)):
-            self.study.tell(trial, state=TrialState.FAIL)
-        else:
-            self.study.tell(trial, objectives(self.run(number)))
+        try:
+            values = None if failure_of(self.run(number)) else objectives(self.run(number))
+        except ValueError as error:
+            print(f"unlearn: {error}; the search learns nothing from it", file=sys.stderr)
+            values = None
+        self.study.tell(trial, values, TrialState.COMPLETE if values else TrialState.FAIL)

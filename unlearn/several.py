@@ -192,7 +192,8 @@ def go_on(config: DictConfig, base: str) -> None:
     if folder.resolve() == Path(config.run_dir).resolve():
         raise ValueError(f"run_dir={config.run_dir}: the run that `after` names; choose another")
     for name in (before.method.name, config.method.name):
-        if METHODS[name].install is not UnlearningModule.install:
+        method = METHODS.get(name, UnlearningModule)  # a merge is none
+        if method.install is not UnlearningModule.install:
             raise ValueError(
                 f"after={config.after}: method.name={name!r} acts at inference, so no weights "
                 "alone hold what both runs forget"

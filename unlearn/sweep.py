@@ -11,9 +11,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from unlearn.config import check_config, compose
+from unlearn.credentials import check_secrets, hide, is_secret
 from unlearn.files import write_text
 from unlearn.hardware import check_sweep
 from unlearn.resume import ERROR, progress_of
+from unlearn.sections import plain
 from unlearn.several import listed, sections_of
 from unlearn.train import train
 
@@ -33,12 +35,14 @@ def check_jobs(configs: Iterable[DictConfig]) -> list[Path]:
         configs: each is checked before the next is composed, while Hydra knows it.
 
     Raises:
-        ValueError: a job has no concept, several devices, or the run directory of another.
+        ValueError: a job has no concept, several devices, a secret in its config, or the run
+            directory of another.
     """
     runs: list[Path] = []
     for config in configs:
         sections_of(config)
         check_sweep(config)
+        check_secrets(plain(config))  # before a folder has its name, or error.txt its overrides
         run = Path(str(config.run_dir))
         if run in runs:
             raise ValueError(
@@ -66,10 +70,12 @@ def attempt(config: DictConfig, overrides: Sequence[str]) -> None:
         train(config)
     except Exception as error:  # whatever it is, other jobs may do better
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        reason = f"{kind}{' '.join(str(error).split())}"
+        reason = hide(f"{kind}{' '.join(str(error).split())}")
         run.mkdir(parents=True, exist_ok=True)
-        text = f"{reason}\n\noverrides: {' '.join(overrides)}\n\n{traceback.format_exc()}"
-        write_text(run / ERROR, text)
+        given = " ".join(
+            f"{k}=***" if is_secret(k := o.partition("=")[0]) else o for o in overrides
+        )
+        write_text(run / ERROR, hide(f"{reason}\n\noverrides: {given}\n\n{traceback.format_exc()}"))
         print(f"unlearn: {run}: {reason}", file=sys.stderr)
 
 

@@ -125,35 +125,29 @@ def build_loggers(config: DictConfig, run: Path, step: int = 0) -> list[Logger]:
         config: of the run.
         run: the run directory.
         step: that the run goes on after; the loggers then go on too.
-
-    Raises:
-        ValueError: the chosen logger's package is not installed.
     """
     loggers: list[Logger] = [MetricsFile(run / "metrics.csv")]
     options = config.logger
-    try:
-        if options.name == "tensorboard":
-            board = TensorBoardLogger(
-                run, name="", version="tensorboard", default_hp_metric=False, purge_step=step
+    if options.name == "tensorboard":
+        board = TensorBoardLogger(
+            run, name="", version="tensorboard", default_hp_metric=False, purge_step=step
+        )
+        board.log_hyperparams(plain(config))
+        loggers.append(board)
+    elif options.name == "wandb":
+        loggers.append(
+            Dashboard(
+                id=earlier_id(run) if step else None,
+                resume="allow",
+                name=run.name,
+                save_dir=run,
+                project=options.project,
+                group=options.group,
+                tags=plain(options.tags),
+                mode=options.mode,
+                config=plain(config),
             )
-            board.log_hyperparams(plain(config))
-            loggers.append(board)
-        elif options.name == "wandb":
-            loggers.append(
-                Dashboard(
-                    id=earlier_id(run) if step else None,
-                    resume="allow",
-                    name=run.name,
-                    save_dir=run,
-                    project=options.project,
-                    group=options.group,
-                    tags=plain(options.tags),
-                    mode=options.mode,
-                    config=plain(config),
-                )
-            )
-    except ModuleNotFoundError as error:
-        raise ValueError(f"logger.name={options.name!r}: {error}") from error
+        )
     return loggers
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from diffusers import DiffusionPipeline
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
@@ -67,6 +68,8 @@ def train(config: DictConfig) -> Path:
         print(f"{run}: finished before, with this configuration; resume=false begins anew")
         return run
     claim_device(config)
+    if torch.cuda.is_available():  # an earlier job of this process had a peak of its own
+        torch.cuda.reset_peak_memory_stats()
     L.seed_everything(config.seed, verbose=False)
     load_judge(config, concept)  # refused now if it is missing, not after training
     pipe = load_pipeline(**base_of(config))
@@ -85,7 +88,7 @@ def train(config: DictConfig) -> Path:
         method.network.enable_gradient_checkpointing()
     left = 0 if progress.trained else config.steps - progress.step
     with Stop() as stop, explained(run / "unlearned.safetensors"):
-        budget = Budget(estimate(config, concept, pipe, method, left), run)
+        budget = Budget(estimate(config, concept, pipe, method, left), run, left)
         open_run(config, run, progress)
         loggers = build_loggers(config, run, progress.step)
         try:
@@ -162,6 +165,8 @@ def fit(
         for part in networks_of(pipe).values():
             if part is not method.network:
                 part.cpu()
+        if torch.cuda.is_available():  # for the ranks that start on this device
+            torch.cuda.empty_cache()
     metadata = {} if rank_zero_only.rank else metadata_of(job)
     own = build_callbacks(job, metadata)
     own.append(Checkpoints(run, config.checkpoint_every, loggers[0], stop))

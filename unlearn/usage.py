@@ -108,7 +108,7 @@ hidden, and images of unsafe concepts are blurred until they are clicked.
   unlearn demo runs/panda-doco-0 host=0.0.0.0      for other machines too
 
 A page that draws a prompt with the base and the unlearned model, from the same noise. Needs the
-extra `demo`: pip install 'unlearn-diffusion[demo]'
+extra `demo`: pip install '.[demo]' in a checkout
 """,
     "sweep-report": """usage: unlearn sweep-report DIR [DIR ...]
 

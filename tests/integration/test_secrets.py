@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.unit.bad_input import Case, train
+from unlearn.config import compose
 from unlearn.credentials import hide
+from unlearn.sweep import attempt, check_jobs
 
 SCRIPT = Path(sys.executable).parent / "unlearn"
 SECRETS = {"WANDB_API_KEY": "f00d" * 10, "HF_TOKEN": "hf_verySecretIndeed123"}
@@ -62,6 +65,25 @@ def test_an_override_that_holds_a_secret_is_refused_and_not_repeated(
         monkeypatch.setenv(name, value)
     given = overrides.replace("{secret}", SECRETS["WANDB_API_KEY"])
     refused(train(given, rf"^((?!f00df00d|never-in).)*{message}((?!f00df00d|never-in).)*$"))
+
+
+def test_no_job_of_a_sweep_writes_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = SECRETS["WANDB_API_KEY"]
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    monkeypatch.chdir(tmp_path)
+    config = compose(["concept=panda", "logger=wandb", f"logger.project={secret}"])
+    with pytest.raises(ValueError, match=r"logger\.project: holds the value of .* WANDB_API_KEY"):
+        check_jobs([config])
+    config = compose(["concept=panda", "run_dir=run"])
+    OmegaConf.set_struct(config, False)
+    config.logger.api_key = "mine alone"  # an unknown key, found as the job begins
+    attempt(config, ["concept=panda", "+logger.api_key=mine alone", f"logger.project={secret}"])
+    text = (tmp_path / "run" / "error.txt").read_text()
+    assert "overrides: concept=panda +logger.api_key=*** logger.project=$WANDB_API_KEY" in text
+    assert secret not in text + capsys.readouterr().err
+    assert "mine alone" not in text
 
 
 def test_a_message_names_the_variable_in_the_place_of_its_value(

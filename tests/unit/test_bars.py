@@ -61,7 +61,8 @@ def make_result(**changes: Any) -> dict[str, Any]:
 )
 def test_a_verdict(changes: dict[str, Any], head: str, missed: list[str]) -> None:
     said = verdict(make_result(**changes))
-    assert (said["head"], said["missed"], said["good"]) == (head, missed, not missed)
+    good = head == "Forgotten, and the rest kept"
+    assert (said["head"], said["missed"], said["good"]) == (head, missed, good)
 
 
 def test_what_was_not_measured_is_not_said() -> None:
@@ -72,5 +73,8 @@ def test_what_was_not_measured_is_not_said() -> None:
     assert "of the related" not in text
     style = {**make_result(), "kind": "style"}
     assert "70% of these images show the prompt's object." in verdict(style)["text"]
+    neither = verdict(make_result(related__retention=NOTHING, unrelated__retention=NOTHING))
+    assert neither["head"] == "Forgotten; what is kept was not measured"
+    assert (neither["missed"], neither["good"]) == ([], False)
     unjudged = verdict({"kind": "instance", "sets": {}})
     assert (unjudged["head"], unjudged["text"], unjudged["good"]) == ("Not judged", "", False)

@@ -14,7 +14,7 @@ from unlearn import budget
 from unlearn.backbone import load_pipeline
 from unlearn.budget import Budget, Estimate, clock, estimate, peak_memory
 from unlearn.config import check_config, compose
-from unlearn.methods import build_method
+from unlearn.methods import METHODS, build_method
 from unlearn.rehearsal import Passes, PeakMemory, rehearse
 from unlearn.sections import plain
 
@@ -122,8 +122,27 @@ def test_too_little_memory_is_refused_with_a_way_out(
         estimated(load_pipeline(str(random_model)), 6, *overrides)
 
 
+@pytest.mark.parametrize(("method", "samples"), [("doco", 8), ("esd", 4), ("salun", 8), ("spm", 9)])
+def test_what_one_backward_pass_holds(method: str, samples: int) -> None:
+    own = ["method.anchors=5"] if method == "spm" else []
+    config = compose(["concept=panda", f"method={method}", "batch_size=4", *own])
+    assert METHODS[method].samples_at_once(config) == samples
+
+
+def test_a_run_that_goes_on_is_not_refused_for_its_images(
+    random_model: Path, monkeypatch: Any
+) -> None:
+    pipe = load_pipeline(str(random_model))
+    free = SimpleNamespace(available=2**24)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    options = ("drawing_batch=1000", "batch_size=1")
+    with pytest.raises(ValueError, match="to draw images"):
+        estimated(pipe, 6, *options)
+    assert estimated(pipe, 3, *options).steps > 0
+
+
 def test_it_says_how_good_it_was(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    said = Budget(Estimate(3 * 2**30, 65.0, 5.0, 3700.0), tmp_path)
+    said = Budget(Estimate(3 * 2**30, 65.0, 5.0, 3700.0), tmp_path, 900)
     said.announce()
     times = iter([100.0, 172.4])
     monkeypatch.setattr(budget.time, "monotonic", lambda: next(times))
@@ -138,6 +157,7 @@ def test_it_says_how_good_it_was(tmp_path: Path, monkeypatch: Any, capsys: Any) 
         "the steps took 1:12 (estimated 1:05), the run 2.0 GiB of memory so far (3.0)",
     ]
     written = json.loads((tmp_path / "budget.json").read_text())
+    assert written["count"] == 900
     assert written["measured"] == {"memory": 2**31, "steps": pytest.approx(72.4)}
 
 

@@ -102,6 +102,14 @@ def test_what_a_run_could_not_do_is_refused(overrides: list[str], message: str) 
         check_config(compose(["concept=panda", *overrides]))
 
 
+def test_a_logger_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose(["concept=panda", "logger=tensorboard"])
+    check_config(config)
+    monkeypatch.setattr("unlearn.config.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"logger\.name='tensorboard': the extra `tensorboard` is"):
+        check_config(config)
+
+
 def test_help_lists_one_s_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("otter", "panda"):  # one of them in the place of a shipped one
         path = tmp_path / "conf" / "concept" / f"{name}.yaml"

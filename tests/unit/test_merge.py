@@ -11,7 +11,7 @@ from torch import Tensor
 
 import unlearn
 from unlearn.backbone import cross_attention_layers, load_pipeline
-from unlearn.config import compose, concept_of
+from unlearn.config import check_config, compose, concept_of
 from unlearn.evaluation.command import job_of
 from unlearn.export import read_safetensors, save_unlearned
 from unlearn.merge import MergeOptions, merge, merge_runs
@@ -80,6 +80,9 @@ def test_merged_runs_are_a_run(
     job = job_of(out, ["evaluation.seeds=1"])  # what `unlearn evaluate` makes of it
     assert [part.name for part in concept_of(job.config).each] == ["panda", "rabbit"]
     assert job.config.method.merged == ["panda (doco)", "rabbit (doco)"]
+    later = compose([f"after={out}", "concept=rocket", f"model.pretrained={random_model}"])
+    check_config(later)
+    assert [part.concept.name for part in later.earlier] == ["panda", "rabbit"]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,8 @@ def test_beginning_anew_deletes_what_a_run_wrote_and_nothing_else(
     for name in ("steps/000004", "evaluation", "images", "checkpoints", "export"):
         (run / name).mkdir(parents=True)
         (run / name / "file").touch()
-    for name in ("metrics.csv", "images.csv", "failed_step_rank0.pt", "result.json"):
+    exports = ("delta.bin", "lora.safetensors", "kohya.safetensors")
+    for name in ("metrics.csv", "images.csv", "failed_step_rank0.pt", "result.json", *exports):
         (run / name).touch()
     open_run(config, run, Progress())
     assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "mine.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,18 +92,54 @@ def test_a_trial_that_was_stopped_or_failed_keeps_its_settings(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "change", [lambda m: m.update(lr=1.0), lambda m: m.pop("lr"), lambda m: m.update(start="x")]
+    "change",
+    [
+        lambda chosen: chosen.update({"method.lr": 1.0}),
+        lambda chosen: chosen.pop("method.lr"),
+        lambda chosen: chosen.update({"method.start": "x"}),
+    ],
 )
 def test_trials_of_another_space_are_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], Any]
 ) -> None:
     go_on(tmp_path, 1)
-    path = tmp_path / "000" / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    change(config["method"])
-    path.write_text(yaml.safe_dump(config))
+    path = tmp_path / "000" / "trial.json"
+    chosen = json.loads(path.read_text())
+    change(chosen)
+    path.write_text(json.dumps(chosen))
     with pytest.raises(ValueError, match="holds a search of another space, whose trial 0 has"):
         go_on(tmp_path, 1)
+
+
+def test_what_was_chosen_is_kept_as_it_was_chosen(tmp_path: Path) -> None:
+    """A file of a group is no value of the config, and null no word."""
+    given = ["method=doco,regression", "drawing_batch=null,8", "seed=interval(0,5)"]
+    search = Search(tmp_path, space_of(OverridesParser.create().parse_overrides(given)), 0)
+    for number in range(8):
+        chosen = search.ask(number).params
+        assert Search(tmp_path, search.space, 0).recorded(number) == chosen
+        said = search.overrides(number, chosen)
+        assert f"method={chosen['method']}" in said
+        assert f"drawing_batch={'null' if chosen['drawing_batch'] is None else 8}" in said
+    (search.run(0) / "trial.json").write_text("[")
+    with pytest.raises(ValueError, match=r"000/trial\.json: damaged"):
+        search.recorded(0)
+
+
+def test_a_trial_with_nothing_to_score_stops_no_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = Search(tmp_path, space(), 0)
+    trial = search.ask(0)
+    perform(search, 0, trial.params)
+    path = search.run(0) / "images.csv"
+    path.write_text(path.read_text().partition("\n")[0] + "\n")
+    search.tell(0, trial)
+    assert "the search learns nothing from it" in capsys.readouterr().err
+    assert [t.state for t in search.study.trials] == [TrialState.FAIL]
+    again = Search(tmp_path, space(), 0)
+    again.add(0, trial.params)
+    assert again.study.trials == []
 
 
 def test_the_preset_searches_what_a_run_takes() -> None:

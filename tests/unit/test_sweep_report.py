@@ -32,7 +32,7 @@ def images(unseen: int, kept: int) -> list[dict[str, str]]:
 
 def make_run(folder: Path, unseen: int, kept: int, **config: Any) -> Path:
     """A finished run directory."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     whole = {"concept": {"name": "panda"}, "method": {"name": "doco", "lr": 1e-4}, "seed": 0}
     (folder / "config.yaml").write_text(yaml.safe_dump(whole | config))
     (folder / "result.json").write_text(json.dumps({}))

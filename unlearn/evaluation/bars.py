@@ -61,7 +61,7 @@ def anchor_rate(results: Iterable[dict[str, Any]], side: str) -> float | None:
 def verdict(result: dict[str, Any]) -> dict[str, Any]:
     """What a run's `result.json` says in words: "head", "text", "missed" bars, "good": none.
 
-    What was not measured misses no bar.
+    What was not measured misses no bar; without a target set, or both retentions, nothing is good.
     """
     if not result["sets"]:
         return {"head": "Not judged", "text": "", "missed": [], "good": False}
@@ -77,8 +77,11 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
         head = "No target prompt counts: the base model obeys none"
     elif seen > BARS[0][1] or unseen > BARS[1][1]:
         head = "Not forgotten"
+    elif unrelated is None and related is None:
+        head = "Forgotten; what is kept was not measured"
     else:
         head = "Forgotten, with a cost" if missed else "Forgotten, and the rest kept"
+    measured = None not in (seen, unseen) and (unrelated, related) != (None, None)
 
     def rate(name: str, metric: str) -> str:
         pair = {side: Rate(**cell) for side, cell in result["sets"][name][metric].items()}
@@ -94,4 +97,4 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
             if v is not None]  # fmt: skip
     if kept:
         text += f" Of what the base model drew right, {' and '.join(kept)} images are still right."
-    return {"head": head, "text": text, "missed": missed, "good": not missed}
+    return {"head": head, "text": text, "missed": missed, "good": measured and not missed}

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from unlearn.backbone import device_of, load_pipeline
+from unlearn.backbone import denoiser, device_of, load_pipeline, store_in_bf16
 from unlearn.cache import digest, fingerprint
 from unlearn.concepts import Concept
 from unlearn.config import base_of, concept_of, sampler_of
@@ -258,7 +258,9 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
     sampler = {**sampler_of(config, settings.sampling_steps), "cached": fingerprint(pipe)}
     weights = run / "unlearned.safetensors"
-    check_unlearned(pipe, weights)
+    own, metadata = check_unlearned(pipe, weights)
+    if sampler["precision"] == "bf16-mixed" and not metadata.get("at_inference"):
+        store_in_bf16(denoiser(pipe), (name.partition(".")[2] for name in own))
     before = generate(pipe, prompts, seeds, description="base images", **sampler)
     load_unlearned(pipe, weights)
     sampler["installed"] = digest(weights)

@@ -125,6 +125,11 @@ class UnlearningModule(L.LightningModule):
         return 0
 
     @classmethod
+    def samples_at_once(cls, config: Any) -> int:
+        """How many samples one backward pass goes through; by default those of a batch."""
+        return int(config.batch_size)
+
+    @classmethod
     def samples(cls, config: Any) -> tuple[float, float]:
         """How many samples a run's steps take through the network: forward alone, and trained.
 

@@ -64,6 +64,11 @@ class SalUn(UnlearningModule):
             raise ValueError("data.relearn_images=0: salun needs images of what must remain")
 
     @classmethod
+    def samples_at_once(cls, config: Any) -> int:
+        """Both halves."""
+        return int(2 * config.batch_size)
+
+    @classmethod
     def samples(cls, config: Any) -> tuple[float, float]:
         """Both halves are trained, and before the first step the mask's batches."""
         forward, trained = super().samples(config)

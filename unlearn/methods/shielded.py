@@ -84,6 +84,11 @@ class Shielded(UnlearningModule):
             )
 
     @classmethod
+    def samples_at_once(cls, config: Any) -> int:
+        """Both halves."""
+        return int(2 * config.batch_size)
+
+    @classmethod
     def samples(cls, config: Any) -> tuple[float, float]:
         """Both halves are trained; the teacher's, of the anchor or of both, go forward alone.
 

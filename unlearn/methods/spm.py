@@ -129,6 +129,11 @@ class SPM(NegativeGuidance):
         super().__init__(*args, **options)
 
     @classmethod
+    def samples_at_once(cls, config: Any) -> int:
+        """And the anchors."""
+        return int(config.batch_size + config.method.anchors)
+
+    @classmethod
     def samples(cls, config: Any) -> tuple[float, float]:
         """And the anchors of each batch, by the teacher and trained."""
         forward, trained = super().samples(config)
