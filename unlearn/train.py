@@ -74,20 +74,11 @@ def train(config: DictConfig) -> Path:
     load_judge(config, concept)  # refused now if it is missing, not after training
     pipe = load_pipeline(**base_of(config))
     earlier = patched(pipe, run_of(config.after)) if config.after else {}
-    pipe.to(device_of(config.trainer.accelerator))
-    drawer = fingerprint(pipe)
-    prompts = sorted(all_prompts(concept))
-    if not config.model.random_weights:  # whose tokenizer is only a stand-in
-        check_known(pipe.tokenizer, prompts)
-    for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
-        check_lengths(pipe.tokenizer, texts)
-    method = build_method(pipe, **plain(config.method))
-    if precision_of(config) == "bf16-mixed":
-        store_in_bf16(method.network, method.trained_weights)
-    if config.checkpointing:
-        method.network.enable_gradient_checkpointing()
-    left = 0 if progress.trained else config.steps - progress.step
     with Stop() as stop, explained(run / "unlearned.safetensors"):
+        pipe.to(device_of(config.trainer.accelerator))
+        drawer = fingerprint(pipe)
+        method = ready_method(config, concept, pipe)
+        left = 0 if progress.trained else config.steps - progress.step
         budget = Budget(estimate(config, concept, pipe, method, left), run, left)
         open_run(config, run, progress)
         loggers = build_loggers(config, run, progress.step)
@@ -108,6 +99,25 @@ def train(config: DictConfig) -> Path:
                 with contextlib.suppress(Exception):  # W&B may be what went wrong
                     wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
     return run
+
+
+def ready_method(config: DictConfig, concept: Concept, pipe: DiffusionPipeline) -> UnlearningModule:
+    """The method, on the pipeline's network, whose tokenizer takes every prompt.
+
+    Raises:
+        ValueError: it does not, or the method does not take such a pipeline.
+    """
+    prompts = sorted(all_prompts(concept))
+    if not config.model.random_weights:  # whose tokenizer is only a stand-in
+        check_known(pipe.tokenizer, prompts)
+    for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
+        check_lengths(pipe.tokenizer, texts)
+    method = build_method(pipe, **plain(config.method))
+    if precision_of(config) == "bf16-mixed":
+        store_in_bf16(method.network, method.trained_weights)
+    if config.checkpointing:
+        method.network.enable_gradient_checkpointing()
+    return method
 
 
 def way_on(run: Path) -> str:
