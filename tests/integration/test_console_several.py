@@ -15,12 +15,9 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-SCRIPT = Path(sys.executable).parent / "unlearn"
+from tests.integration.console import unlearn
+
 SETS = {"seen_target", "unseen_target", "related", "unrelated"}
-
-
-def unlearn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

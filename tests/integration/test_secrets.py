@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from tests.integration.console import unlearn
 from tests.unit.bad_input import Case, train
 from unlearn.config import compose
 from unlearn.credentials import hide
 from unlearn.sweep import attempt, check_jobs
 
-SCRIPT = Path(sys.executable).parent / "unlearn"
 SECRETS = {"WANDB_API_KEY": "f00d" * 10, "HF_TOKEN": "hf_verySecretIndeed123"}
 
 
@@ -30,15 +27,13 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(
         "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
         "logger=wandb", "logger.mode=offline", "logger.images_every=0",
     ]  # fmt: skip
-    done = subprocess.run(
-        [SCRIPT, "train", "concept=panda", *overrides, "run_dir=run"],
-        cwd=tmp_path, env={**os.environ, **SECRETS}, capture_output=True,
-    )  # fmt: skip
+    done = unlearn("train", "concept=panda", *overrides, "run_dir=run", cwd=tmp_path, **SECRETS)
     assert done.returncode == 0, done.stderr[-2000:]
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"config.yaml", "metrics.csv", "result.json"} <= {path.name for path in files}
     assert any(path.suffix == ".wandb" for path in files)
-    for text in (done.stdout, done.stderr, *(path.read_bytes() for path in files)):
+    printed = (done.stdout.encode(), done.stderr.encode())
+    for text in (*printed, *(path.read_bytes() for path in files)):
         for secret in SECRETS.values():
             assert secret.encode() not in text
 

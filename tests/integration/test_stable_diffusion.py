@@ -11,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integration.test_console import unlearn
+from tests.integration.console import unlearn
 from unlearn.config import compose
 from unlearn.methods import METHODS
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from tests.integration.test_console import SCRIPT, unlearn
+from tests.integration.console import SCRIPT, unlearn
 from tests.integration.test_tracking import values_of, wandb_records
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

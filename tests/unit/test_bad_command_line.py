@@ -52,6 +52,10 @@ CASES = [
     Case(["merge", "run", "both"], r"usage: unlearn merge RUN_DIR RUN_DIR\.\.\. OUT_DIR"),
     Case(["merge", "run", "run", "both", "scale=0"], r"scale=0\.0: more than 0 is needed"),
     Case(["merge", "run", "run", "both"], r"concept=\[panda, panda\]: forgotten twice"),
+    Case(["sweep-report"], r"usage: unlearn sweep-report DIR"),
+    Case(["sweep-report", "nowhere"], r"nowhere: no such folder"),
+    Case(["merge", "run", "run", "both", "scale=high"], r"scale: Value 'high' of type 'str'"),
+    Case(["export", "run", "a", "b"], r"usage: unlearn export RUN_DIR \[OUT\]"),
     Case(["new-concept"], r"usage: unlearn new-concept NAME \(letters, digits and _\)"),
 ]
 

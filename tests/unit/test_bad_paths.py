@@ -50,6 +50,7 @@ CASES = [
     train("run_dir=loop", RUN + r"cannot be written \(File exists\)", loop, loads=True),
     train("run_dir=loop/run", RUN + r"cannot be written \(Too many levels", loop, loads=True),
     train(f"run_dir={'x' * 300}", r"run_dir=x+: File name too long; choose another run_dir"),
+    train("model.pretrained=.", r"model\.pretrained='\.': no model_index\.json", loads=True),
     train("after=nowhere", r"nowhere: not a finished run directory, config\.yaml is missing"),
     train("after=", r"not a finished run directory, config\.yaml is missing"),
     train("after=run", r"after=run: it was made for the base model"),

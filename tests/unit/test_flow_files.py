@@ -83,7 +83,8 @@ def test_a_single_file_is_the_pipeline_that_it_was_made_of(folder: Path, tmp_pat
         own, other = network.state_dict(), networks_of(loaded)[name].state_dict()
         assert own.keys() == other.keys()
         assert [key for key in own if not torch.equal(own[key], other[key])] == []
-    assert torch.equal(draw_one(loaded), draw_one(pipe))
+    # a weight cut out of a joined one lies otherwise in memory, and a product may round otherwise
+    torch.testing.assert_close(draw_one(loaded), draw_one(pipe), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("t5", [False, True])
