@@ -159,21 +159,37 @@ def write_texts(results: Path, plan: dict[str, Any], kept: Kept, rows: Rows, hea
 
 
 def draw_tradeoff(results: Path, plan: dict[str, Any], rows: Rows) -> None:
-    """Unseen-target rate against retention, one colour a method."""
-    from matplotlib.figure import Figure
+    """Unseen-target rate against retention, whole and its best corner; one colour a method.
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for number, (row, _, estimates) in enumerate(rows):
+    Ablations are left out, as their means are over fewer targets.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    whole_range, corner = figure.subplots(1, 2)
+    shown = [(row, own) for row, _, own in rows if not plan["rows"][row].get("ablation")]
+    for number, (row, estimates) in enumerate(shown):
         x, y = estimates["unseen target"], estimates["retention"]
         bars = [[[max(0, e.value - e.low)], [max(0, e.high - e.value)]] for e in (x, y)]
-        axes.errorbar(
-            x.value, y.value, xerr=bars[0], yerr=bars[1], fmt="osD^v"[number // 10 % 5],
-            color=f"C{number % 10}", capsize=2, label=plan["rows"][row]["label"],
-        )  # fmt: skip
-    axes.set(xlabel="unseen-target rate (left is better)", ylabel="retention (up is better)")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(results / "tradeoff.png", dpi=150)
+        label = plan["rows"][row]["label"]
+        for axes in (whole_range, corner):
+            axes.errorbar(
+                x.value, y.value, xerr=bars[0], yerr=bars[1], capsize=2, elinewidth=1,
+                fmt="D" if label.startswith("DoCo") else "o", label=label,
+                color=colormaps["tab20"](number % 20), zorder=2 + len(shown) - number,
+            )  # fmt: skip
+    for axes in (whole_range, corner):
+        axes.set(xlabel="unseen-target rate (left is better)")
+        axes.grid(alpha=0.3)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+    whole_range.set(ylabel="retention (up is better)")
+    corner.set(xlim=(-0.005, 0.2), ylim=(0.8, 1.005), title="the best corner")
+    handles, labels = corner.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=5, loc="outside lower center")
+    figure.savefig(results / "tradeoff.png", dpi=130)
 
 
 def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
