@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn.cache import digest
 from unlearn.checkpoints import step_of
 from unlearn.files import write_text
-from unlearn.sections import plain
+from unlearn.sections import lasting
 
 # may differ: they do not move weights; `steps` and `method` have what was taken of model.settings
 FREE = (
@@ -81,13 +81,8 @@ def progress_of(config: DictConfig, run: Path) -> Progress:
 
 
 def text_of(config: DictConfig) -> str:
-    """The config.yaml of a run: the whole config, resolved, without how this call treats it.
-
-    And without the settings of all methods: `steps` and `method` have those of this one.
-    """
-    written = {key: v for key, v in plain(config).items() if key != "resume"}
-    del written["model"]["settings"]
-    return OmegaConf.to_yaml(written)
+    """The config.yaml of a run."""
+    return OmegaConf.to_yaml(lasting(config))
 
 
 def config_of_run(run: Path) -> dict[str, Any]:

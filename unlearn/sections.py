@@ -22,6 +22,16 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True)
 
 
+def lasting(config: Any) -> dict[str, Any]:
+    """What is kept of a run's config: all of it, resolved, without how this call treats it.
+
+    And without the settings of all methods: `steps` and `method` have those of this one.
+    """
+    kept = {key: v for key, v in plain(config).items() if key != "resume"}
+    del kept["model"]["settings"]
+    return kept
+
+
 def section(config: Any, key: str, schema: type[Schema]) -> Schema:
     """A config section as a `schema` object.
 

@@ -26,7 +26,7 @@ from unlearn.evaluation.score import column_rate, read_images, score
 from unlearn.files import whole
 from unlearn.generate import generate
 from unlearn.prompts import SETS, evaluation_probes
-from unlearn.sections import plain
+from unlearn.sections import lasting, plain
 
 COLUMNS = 4  # prompts of each set in a picture
 
@@ -132,7 +132,7 @@ def build_loggers(config: DictConfig, run: Path, step: int = 0) -> list[Logger]:
         board = TensorBoardLogger(
             run, name="", version="tensorboard", default_hp_metric=False, purge_step=step
         )
-        board.log_hyperparams(plain(config))
+        board.log_hyperparams(lasting(config))
         loggers.append(board)
     elif options.name == "wandb":
         loggers.append(
@@ -145,7 +145,7 @@ def build_loggers(config: DictConfig, run: Path, step: int = 0) -> list[Logger]:
                 group=options.group,
                 tags=plain(options.tags),
                 mode=options.mode,
-                config=plain(config),
+                config=lasting(config),
             )
         )
     return loggers
