@@ -16,7 +16,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from experiments.lines import Lines, read_lines
-from experiments.table2.bootstrap import Estimate, Samples, difference, rate_of, sample
+from experiments.table2.bootstrap import Estimate, Samples, difference, mean_rates, rate_of, sample
 from unlearn.evaluation.score import COLUMNS, counted
 from unlearn.files import whole
 
@@ -79,6 +79,17 @@ def verdict(holds: bool, targets: int, seeds: int) -> str:
     return "shown" if holds else "not shown"
 
 
+def by_target(kept: Kept, row: str, other: str) -> str:
+    """The difference of two rows' unseen-target rates on each target, in points."""
+    parts = []
+    for target in kept[row]:
+        own = {r: {target: kept[r].get(target, {})} for r in (row, other)}
+        for one in samples_of(own, [row, other], "unseen target"):
+            first, second = mean_rates([one])
+            parts.append(f"{target} {100 * (first - second):+.1f}")
+    return ", ".join(parts)
+
+
 def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
     """The two claims of the paper, each with its differences in points, and its verdict.
 
@@ -105,8 +116,9 @@ def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
         seeds = min(len(target) for samples in pairs for target in samples)
         lines.append(
             f"Claim {number}, {plan['rows'][row]['label']} less {plan['rows'][other]['label']}: "
-            f"unseen-target rate {unseen.points}, retention {retention.points} points, on "
-            f"{targets} targets with {seeds} training seed{'s' * (seeds > 1)} or more: "
+            f"unseen-target rate {unseen.points} ({by_target(kept, row, other)}), "
+            f"retention {retention.points} points, on {targets} targets with "
+            f"{seeds} training seed{'s' * (seeds > 1)} or more: "
             f"{verdict(holds, targets, seeds)}."
         )
     return lines

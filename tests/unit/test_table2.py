@@ -130,6 +130,10 @@ def test_claims_are_decided_by_their_intervals(results: Path) -> None:
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["shown.", "shown.", "not shown."]
     assert "unseen-target rate -40.0 [" in lines[0]
     assert "retention +50.0 [" in lines[1]
+    for seed in (0, 1):
+        write_run(results / "rows", f"doco-penguin-{seed}", 0.6, 1.0)
+    (line, *_) = claims(read_kept(results / "rows", PLAN), PLAN)
+    assert "(emojione -40.0, penguin +20.0, rabbit -40.0, " in line
     for path in (results / "rows").glob("doco-rabbit-*.csv"):
         path.unlink()
     few = claims(read_kept(results / "rows", PLAN), PLAN)
