@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from unlearn.backbone import cross_attention_layers
+from unlearn.backbone import cross_attention_layers, forget_inputs
 from unlearn.diffusion import NoiseSchedule, add_noise, predict_x0
 from unlearn.discriminator import PatchDiscriminator
 from unlearn.losses import discriminator_loss, domain_correction_loss, relearn_loss
@@ -32,16 +32,23 @@ class PlainStep:
         pipe: the base pipeline.
         batch: see `make_batch`.
         encode: run the VAE and the text encoder on the batch, as against reading their outputs.
+        keep_inputs: of frozen convolutions, as PyTorch does.
     """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline, batch: dict[str, Any], encode: bool = True
+        self,
+        pipe: StableDiffusionPipeline,
+        batch: dict[str, Any],
+        encode: bool = True,
+        keep_inputs: bool = True,
     ) -> None:
         self.pipe, self.batch, self.encode = pipe, batch, encode
         self.unet = copy.deepcopy(pipe.unet).requires_grad_(False)
         self.weights = [layer.weight for layer in cross_attention_layers(self.unet).values()]
         for weight in self.weights:
             weight.requires_grad_(True)
+        if not keep_inputs:
+            forget_inputs(self.unet)
         torch.manual_seed(0)
         config = self.unet.config
         self.discriminator = PatchDiscriminator(config.in_channels, config.sample_size).to(

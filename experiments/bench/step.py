@@ -88,6 +88,7 @@ def lines(pipe: StableDiffusionPipeline, batch: dict[str, Any]) -> dict[str, Ste
     steps: dict[str, Step] = {
         "plain": PlainStep(pipe, batch),
         "+ cached moments and text states": PlainStep(pipe, batch, encode=False),
+        "+ no inputs of frozen convolutions": PlainStep(pipe, batch, False, keep_inputs=False),
         "+ one backward pass, one network": OurStep(pipe, own),
     }
     if ahead > 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import make_concept
-from unlearn.backbone import load_pipeline, store_in_bf16
+from unlearn.backbone import FrozenConv2d, forget_inputs, load_pipeline, store_in_bf16
 from unlearn.config import check_config, compose
 from unlearn.data import encode_prompts
 from unlearn.generate import generate
@@ -71,6 +71,42 @@ def test_gradients_are_the_same_bits_with_weights_stored_in_bf16(
 def test_gradients_are_the_same_bits_with_checkpointing(random_model: Path, name: str) -> None:
     plain = gradients(random_model, name, stored=False, checkpointing=False, bf16=False)
     assert_equal(gradients(random_model, name, False, True, False), plain)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_are_the_same_bits_with_convolutions_that_forget_their_inputs(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch, name: str, bf16: bool
+) -> None:
+    frugal = gradients(random_model, name, stored=False, checkpointing=False, bf16=bf16)
+    monkeypatch.setattr("unlearn.methods.base.forget_inputs", lambda network: None)
+    assert_equal(frugal, gradients(random_model, name, False, False, bf16))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 2, "dilation": 2, "groups": 2}])
+def test_a_frozen_convolution_keeps_no_input(options: Any, bias: bool) -> None:
+    plain = nn.Conv2d(4, 6, 3, bias=bias, **options).double().requires_grad_(False)
+    network = nn.Sequential(plain)
+    input = torch.randn(2, 4, 9, 9, dtype=torch.float64, requires_grad=True)
+    expected = plain(input)
+    (gradient,) = torch.autograd.grad(expected.sin().sum(), input)
+    forget_inputs(network)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        output = network(input)
+    assert [t.data_ptr() for t in kept] == [plain.weight.data_ptr()]
+    assert torch.equal(output, expected)
+    assert torch.equal(torch.autograd.grad(output.sin().sum(), input)[0], gradient)
+    assert torch.autograd.gradcheck(network, input)
+
+
+def test_a_convolution_that_trains_stays_as_it_is() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1).requires_grad_(False))
+    names = list(network.state_dict())
+    forget_inputs(network)
+    assert [type(layer) for layer in network] == [nn.Conv2d, FrozenConv2d]
+    assert list(network.state_dict()) == names
 
 
 def test_what_trains_and_what_autocast_leaves_alone_stay_fp32(random_model: Path) -> None:

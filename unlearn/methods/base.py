@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearn.backbone import cross_attention_layers, part_of
+from unlearn.backbone import cross_attention_layers, forget_inputs, part_of
 from unlearn.batches import Batches
 from unlearn.concepts import Concept
 from unlearn.conditions import arguments, predict
@@ -84,6 +84,7 @@ class UnlearningModule(L.LightningModule):
         for number, weight in enumerate(self.weights):
             weight.requires_grad_(True)
             self.register_buffer(f"base_{number}", weight.detach().clone(), persistent=False)
+        forget_inputs(network)
         self.at_inference: dict[str, Any] = {}
         self.sums: list[Tensor] = []  # of the gradients of the step's batches so far
         self.seen: list[Metrics] = []  # of each of them
