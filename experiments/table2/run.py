@@ -61,7 +61,11 @@ def jobs_of(plan: dict[str, Any], scale: str, rows: list[str]) -> list[Job]:
         seeds = entry["seeds"]
         if scale == "smoke":
             targets, seeds = targets[:1], 1
-        jobs += [Job(row, t, s, entry["overrides"]) for t in targets for s in range(seeds)]
+        runs = [(target, seed) for target in targets for seed in range(seeds)]
+        if scale == "emoji":
+            further = range(entry.get("further", 0))
+            runs += [(target, seed) for target in plan["further_targets"] for seed in further]
+        jobs += [Job(row, target, seed, entry["overrides"]) for target, seed in runs]
     return sorted(jobs, key=lambda job: job.seed)
 
 

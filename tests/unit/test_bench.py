@@ -27,7 +27,7 @@ from unlearn.backbone import load_pipeline
 def test_every_line_gives_the_plain_gradients(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
     steps = lines(pipe, make_batch(pipe, 2))
-    assert len(steps) == 6
+    assert len(steps) == 7
     gradients = {name: step() for name, step in steps.items()}
     assert all(g.abs().max() > 0 for g in gradients["plain"])
     for name, own in gradients.items():
@@ -57,10 +57,11 @@ def test_memory_and_operations_are_what_the_lines_save() -> None:
     batch = make_batch(pipe, 4)
     steps = lines(pipe, batch)
     needs = {name: needed(step, 1) for name, step in steps.items()}
-    plain, cached, ours, _, recomputed, parted = needs.values()
-    assert plain.operations > cached.operations > ours.operations
+    plain, cached, lean, ours, _, recomputed, parted = needs.values()
+    assert plain.operations > cached.operations == lean.operations > ours.operations
     assert ours.operations < recomputed.operations == parted.operations < cached.operations
-    assert plain.memory > cached.memory > ours.memory > recomputed.memory > parted.memory
+    memory = [need.memory for need in (plain, cached, lean, ours, recomputed, parted)]
+    assert memory == sorted(set(memory), reverse=True)
 
 
 def test_what_a_step_holds_is_its_networks_and_the_optimizers_states(random_model: Path) -> None:
