@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.lines import Lines, read_lines
 from experiments.several.plan import WAYS, Job, groups_of
-from experiments.table2.bootstrap import Estimate, rate_of, sample
+from experiments.table2.bootstrap import Estimate, Samples, rate_of, sample
 from unlearn.evaluation.score import counted
 
 SHOWN = {"unseen target": "unseen-target rate", "retention": "retention"}
@@ -19,6 +19,7 @@ HEADER = (
     "intervals bootstrapped over concepts and prompts (where all images agree, Wilson's over "
     "prompts) and the number of images; one training seed."
 )
+LATER = "What later runs do to what was forgotten before, one run after another:"
 
 
 def read_rows(folder: Path) -> dict[str, dict[str, Lines]]:
@@ -49,10 +50,38 @@ def point(rows: dict[str, dict[str, Lines]], jobs: list[Job], column: str) -> Es
     prompts, samples = common(rows), []
     for job in jobs:
         for concept, images in rows[job.name].items():
-            cells = [c for key, c in counted(images, column).items() if key in prompts[concept]]
-            if cells:
-                samples.append([sample([cells])])
+            samples += samples_of(images, column, prompts[concept])
     return rate_of(samples)
+
+
+def samples_of(images: Lines, column: str, prompts: set[tuple[str, str]]) -> Samples:
+    """Of one concept's images of these prompts; empty where none counts."""
+    cells = [c for key, c in counted(images, column).items() if key in prompts]
+    return [[sample([cells])]] if cells else []
+
+
+def forgotten_before(rows: dict[str, dict[str, Lines]], concepts: tuple[str, ...]) -> list[str]:
+    """A table of each concept's unseen-target rate after each sequential run since its own.
+
+    Empty while one of the runs is missing.
+    """
+    chain = [
+        Job("sequential" if n > 1 else "single", concepts[:n]) for n in range(1, len(concepts) + 1)
+    ]
+    if any(job.name not in rows for job in chain):
+        return []
+    prompts = common(rows)
+    lines = [
+        "| unseen-target rate of | " + " | ".join(f"after {c}" for c in concepts) + " |",
+        "|---" * (len(concepts) + 1) + "|",
+    ]
+    for place, concept in enumerate(concepts):
+        rates = [
+            rate_of(samples_of(rows[job.name][concept], "unseen target", prompts[concept]))
+            for job in chain[place:]
+        ]
+        lines.append("| " + " | ".join([concept, *[""] * place, *map(str, rates)]) + " |")
+    return lines
 
 
 def points(folder: Path, concepts: tuple[str, ...]) -> dict[tuple[str, int], dict[str, Estimate]]:
@@ -77,6 +106,8 @@ def render(results: Path, concepts: tuple[str, ...]) -> str:
         cells = " | ".join(str(values[column]) for column in SHOWN)
         lines.append(f"| {way if size > 1 else 'alone'} | {size} | {cells} |")
     text = "\n".join(dict.fromkeys(lines))  # one alone is the first point of every way
+    if later := forgotten_before(read_rows(results / "rows"), concepts):
+        text += "\n\n" + "\n".join([f"{LATER}\n", *later])
     (results / "several.md").write_text(f"{HEADER}\n\n{text}\n", encoding="utf-8")
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, (column, label) in zip(figure.subplots(1, 2), SHOWN.items(), strict=True):

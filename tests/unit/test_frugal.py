@@ -74,7 +74,7 @@ def test_gradients_are_the_same_bits_with_checkpointing(random_model: Path, name
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [n for n in TRAINED if n not in ("salun", "forget_me_not")])
 def test_gradients_are_the_same_bits_with_convolutions_that_forget_their_inputs(
     random_model: Path, monkeypatch: pytest.MonkeyPatch, name: str, bf16: bool
 ) -> None:

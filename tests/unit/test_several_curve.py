@@ -83,3 +83,14 @@ def test_points_are_means_over_concepts_on_the_prompts_that_all_have(tmp_path: P
     assert text.count(alone) == 1
     assert "| joint | 2 | 30.0% [" in (tmp_path / "several.md").read_text()
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_each_concept_is_followed_through_the_later_runs(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    two = CONCEPTS[:2]
+    write_row(tmp_path / "rows", Job("single", two[:1]), [0.0], 20)
+    assert "What later runs do" not in render(tmp_path, two)
+    write_row(tmp_path / "rows", Job("sequential", two), [0.4, 0.2], 10)
+    *_, first, second = render(tmp_path, two).splitlines()
+    assert first.startswith("| rabbit | 0.0% [") and " | 40.0% [" in first
+    assert second.startswith("| twemoji |  | 20.0% [")
