@@ -41,16 +41,19 @@ bench: install  ## time the step, the drawing of images, and two ranks, each aga
 
 test test-slow test-lower: export OMP_NUM_THREADS = 1  # tiny networks: more threads only wait for each other
 
+# tests/integration, whose files are the long ones, comes first
+PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: install  ## the fast tests
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/$(PYTEST) -m 'not slow'
 
 test-slow: install  ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/$(PYTEST) -m slow
 
 test-lower: install  ## the fast tests with the oldest dependencies allowed, in .venv-lower
 	$(BIN)/uv venv -q --clear -p $(BIN)/python .venv-lower
 	$(BIN)/uv pip install -q -p .venv-lower --resolution lowest-direct -e '.[dev,emoji]'
-	.venv-lower/bin/python -m pytest -m 'not slow' -n 2 --dist loadfile -W ignore  # old beside new
+	.venv-lower/bin/$(PYTEST) -m 'not slow' -W ignore  # old beside new
 
 docs: install  ## the API from its docstrings, in docs/html
 	$(BIN)/python -W error -m pdoc -d google -t docs -o docs/html unlearn
