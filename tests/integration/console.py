@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from unlearn import cli
@@ -33,7 +34,8 @@ def command(arguments: list[str], cwd: str, environment: dict[str, str], output:
     try:
         cli.main()
     finally:
-        atexit._run_exitfuncs()  # multiprocessing would leave without
+        threading._shutdown()  # multiprocessing would leave without these two, and
+        atexit._run_exitfuncs()  # joblib's workers live on for five minutes
 
 
 def unlearn(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
