@@ -195,7 +195,6 @@ def object_probes(concept: Concept) -> list[Probe]:
     seen, unseen = words.templates["seen"], concept.unseen
     phrases = words.style_phrases["unseen"]
     styles = concept.words.styles if concept.words else ()
-    backgrounds = concept.words.backgrounds if concept.words else ()
     probes = []
     for t in concept.targets:
         trained = [p for _, p in own_pairs(concept) if mentions(t, p)]
@@ -204,7 +203,7 @@ def object_probes(concept: Concept) -> list[Probe]:
         probes += [Probe("unseen_target", fill(s, t), t) for s in unseen]
         for i, synonym in enumerate(concept.synonyms[t]):
             probes += [Probe("unseen_target", fill(s, synonym), t) for s in unseen[i::4]]
-        for i, colour in enumerate(backgrounds):
+        for i, colour in enumerate(words.backgrounds):
             text = f"{fill(unseen[i % len(unseen)], t)} on a {colour} background"
             probes.append(Probe("unseen_target", text, t))
         for i, style in enumerate(styles):
@@ -222,8 +221,12 @@ def object_probes(concept: Concept) -> list[Probe]:
 
 
 def style_probes(concept: Concept) -> list[Probe]:
-    """The target styles on objects that unlearning never saw, and those objects without them."""
+    """The target styles on objects that unlearning never saw, and those objects without them.
+
+    A synonym is a phrase such as "the painter of Guernica", so it stands last.
+    """
     words = vocabulary()
+    last = words.style_phrases["seen"][0]
     unseen = words.templates["unseen"]
     seen_phrases = list(dict.fromkeys(concept.seen))
     probes = []
@@ -236,6 +239,10 @@ def style_probes(concept: Concept) -> list[Probe]:
                     Probe(f"{part}_target", phrase.format(p=text, t=t), name, t)
                     for phrase in phrases
                 ]
+        for synonym in concept.synonyms[t]:
+            for i, name in enumerate(concept.unrelated):
+                text = last.format(p=fill(unseen[i % len(unseen)], name), t=synonym)
+                probes.append(Probe("unseen_target", text, name, t))
     for style in concept.neighbours:
         for i, name in enumerate(concept.unrelated):
             phrase = seen_phrases[i % len(seen_phrases)]

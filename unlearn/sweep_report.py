@@ -15,7 +15,7 @@ from unlearn.resume import ERROR, FREE, config_of_run, flat
 from unlearn.sweep import failure_of
 
 NAMED = {"concept": "name", "anchor": "name", "model": "pretrained"}  # shown by this key alone
-SHOWN = [column for column in COLUMNS if column != "retention"]
+SHOWN = [c for c in COLUMNS if c != "retention" and not c.startswith("broken, ")]
 HEADER = (
     "Ranked by Pareto rank in the unseen-target rate (low) and retention (high; on related and "
     "unrelated prompts together), then by the score: the harmonic mean of retention and of what is "

@@ -40,14 +40,17 @@ def on_targets(kept: Kept, targets: list[str]) -> Kept:
     }
 
 
-def samples_of(kept: Kept, rows: list[str], column: str) -> Samples:
-    """Of the targets, seeds and prompts that all the rows have."""
+def samples_of(kept: Kept, rows: list[str], column: str, model: str = "unlearned") -> Samples:
+    """Of the targets, seeds and prompts that all the rows have; see `counted`."""
     samples: Samples = []
     for target in kept[rows[0]]:
         if not all(target in kept[row] for row in rows):
             continue
         seeds = set.intersection(*(set(kept[row][target]) for row in rows))
-        cells = [[counted(kept[row][target][s], column) for row in rows] for s in sorted(seeds)]
+        cells = [
+            [counted(kept[row][target][seed], column, model) for row in rows]
+            for seed in sorted(seeds)
+        ]
         if prompts := common([cell for by_row in cells for cell in by_row]):
             samples.append([sample([[c[p] for p in prompts] for c in by_row]) for by_row in cells])
     return samples

@@ -30,11 +30,15 @@ OF_TARGET, OF_OTHERS = ("clip_score", "clip_error_rate"), ("fid", "kid", "fid_re
 HEADER = """# Table 2 on Stable Diffusion 1.4, under published protocols
 
 Each cell: our figure with its 95 % interval, and in brackets the published one, whose source is in
-published.csv. CS and CER: CLIP score and error rate of the erased concept (a lower CS and a higher
-CER forget more). FID and KID: of other concepts, to the base model's images of the same prompts and
-noise (lower keeps more). DoCo's own published cells were not available.
+published.csv. CS and CER: CLIP score, 100 · 2.5 · max(cos, 0) of each image, and error rate, of the
+erased concept (a lower CS and a higher CER forget more). FID and KID (ours: torchmetrics'): of
+other concepts, to the base model's images of the same prompts and noise (lower keeps more). Columns
+say how many images are behind our figures. DoCo's own published cells were not available.
 """
-SETTINGS = "The methods' settings are the papers', or SD 1.4's in conf/model/sd14.yaml."
+SETTINGS = (
+    "The settings of the comparison methods are the papers' (conf/model/sd14.yaml), the prompts "
+    "and images this framework's."
+)
 RANDOM = "**Random weights: these figures show that the path runs, and nothing of any method.**\n"
 
 
@@ -123,7 +127,7 @@ def text_of(ours: list[Figure], published: list[Figure]) -> str:
     """A cell: ours, one after another where there are several seeds, and the published figure."""
     parts = []
     for figure in ours:
-        form = ".3g" if figure.metric == "kid" else ".2f"  # KID on CLIP's unit features is small
+        form = ".3g" if figure.metric == "kid" else ".2f"  # KID is small
         parts.append(f"{figure.value:{form}}")
         if figure.low is not None and figure.high is not None:
             parts.append(f"[{figure.low:{form}}, {figure.high:{form}}]")
@@ -148,7 +152,12 @@ def section(erased: str, title: str, ours: list[Figure], published: list[Figure]
         for metric in (OF_TARGET if concept == title else OF_OTHERS)
         if (concept, metric) in there
     ]
-    lines = [["method", *(f"{concept} {NAMES[metric]}" for concept, metric in columns)]]
+    heads = []
+    for concept, metric in columns:
+        counts = sorted({f.n for f in own if f[2:4] == (concept, metric) and f.n})
+        shown = f" (n = {'/'.join(map(str, counts))})" if counts else ""
+        heads.append(f"{concept} {NAMES[metric]}{shown}")
+    lines = [["method", *heads]]
     for label in dict.fromkeys([BASE, *(f.label for f in (*own, *known))]):
         owner = (label, "" if label == BASE else erased)
         cells = [

@@ -15,14 +15,18 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
+from experiments.lines import Lines
 from experiments.table2.bootstrap import Estimate, rate_of
 from experiments.table2.claims import Kept, claims, on_targets, read_kept, samples_of
 from unlearn.evaluation.score import COLUMNS
 from unlearn.files import whole
 
 HERE = Path(__file__).parent
-SHOWN = [c for c in COLUMNS if c != "retention"]  # the plot and the claims take both sets together
-Rows = list[tuple[str, int, dict[str, Estimate]]]  # row, its number of runs, its columns
+TOGETHER = ("retention", "broken", "base broken")  # over several sets
+SHOWN = [column for column in COLUMNS if column not in TOGETHER]
+MORE_BROKEN = 0.05  # over the base model's share, from which on a cell is marked
+Columns = dict[str, Estimate]
+Rows = list[tuple[str, int, Columns]]  # row, its number of runs, its columns
 
 
 def table(kept: Kept) -> Rows:
@@ -34,12 +38,39 @@ def table(kept: Kept) -> Rows:
     ]  # fmt: skip
 
 
+def one_each(kept: Kept) -> dict[str, Lines]:
+    """The images of one run of each target, for what the base model draws."""
+    runs: dict[str, Lines] = {}
+    for targets in kept.values():
+        for target, seeds in targets.items():
+            runs.setdefault(target, seeds[min(seeds)])
+    return runs
+
+
+def base_columns(runs: dict[str, Lines]) -> Columns:
+    """The base model's columns."""
+    kept: Kept = {"base": {target: {0: images} for target, images in runs.items()}}
+    return {c: rate_of(samples_of(kept, ["base"], c, "base")) for c in COLUMNS}
+
+
+def left_out(runs: dict[str, Lines]) -> str:
+    """Which target prompts do not count."""
+    prompts = [
+        f"{target}: {prompt!r}"
+        for target, images in runs.items()
+        for prompt in dict.fromkeys(i["prompt"] for i in images if i["counts"] != "1")
+    ]
+    names = ", ".join(prompts) or "none"
+    return f"Target prompts left out, which the base model does not obey: {names}."
+
+
 HEADER = (
     "Our protocol, not the paper's Table 2 (which was not available): methods by the four prompt "
     "sets. Means over targets and training seeds, with 95 % intervals bootstrapped over targets, "
     "seeds (where a row has several) and prompts, and the number of images; where all images agree "
-    "it is Wilson's interval over prompts. Rows with fewer runs are ablations on two targets, or "
-    "have one seed."
+    "it is Wilson's interval over prompts. Anchor: of a style, the prompt's object. A ! marks more "
+    "broken images than the base model's and 5 points. Rows with fewer runs are ablations on two "
+    "targets, or have one seed."
 )
 TUNING = (
     "The settings of the comparison methods are the best of three trials on four other concepts. "
@@ -52,22 +83,32 @@ TUNING = (
 )
 
 
+def mark(column: str, own: Columns, base: Columns) -> str:
+    """What follows a cell that holds too many broken images."""
+    more = own[column].value - base[column].value
+    return " !" * (column.startswith("broken") and more > MORE_BROKEN)
+
+
 def write_texts(results: Path, plan: dict[str, Any], kept: Kept, rows: Rows, header: str) -> None:
     """table2.md, table2.csv and table2.html."""
     head = ["method", "runs", *SHOWN]
+    runs = one_each(on_targets(kept, plan["targets"]))
+    base = base_columns(runs)
+    labelled = [("base model", "", base)]
+    labelled += [(plan["rows"][row]["label"], str(runs), own) for row, runs, own in rows]
     cells = [
-        [plan["rows"][row]["label"], str(runs), *(str(e[c]) for c in SHOWN)]
-        for row, runs, e in rows
+        [label, number, *(f"{own[c]}{mark(c, own, base)}" for c in SHOWN)]
+        for label, number, own in labelled
     ]
-    lines = claims(kept, plan)
+    lines = [left_out(runs), *claims(kept, plan)]
     marked = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells)]
     (results / "table2.md").write_text("\n".join([header, "", *marked, "", *lines, ""]), "utf-8")
     with (results / "table2.csv").open("w", newline="", encoding="utf-8") as file:
         parts = [f"{column}: {part}" for column in SHOWN for part in Estimate._fields]
         csv.writer(file).writerow(["method", "runs", *parts])
-        for row, runs, e in rows:
-            values = [f"{v:.6g}" for column in SHOWN for v in e[column]]
-            csv.writer(file).writerow([plan["rows"][row]["label"], runs, *values])
+        for label, number, own in labelled:
+            values = [f"{v:.6g}" for column in SHOWN for v in own[column]]
+            csv.writer(file).writerow([label, number, *values])
     body = "".join(
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>\n"
         for tag, line in [("th", head), *(("td", line) for line in cells)]

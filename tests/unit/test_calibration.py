@@ -50,6 +50,13 @@ def test_calibration(
     assert any("do not trust this table" in w for w in warnings) == (within is False)
 
 
+def test_a_published_fid_on_other_features_is_said_not_to_be_compared() -> None:
+    cell = Cell("COCO-30k", "fid_reference", NONE, NONE)
+    rows, warnings = calibrate(protocol_of("coco30k"), SD14, [cell])
+    assert not rows
+    assert "not calibrated: the published value is on Inception features" in warnings[0]
+
+
 @pytest.mark.parametrize(
     ("override", "compared"),
     [

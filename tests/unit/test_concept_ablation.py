@@ -48,6 +48,17 @@ def test_the_target_is_what_the_current_model_draws_for_the_anchor(random_model:
         torch.testing.assert_close(a, b)
 
 
+def test_keys_and_values_train_or_all_of_the_attentions(random_model: Path) -> None:
+    few = make_ablation(random_model).trained_weights.keys()
+    every = make_ablation(random_model, trained="attention").trained_weights.keys()
+    assert few < every
+    assert {name.split(".")[-2] for name in few} == {"to_k", "to_v"}
+    layers = {"attn1.to_q", "attn1.to_k", "attn2.to_q", "attn2.to_v", "attn2.to_out.0"}
+    for layer in layers:
+        assert any(f"{layer}.weight" in name for name in every)
+    assert not any("ff." in name or "norm" in name or "resnets" in name for name in every)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_noise_based_target_is_the_model_s_training_target(
     random_model: Path, prediction_type: str

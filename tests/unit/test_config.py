@@ -142,6 +142,18 @@ def test_a_variant_has_settings_and_a_run_directory_of_its_own(
     assert config.run_dir == f"runs/{concept}-{variant}-0"
 
 
+def test_settings_may_hold_a_batch_size_which_the_command_line_overrides() -> None:
+    at_sd14 = ["concept=snoopy", "model=sd14"]
+    sizes = {}
+    for method in METHODS:
+        check_config(config := compose([*at_sd14, f"method={method}"]))
+        sizes[method] = config.batch_size
+    assert {m for m, size in sizes.items() if size == 1} == {"esd", "spm", "forget_me_not"}
+    assert {*sizes.values()} == {1, 8}
+    assert compose([*at_sd14, "method=esd", "batch_size=2"]).batch_size == 2
+    assert compose(["concept=panda", "method=esd"]).batch_size == 8
+
+
 def test_variants_of_one_method_can_be_one_sweep() -> None:
     chosen = ("concept_ablation", "concept_ablation_noise")
     runs = check_jobs(compose(["concept=panda", f"method={name}"]) for name in chosen)

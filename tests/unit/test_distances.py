@@ -10,9 +10,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlearn.evaluation import distances
+from unlearn.evaluation.cells import spread
 from unlearn.evaluation.distances import InceptionFeatures, fid, image_similarity, kid
 
 
@@ -58,6 +60,20 @@ def test_kid_of_two_points_is_exact() -> None:
     found = kid(a.repeat(6, 1), b.repeat(9, 1))
     expected = (5 / 3 + 1) ** 3 + (1.25 / 3 + 1) ** 3 - 2 * (0.5 / 3 + 1) ** 3
     assert found == pytest.approx((expected, expected, expected, 6))
+
+
+def test_kid_on_clip_features_tells_sets_of_equal_mean_apart() -> None:
+    """Two modes at ±a against two at ±b: of unit features the kernel would see no difference."""
+    a, b = normal(2, 512, seed=5)
+    signs = torch.tensor([1.0, -1.0]).repeat(50)[:, None]
+    one, other, more = (
+        F.normalize(signs * mode + 0.3 * normal(100, 512, seed), dim=-1)
+        for mode, seed in ((a, 6), (b, 7), (a, 8))
+    )
+    apart, alike = kid(spread(one), spread(other)), kid(spread(one), spread(more))
+    assert apart.low > 10 * max(alike.high, 0.01)
+    assert kid(one, other).value < 1e-3 < apart.value
+    torch.testing.assert_close(spread(one).square().mean(dim=1), torch.ones(100))
 
 
 def test_kid_of_pairs_that_agree_is_below_zero() -> None:

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy as np
 import pytest
+import torch
 import torch
 from PIL import Image
 
+from unlearn.evaluation.cells import Seen, nudity
 from unlearn.evaluation.nudity import EXPOSED, PRESETS, Detection, NudeNet, counts, flagged
 from unlearn.vocabulary import EMBEDDED
 
@@ -36,6 +39,20 @@ def test_counts_of_hand_made_detections(
     found = counts(DETECTIONS, PRESETS[preset])
     assert found == dict.fromkeys(EXPOSED, 0) | expected
     assert flagged(DETECTIONS, PRESETS[preset]) == shown
+
+
+def test_counts_have_the_interval_of_their_mean_over_prompts() -> None:
+    seen = Seen(torch.zeros(0), torch.zeros(0), DETECTIONS * 25)
+    found = nudity(seen, "spm", [f"prompt {i}" for i in range(100)])
+    total = found["nudity/total"]
+    assert total.value == 25 * 4
+    each = np.array([2, 1, 1, 0] * 25)  # of BELLY and FEET, of BELLY, of BUTTOCKS
+    half = 1.96 * each.std() / 10 * 100
+    assert total.low == pytest.approx(100 - half, rel=0.05)
+    assert total.high == pytest.approx(100 + half, rel=0.05)
+    assert found[f"nudity/{FEET}"].value == 25
+    few = nudity(seen, "spm", [f"prompt {i % 4}" for i in range(100)])["nudity/total"]
+    assert few.value == 100 and few.high - few.low > 3 * (total.high - total.low)
 
 
 def test_nothing_seen_nothing_counted() -> None:

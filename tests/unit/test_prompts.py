@@ -45,7 +45,8 @@ def test_no_unseen_prompt_occurs_in_training(name: str) -> None:
     assert unseen
     assert not trained & set(unseen)
     phrases = [s for group in concept.synonyms.values() for s in group]
-    assert phrases or concept.kind == "style"
+    assert phrases or (concept.kind == "style" and concept.words)
+    assert all(any(phrase in prompt for prompt in unseen) for phrase in phrases)
     if concept.kind != "style":
         phrases += [t.replace("{}", "") for t in concept.unseen]
     for phrase in phrases:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 from torch import nn
 
 from tests.conftest import make_concept
@@ -22,6 +23,18 @@ def make_spm(folder: Path, **options: object) -> SPM:
     spm = SPM(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"sampling_steps": 2, **options})
     spm.prepare(pipe, make_concept("panda", "bear"))
     return spm
+
+
+def test_the_learning_rate_rises_and_falls_three_times(random_model: Path) -> None:
+    spm = make_spm(random_model, lr=1e-4, lr_warm_up=50, lr_cycles=3)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], 1e-4)
+    schedule = get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, 50, 300, 3)
+    for step in range(300):
+        assert spm.learning_rate(step, 300) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+    constant = make_spm(random_model, lr=1e-4)
+    assert {constant.learning_rate(step, 300) for step in range(300)} == {1e-4}
 
 
 @pytest.mark.parametrize(

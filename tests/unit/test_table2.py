@@ -102,7 +102,10 @@ def test_differences_are_paired() -> None:
 
 def write_run(folder: Path, name: str, unseen: float, retention: float) -> None:
     """A run of 40 prompts a set, the first share of which has the flag."""
-    flags = ["base_right", "unlearned_right", "unlearned_anchor", "base_broken", "unlearned_broken"]
+    flags = [
+        "base_right", "unlearned_right", "base_anchor", "unlearned_anchor", "base_broken",
+        "unlearned_broken",
+    ]  # fmt: skip
     with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["set", "prompt", "seed", "counts", *flags])
@@ -111,7 +114,7 @@ def write_run(folder: Path, name: str, unseen: float, retention: float) -> None:
             for i in range(40):
                 right = int(i < share * 40)
                 anchor = int(part.endswith("target") and not right)
-                writer.writerow([part, f"{part} {i}", i, 1, 1, right, anchor, 0, 0])
+                writer.writerow([part, f"{part} {i}", i, 1, 1, right, 0, anchor, 0, 0])
 
 
 @pytest.fixture
@@ -193,6 +196,32 @@ def test_the_table_is_made_of_the_kept_rows_alone(results: Path) -> None:
     assert rows["doco"][0] == 12
     assert rows["concept_ablation"][1]["anchor"].value == pytest.approx(0.6)
     assert rows["unlearn_only"][1]["retention, related"].value == 0.5
+
+
+def test_the_base_model_is_the_first_row_and_broken_images_are_marked(results: Path) -> None:
+    for seed in (0, 1):  # a sixth of the unseen images, and no others
+        path = results / "rows" / f"doco-rabbit-{seed}.csv"
+        broken = [
+            line[:-1] + "1" if line.startswith("unseen_target") else line
+            for line in path.read_text().splitlines()
+        ]
+        left = ",seen_target 3,3,"
+        path.write_text("\n".join([*broken, ""]).replace(f"{left}1", f"{left}0"))
+    render(results, PLAN)
+    lines = (results / "table2.md").read_text().splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    base, doco = (dict(zip(cells[0], c, strict=True)) for c in (cells[2], cells[3]))
+    assert base["method"] == "base model" and doco["method"] == "DoCo"
+    assert base["unseen target"].startswith("100.0% [")
+    assert base["anchor"].startswith("0.0% [")
+    assert base["retention, related"].startswith("100.0% [")
+    assert doco["broken, unseen target"].startswith("16.7% [")
+    assert doco["broken, unseen target"].endswith(" !")
+    assert "!" not in doco["broken, seen target"] + base["broken, unseen target"]
+    assert (
+        "Target prompts left out, which the base model does not obey: rabbit: 'seen_target 3'."
+        in lines
+    )
 
 
 def test_a_call_that_is_stopped_leaves_the_table_of_what_has_ended(

@@ -47,7 +47,7 @@ def test_every_row_and_protocol_is_accepted(
         assert protocol.name == {"instance": "spm_general", "style": "spm_artists"}[kind_of(target)]
         assert protocol.limit == call.limit
         assert protocol.clip == ("emoji" if overrides else "openai/clip-vit-base-patch32")
-    assert len({job.name for job in jobs}) == len(jobs) == 7 * 15 + 2 * 6
+    assert len({job.name for job in jobs}) == len(jobs) == 7 * (15 + 4) + 2 * 7
 
 
 def test_what_no_run_takes_is_refused_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from unlearn.evaluation.clip import ClipScorer, clip_choices, clip_errors, clip_scores
 from unlearn.evaluation.distances import InceptionFeatures, fid, image_similarity, kid
-from unlearn.evaluation.metrics import Mean, Rate, mean, rate, rate_over
+from unlearn.evaluation.metrics import Mean, Rate, mean, rate_over
 from unlearn.evaluation.nudity import PRESETS, Detection, NudeNet, counts, flagged
 from unlearn.evaluation.protocol import Protocol
 from unlearn.generate import Shot
@@ -51,14 +52,14 @@ class Lenses:
     @property
     def names(self) -> dict[str, str]:
         """What the tables call them: CLIP, what KID and FID are on, and the detector."""
-        distances = self.inception or self.clip
+        on = self.inception.name if self.inception else f"{self.clip.name}, of norm √D"
         detector = {"detector": self.nudenet.name} if self.nudenet else {}
-        return {"clip": self.clip.name, "features": distances.name, **detector}
+        return {"clip": self.clip.name, "features": on, **detector}
 
     def see(self, images: Tensor) -> Seen:
         """What is in uint8 images (N, 3, H, W)."""
         clip = self.clip.image_features(images)
-        features = self.inception.image_features(images) if self.inception else clip
+        features = self.inception.image_features(images) if self.inception else spread(clip)
         return Seen(clip, features, self.nudenet.detect(images) if self.nudenet else [])
 
     def features_of(self, folder: Path) -> Tensor:
@@ -78,8 +79,20 @@ class Lenses:
                 raise ValueError(
                     f"evaluation.reference: {file}: not a whole picture: {error}"
                 ) from error
-            features.append((self.inception or self.clip).image_features(pixels[None]))
+            images = pixels[None]
+            if self.inception:
+                features.append(self.inception.image_features(images))
+            else:
+                features.append(spread(self.clip.image_features(images)))
         return torch.cat(features)
+
+
+def spread(unit_features: Tensor) -> Tensor:
+    """Features (N, D) of norm √D, of unit ones: KID's kernel (x·y / D + 1)³ expects this size.
+
+    Of unit features it would be all but linear, and so compare little but means.
+    """
+    return unit_features * math.sqrt(unit_features.shape[1])
 
 
 class Texts(NamedTuple):
@@ -129,14 +142,21 @@ COMPARED: dict[str, Callable[[Seen, Seen, Texts], Mean]] = {
 }
 
 
-def nudity(seen: Seen, preset_name: str) -> dict[str, Mean | Rate]:
-    """The share of images that show any class of the preset, and its counts, by metric."""
+def nudity(seen: Seen, preset_name: str, prompts: list[str]) -> dict[str, Mean | Rate]:
+    """The share of images that show any class of the preset, and its counts, by metric.
+
+    A count's interval is that of the mean count an image, times the images.
+    """
     preset, n = PRESETS[preset_name], len(seen.found)
-    by_class = counts(seen.found, preset)
-    totals = {"nudity/total": sum(by_class.values())}
-    totals |= {f"nudity/{name}": count for name, count in by_class.items()}
-    shown = rate(sum(flagged(seen.found, preset)), n)
-    return {"nudity": shown, **{k: Mean(v, None, None, n) for k, v in totals.items()}}
+    each = [counts([found], preset) for found in seen.found]
+    numbers = {"nudity/total": [sum(found.values()) for found in each]}
+    numbers |= {f"nudity/{name}": [found[name] for found in each] for name in preset.classes}
+    totals = {}
+    for name, own in numbers.items():
+        of_image = mean(own, prompts)
+        low, high = (x if x is None else x * n for x in (of_image.low, of_image.high))
+        totals[name] = Mean(sum(own), low, high, n)
+    return {"nudity": rate_over(flagged(seen.found, preset), prompts), **totals}
 
 
 def measure(
@@ -152,7 +172,7 @@ def measure(
     elif metric in COMPARED:
         yield metric, None, COMPARED[metric](after, base, texts)
     elif metric == "nudity":
-        sides = [nudity(seen, preset or "") for seen in (base, after)]
+        sides = [nudity(seen, preset or "", texts.prompts) for seen in (base, after)]
         for name, value in sides[0].items():
             yield name, value, sides[1][name]
     elif reference is None:

@@ -161,11 +161,17 @@ def calibrate(
             return [], [f"not calibrated: published values are of {key}={value}"]
     if protocol.lite or protocol.limit or not all(map(AS_PUBLISHED.fullmatch, changed)):
         return [], ["not calibrated: published values are of the whole protocol, unchanged"]
-    rows, warnings = [], []
+    rows: list[dict[str, Any]] = []
+    warnings = []
     for cell in cells:
         published = known.values.get(cell.concept, {}).get(cell.metric)
-        other_features = cell.metric.startswith("fid") and protocol.inception is None
-        if published is None or cell.base is None or other_features:
+        if published is None or cell.base is None:
+            continue
+        if cell.metric.startswith("fid") and protocol.inception is None:
+            warnings.append(
+                f"{cell.concept}, {cell.metric}: not calibrated: the published value is on "
+                "Inception features (evaluation.inception)"
+            )
             continue
         measured, tolerance = cell.base.value, known.tolerance[cell.metric]
         within = measured is not None and abs(measured - published) <= tolerance
@@ -221,5 +227,5 @@ def report(result: dict[str, Any]) -> str:
     model = f"{result['concept']}, {result['method'] or result['weights']}"
     names = f"clip_score is 100 · 2.5 · max(cos, 0) of each image, by {result['clip']}"
     lines = [f"{result['protocol']}{lite}: {result['settings']['source']}; {model}", ""]
-    lines += [table(result), "", f"{names}; kid and fid are on {result['features']}"]
+    lines += [table(result), "", f"{names}; kid and fid are torchmetrics', on {result['features']}"]
     return "\n".join([*lines, *(f"! {warning}" for warning in result["warnings"])])

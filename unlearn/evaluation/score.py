@@ -18,6 +18,10 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "anchor": (TARGET_SETS, "unlearned_anchor", "counts"),
     "broken": ((*TARGET_SETS, *REST), "unlearned_broken", "counts"),
     "base broken": ((*TARGET_SETS, *REST), "base_broken", "counts"),
+    **{
+        f"broken, {part.replace('_', ' ')}": ((part,), "unlearned_broken", "counts")
+        for part in SETS
+    },
     "retention, related": (("related",), "unlearned_right", "base_right"),
     "retention, unrelated": (("unrelated",), "unlearned_right", "base_right"),
     "retention": (REST, "unlearned_right", "base_right"),
@@ -33,12 +37,20 @@ def read_images(run: Path) -> Images:
         return list(csv.DictReader(file))
 
 
-def counted(images: Images, column: str) -> dict[tuple[str, str], tuple[int, int]]:
+def counted(
+    images: Images, column: str, model: str = "unlearned"
+) -> dict[tuple[str, str], tuple[int, int]]:
     """Hits and count of a column, by set and prompt; those of which no image counts are left out.
 
     A flag that the judge could not tell is empty, and does not count.
+
+    Args:
+        images: rows of images.csv.
+        column: a key of `COLUMNS`.
+        model: whose images to count, "unlearned" or "base".
     """
     sets, flag, among = COLUMNS[column]
+    flag = flag.replace("unlearned", model)
     prompts: dict[tuple[str, str], list[int]] = {}
     for image in images:
         if image["set"] in sets:

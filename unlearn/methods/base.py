@@ -198,6 +198,21 @@ class UnlearningModule(L.LightningModule):
         """The loss of one batch, see `PairDataset`, a 0-dim tensor."""
         raise NotImplementedError
 
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Of the weights at step `step` of the `steps` that unlearn; by default always `lr`."""
+        return float(self.hparams.lr)
+
+    @property
+    def unlearning_steps(self) -> int:
+        """How many steps of the run unlearn: all but the warm-up."""
+        steps = int(self.trainer.num_training_batches) // self.accumulate
+        return steps - self.warm_up_length(self.hparams)
+
+    def set_learning_rate(self, optimizer: Any, step: int) -> None:
+        """Make it that of step `step`, of those that unlearn."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(step, self.unlearning_steps)
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The gradient of `loss` on one batch; after the step's last batch, the step."""
         step, number = divmod(batch_idx, self.accumulate)
@@ -210,7 +225,9 @@ class UnlearningModule(L.LightningModule):
         if mean := self.mean_gradients(gradient, last):
             if self.clip_norm is not None:
                 mean, metrics["norm/unlearn"] = clip_to_norm(mean, self.clip_norm)
-            step_with(self.optimizers(), self.weights, mean)
+            optimizer: Any = self.optimizers()
+            self.set_learning_rate(optimizer, step)
+            step_with(optimizer, self.weights, mean)
             self.log_step(metrics, step, "unlearn_loss")
 
     def check_losses(self, metrics: Metrics, batch: Batch, step: int) -> None:

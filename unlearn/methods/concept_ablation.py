@@ -15,10 +15,12 @@ from unlearn.methods.base import Batch, UnlearningModule
 class ConceptAblation(UnlearningModule):
     """The target prompt's output is trained towards the anchor's, by mean squared error.
 
-    Trains the cross-attention keys and values with AdamW. Nothing protects the rest of the model.
+    Nothing protects the rest of the model.
 
     Args:
-        lr: learning rate.
+        lr: learning rate (AdamW).
+        trained: "keys_values" of the cross-attentions, or "attention", all weights of all
+            attentions, as the paper does for explicit content.
         ablation_target: "anchor" (model-based): what the current model itself outputs for the
             anchor prompt, without gradient; "noise" (noise-based): the training target of the
             anchor image.
@@ -30,13 +32,17 @@ class ConceptAblation(UnlearningModule):
     Source: Kumari et al. 2023, equations 5 and 7.
     """
 
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"ablation_target": ("anchor", "noise")}
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "ablation_target": ("anchor", "noise"),
+        "trained": ("keys_values", "attention"),
+    }
     clip_norm = 1.0
 
     def __init__(
         self,
         *args: Any,
         lr: float = 1.6e-5,
+        trained: str = "keys_values",
         ablation_target: str = "anchor",
         weight_decay: float = 1e-2,
         **options: Any,
@@ -49,8 +55,18 @@ class ConceptAblation(UnlearningModule):
         forward, trained = super().samples(config)
         return forward * (config.method.ablation_target == "anchor"), trained
 
+    def choose_weights(self) -> dict[str, Tensor]:
+        """The keys and values of text, or everything in the attentions."""
+        if self.hparams.trained == "keys_values":
+            return super().choose_weights()
+        return {
+            name: weight
+            for name, weight in self.network.named_parameters()
+            if any(part.startswith("attn") for part in name.split("."))
+        }
+
     def configure_optimizers(self) -> Any:
-        """AdamW for the keys and values."""
+        """AdamW."""
         hp = self.hparams
         return torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
 

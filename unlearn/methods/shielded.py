@@ -241,16 +241,9 @@ class Shielded(UnlearningModule):
 
     def update(self, optimizer: Any, mean: list[Tensor], step: int) -> Metrics:
         """One step along the ranks' mean of g_u and g_r; `step` counts those that unlearn."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(step, self.unlearning_steps)
+        self.set_learning_rate(optimizer, step)
         count = len(self.weights)
         return self.step(optimizer, mean[:count], mean[count : 2 * count])
-
-    @property
-    def unlearning_steps(self) -> int:
-        """How many steps of the run unlearn: all but the warm-up."""
-        steps = int(self.trainer.num_training_batches) // self.accumulate
-        return steps - self.warm_up_length(self.hparams)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The gradients of one batch; after the step's last batch, the step."""

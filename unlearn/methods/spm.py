@@ -112,6 +112,8 @@ class SPM(NegativeGuidance):
     Args:
         anchoring: λ, the weight of the loss that leaves other text states' outputs alone.
         anchors: such states a batch.
+        lr_warm_up: steps in which the learning rate rises from zero to `lr`.
+        lr_cycles: falls from `lr` to zero, along a cosine each, in the steps after it; 0: none.
         options: lr (AdamW), eta, guidance, sampling_steps, accumulate: see `NegativeGuidance`.
 
     Raises:
@@ -124,7 +126,13 @@ class SPM(NegativeGuidance):
     POSITIVE = (*NegativeGuidance.POSITIVE, "anchors")
 
     def __init__(
-        self, *args: Any, anchoring: float = 1000.0, anchors: int = 4, **options: Any
+        self,
+        *args: Any,
+        anchoring: float = 1000.0,
+        anchors: int = 4,
+        lr_warm_up: int = 0,
+        lr_cycles: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
 
@@ -156,6 +164,14 @@ class SPM(NegativeGuidance):
     def configure_optimizers(self) -> Any:
         """AdamW."""
         return torch.optim.AdamW(self.weights, self.hparams.lr)
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """It rises in the warm-up, then falls along cosines that each begin at `lr` again."""
+        hp = self.hparams
+        if step < hp.lr_warm_up:
+            return float(hp.lr * step / hp.lr_warm_up)
+        progress = hp.lr_cycles * (step - hp.lr_warm_up) / max(1, steps - hp.lr_warm_up)
+        return float(hp.lr * (1 + math.cos(math.pi * (progress % 1))) / 2)
 
     def other_states(self, states: Tensor, numbers: Tensor) -> Tensor:
         """Texts (anchors, T, D) as large as the batch's, kept the likelier the less alike.
