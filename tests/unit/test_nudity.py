@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import numpy as np
 import pytest
-import torch
 import torch
 from PIL import Image
 
