@@ -4,7 +4,7 @@
 
 A run's images.csv is kept in results/rows as soon as it ends, and the table is made anew; what is
 there is not run again, so a killed call goes on where it stopped, and a run that failed is tried
-again by the next call.
+again by the next call. Delete a run's file, and its run directory, to run it with other settings.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python -m experiments.table2.tune [--methods esd,spm] [--workers 2]
 
-Every method gets the same number of trials, listed in tuning/grid.yaml. Each finished trial is a
-line of tuning/outcome.csv, which also says what is not run again. The best trial of a method, for
-each kind of concept, has the largest mean score: the harmonic mean of what is forgotten (images
-for unseen target prompts that are neither the target nor broken, at the most what the base model
-leaves whole) and what is kept (retention on related and unrelated prompts).
+The trials are listed in tuning/grid.yaml, as many for every method (SPM: three more). Each
+finished one is a line of tuning/outcome.csv, which also says what is not run again. The best trial
+of a method, for each kind of concept, has the largest mean score: the harmonic mean of what is
+forgotten (images for unseen target prompts that are neither the target nor broken, at the most what
+the base model leaves whole) and what is kept (retention on related and unrelated prompts).
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ def trials_of(grid: dict[str, Any], methods: list[str]) -> dict[str, dict[str, s
     trials = {}
     for number in range(max(len(grid["trials"][m]) for m in methods)):
         for method in methods:
+            if number >= len(grid["trials"][method]):
+                continue
+            overrides = " ".join(grid["trials"][method][number])
             for target, kind in kinds.items():
-                overrides = grid["trials"][method][number]
-                row = (method, str(number), target, kind, " ".join(overrides))
+                row = (method, str(number), target, kind, overrides)
                 name = f"{method}-{number}-{Path(target).name}"
                 trials[name] = dict(zip(KEYS, row, strict=True))
     return trials

@@ -49,7 +49,7 @@ def test_the_peak_is_the_profilers(precision: str) -> None:
         assert memory.now == 0
         peaks.append(memory.peak / profiled(call))
     assert 0.85 < peaks[0] < 1  # what kernels take for themselves is not seen
-    assert peaks[1] == pytest.approx(1, abs=0.01)
+    assert peaks[1] == pytest.approx(1, abs=0.03)  # of bf16 the same, which differs by machine
 
 
 def test_tensors_from_before_and_their_views_do_not_count() -> None:
