@@ -1,4 +1,4 @@
-"""Tuning: equal trials that are accepted, scores by hand, the best trial of made-up outcomes."""
+"""Tuning: trials that are accepted, scores by hand, the best trial of made-up outcomes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ IMAGES = [
 ]
 
 
-def test_every_method_has_as_many_trials() -> None:
-    assert len({len(trials) for trials in GRID["trials"].values()}) == 1
+def test_every_method_but_spm_has_as_many_trials() -> None:
+    numbers = {method: len(trials) for method, trials in GRID["trials"].items()}
+    assert numbers.pop("spm") > max(numbers.values()) == min(numbers.values())
     every = tune.trials_of(GRID, list(GRID["trials"]))
     assert len(every) == sum(map(len, GRID["trials"].values())) * len(GRID["targets"])
     assert len({(t["overrides"], t["target"]) for t in every.values()}) == len(every)
