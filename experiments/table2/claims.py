@@ -100,11 +100,14 @@ def claim(number: int, row: str, other: str, kept: Kept, plan: dict[str, Any], w
         holds = retention.low > 0 and unseen.high < MARGIN
     targets = min(map(len, pairs))
     seeds = min(len(target) for samples in pairs for target in samples)
+    means = [100 * mean_rates(samples) for samples in pairs]
+    unseen_means, retention_means = (f"{own:.1f} less {others:.1f}" for own, others in means)
     return (
         f"Claim {number}, {plan['rows'][row]['label']} less {plan['rows'][other]['label']}, on "
         f"{which} {targets} targets with {seeds} training seed{'s' * (seeds > 1)} or more: "
-        f"unseen-target rate {unseen.points} ({by_target(kept, row, other)}), "
-        f"retention {retention.points} points: {verdict(holds, targets, seeds)}."
+        f"unseen-target rate {unseen.points}, {unseen_means} ({by_target(kept, row, other)}), "
+        f"retention {retention.points}, {retention_means} points: "
+        f"{verdict(holds, targets, seeds)}."
     )
 
 

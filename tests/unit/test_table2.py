@@ -137,7 +137,7 @@ def results(tmp_path: Path) -> Path:
 def test_claims_are_decided_by_their_intervals(results: Path) -> None:
     lines = claims(read_kept(results / "rows", PLAN), PLAN)
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["shown.", "shown.", "not shown."]
-    assert "unseen-target rate -40.0 [" in lines[0]
+    assert "unseen-target rate -40.0 [" in lines[0] and "], 0.0 less 40.0 (" in lines[0]
     assert "retention +50.0 [" in lines[1]
     for seed in (0, 1):
         write_run(results / "rows", f"doco-penguin-{seed}", 0.6, 1.0)
