@@ -38,16 +38,13 @@ def read_grid() -> dict[str, Any]:
 def trials_of(grid: dict[str, Any], methods: list[str]) -> dict[str, dict[str, str]]:
     """All trials by name, a trial's number after another so that each method gets an early one."""
     kinds = {t: compose([f"concept={t}"]).concept.kind for t in grid["targets"]}
+    numbered = [(n, m, o) for m in methods for n, o in enumerate(grid["trials"][m])]
     trials = {}
-    for number in range(max(len(grid["trials"][m]) for m in methods)):
-        for method in methods:
-            if number >= len(grid["trials"][method]):
-                continue
-            overrides = " ".join(grid["trials"][method][number])
-            for target, kind in kinds.items():
-                row = (method, str(number), target, kind, overrides)
-                name = f"{method}-{number}-{Path(target).name}"
-                trials[name] = dict(zip(KEYS, row, strict=True))
+    for number, method, overrides in sorted(numbered, key=lambda trial: trial[0]):
+        for target, kind in kinds.items():
+            row = (method, str(number), target, kind, " ".join(overrides))
+            name = f"{method}-{number}-{Path(target).name}"
+            trials[name] = dict(zip(KEYS, row, strict=True))
     return trials
 
 

@@ -36,8 +36,11 @@ def profiled(call: Callable[[], Any]) -> int:
     return peak
 
 
-@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=NATIVE_BF16)])
-def test_the_peak_is_the_profilers(precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "unseen"),  # what bf16 kernels take for themselves differs by machine
+    [("32-true", 0.01), pytest.param("bf16-mixed", 0.03, marks=NATIVE_BF16)],
+)
+def test_the_peak_is_the_profilers(precision: str, unseen: float) -> None:
     pipe = load_pipeline("emoji")
     method = build_method(pipe, "concept_ablation")
     passes = Passes(pipe, precision)
@@ -49,7 +52,7 @@ def test_the_peak_is_the_profilers(precision: str) -> None:
         assert memory.now == 0
         peaks.append(memory.peak / profiled(call))
     assert 0.85 < peaks[0] < 1  # what kernels take for themselves is not seen
-    assert peaks[1] == pytest.approx(1, abs=0.03)  # of bf16 the same, which differs by machine
+    assert peaks[1] == pytest.approx(1, abs=unseen)
 
 
 def test_tensors_from_before_and_their_views_do_not_count() -> None:
