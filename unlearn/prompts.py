@@ -78,6 +78,30 @@ def relearn_prompts(concept: Concept) -> list[str]:
     return list(filter(without(concept.elsewhere), own_relearn_prompts(concept)))
 
 
+def in_context(concept: Concept, contexts: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """`training_pairs` and `relearn_prompts`, each beside another relearn prompt.
+
+    `contexts` pairs with it after them, and the same with it before them: the training pairs in
+    turn, or evenly spaced where they are more, and the relearn prompts evenly spaced.
+
+    Returns:
+        The pairs, and the relearn prompts, as many as there are; empty where `contexts` is 0.
+    """
+    if not contexts:
+        return [], []
+    pairs, others = training_pairs(concept), relearn_prompts(concept)
+    found = []
+    for i in range(contexts):
+        number = i if contexts > len(pairs) else i * len(pairs) // contexts
+        anchor, target = pairs[number % len(pairs)]
+        other = others[i * len(others) // contexts]
+        found.append((f"{anchor}, {other}", f"{target}, {other}"))
+        found.append((f"{other}, {anchor}", f"{other}, {target}"))
+    half = len(others) // 2
+    beside = zip(others, others[half:] + others[:half], strict=True)
+    return found, [f"{first}, {second}" for first, second in beside]
+
+
 def own_relearn_prompts(concept: Concept) -> list[str]:
     """The relearn prompts of one concept, whatever else is forgotten."""
     words = vocabulary()

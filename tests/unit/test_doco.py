@@ -14,7 +14,7 @@ from tests.conftest import ALPHAS, make_concept
 from unlearn.backbone import SplitLinear, applying, cross_attention_layers, load_pipeline
 from unlearn.diffusion import NoiseSchedule
 from unlearn.methods.doco import DoCo
-from unlearn.methods.uce import UCE
+from unlearn.methods.uce import UCE, edit_matrix, prompt_states
 
 B = 3
 
@@ -243,6 +243,16 @@ def test_the_closed_form_start_is_that_edit(random_model: Path) -> None:
     for ours, theirs, base in zip(doco.weights, uce.weights, doco.base, strict=True):
         assert torch.equal(ours, theirs)
         assert not torch.equal(ours, base)
+    in_context = DoCo(
+        load_pipeline(str(random_model)).unet,
+        NoiseSchedule.of(pipe.scheduler),
+        start="closed_form",
+        contexts=4,
+    )
+    in_context.prepare(pipe, concept)
+    matrix = edit_matrix(*prompt_states(pipe, concept, 4))
+    for ours, base in zip(in_context.weights, doco.base, strict=True):
+        torch.testing.assert_close(ours, (base.double() @ matrix).float())
     untouched = DoCo(load_pipeline(str(random_model)).unet, NoiseSchedule.of(pipe.scheduler))
     untouched.prepare(pipe, concept)
     assert all(torch.equal(*pair) for pair in zip(untouched.weights, untouched.base, strict=True))

@@ -12,7 +12,13 @@ from tests.conftest import make_concept
 from unlearn.cli import files_of
 from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept
 from unlearn.config import compose, concept_of, embedded_concepts
-from unlearn.prompts import SEEN_PROBES, evaluation_probes, relearn_prompts, training_pairs
+from unlearn.prompts import (
+    SEEN_PROBES,
+    evaluation_probes,
+    in_context,
+    relearn_prompts,
+    training_pairs,
+)
 from unlearn.vocabulary import vocabulary
 
 EMBEDDED = embedded_concepts()
@@ -51,6 +57,37 @@ def test_no_unseen_prompt_occurs_in_training(name: str) -> None:
         phrases += [t.replace("{}", "") for t in concept.unseen]
     for phrase in phrases:
         assert not any(phrase in prompt for prompt in trained)
+
+
+@pytest.mark.parametrize("name", EMBEDDED + STABLE_DIFFUSION)
+@pytest.mark.parametrize("contexts", [3, 300])
+def test_in_context_each_pair_stands_before_and_after_one_relearn_prompt(
+    name: str, contexts: int
+) -> None:
+    """Every prompt is two of those that methods train on, so none of it is unseen."""
+    concept = load(name)
+    trained, others = training_pairs(concept), {*relearn_prompts(concept)}
+    pairs, kept = in_context(concept, contexts)
+    assert len(pairs) == 2 * contexts
+    used = set()
+    for after, before in zip(pairs[::2], pairs[1::2], strict=True):
+        pair, other = next(
+            (pair, rest)
+            for pair in trained
+            if after[0].startswith(f"{pair[0]}, ")
+            and (rest := after[0][len(pair[0]) + 2 :]) in others
+            and after[1] == f"{pair[1]}, {rest}"
+        )
+        assert before == (f"{other}, {pair[0]}", f"{other}, {pair[1]}")
+        used.add(pair)
+    assert len(used) == min(contexts, len({*trained}))
+    for text, other in zip(kept, relearn_prompts(concept), strict=True):
+        assert text.startswith(f"{other}, ")
+        assert text[len(other) + 2 :] in others
+
+
+def test_no_contexts_are_no_prompts() -> None:
+    assert in_context(load("panda"), 0) == ([], [])
 
 
 @pytest.mark.parametrize("name", EMBEDDED + STABLE_DIFFUSION)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.conftest import make_concept
 from unlearn.backbone import load_pipeline
 from unlearn.data import encode_prompts
 from unlearn.diffusion import NoiseSchedule
-from unlearn.methods.uce import UCE, edit_matrix, last_tokens, prompt_states
+from unlearn.methods.uce import UCE, edit_matrix, last_tokens, prompt_states, token_states
+from unlearn.vocabulary import fill, vocabulary
 
 
 def test_the_closed_form_minimises_its_objective() -> None:
@@ -57,6 +59,31 @@ def test_editing_prompts_makes_targets_draw_like_their_anchors() -> None:
         assert (edited @ after.T - wanted).norm() < 0.5 * (was - wanted).norm()
         stay = kept @ before.T
         assert (kept @ after.T - stay).norm() < 0.1 * stay.norm()
+
+
+def test_in_context_the_edit_holds_in_prompts_that_go_on() -> None:
+    """Keys and values of unseen prompts come nearer to the anchor's, and others move no more.
+
+    On the embedded model: "the best tiger ever on a purple background" for a horse.
+    """
+    pipe, concept, words = load_pipeline("emoji"), make_concept("tiger", "horse"), vocabulary()
+    weights = torch.cat(UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler)).base)
+    unseen = [f"{t} on a {c} background" for t in concept.unseen for c in words.backgrounds]
+    target, anchor, far = (
+        torch.cat([token_states(pipe, [fill(u, n) for u in unseen]) for n in names]).double()
+        for names in (["tiger"], ["horse"], concept.unrelated)
+    )
+
+    def size(states: Tensor) -> float:
+        return float((states @ weights.T.double()).norm())
+
+    def left(contexts: int) -> tuple[float, float]:
+        matrix = edit_matrix(*prompt_states(pipe, concept, contexts))
+        return size(target @ matrix.T - anchor), size(far @ matrix.T - far)
+
+    (shown, moved), (shown_before, moved_before) = left(64), left(0)
+    assert shown < 0.8 * shown_before < 0.5 * size(target - anchor)
+    assert moved < 1.2 * moved_before
 
 
 def test_a_name_s_last_token_is_its_own(random_model: Path) -> None:

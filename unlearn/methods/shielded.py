@@ -45,6 +45,8 @@ class Shielded(UnlearningModule):
         start: "base" (as the paper), or "closed_form": begin from the keys and values for which the
             tokens of every target prompt come nearest to those of its anchor prompt, and those of
             the relearn prompts stay (`edit_matrix`, λ 0.5); of UNets alone.
+        contexts: of such a start, how many of the pairs also count before and after a relearn
+            prompt, so that it holds in prompts that go on.
         detach_first_token: take the first text token's key and value from the weights without
             gradient, as the reference implementation does.
 
@@ -73,6 +75,7 @@ class Shielded(UnlearningModule):
         lr_schedule: str = "constant",
         weight_decay: float = 1e-2,
         start: str = "base",
+        contexts: int = 0,
         detach_first_token: bool = False,
         **options: Any,
     ) -> None:
@@ -110,7 +113,7 @@ class Shielded(UnlearningModule):
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """Go to the start."""
         if self.hparams.start == "closed_form":
-            matrix = edit_matrix(*prompt_states(pipe, concept))
+            matrix = edit_matrix(*prompt_states(pipe, concept, self.hparams.contexts))
             for weight in self.weights:
                 weight.copy_(weight.double() @ matrix)
 

@@ -13,7 +13,7 @@ from unlearn.concepts import Concept
 from unlearn.conditions import unpack
 from unlearn.data import encode_prompts
 from unlearn.methods.base import UnlearningModule
-from unlearn.prompts import relearn_prompts, training_pairs
+from unlearn.prompts import in_context, relearn_prompts, training_pairs
 
 
 def edit_matrix(
@@ -37,16 +37,19 @@ def edit_matrix(
 
 
 def token_states(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
-    """The states (P, T, D) of the prompts' tokens, which the keys and values are of."""
-    return unpack(denoiser(pipe), encode_prompts(pipe, prompts))[0]
+    """The states (P, T, D) of the prompts' tokens up to the limit; keys and values are of them."""
+    return unpack(denoiser(pipe), encode_prompts(pipe, prompts, cut=True))[0]
 
 
-def prompt_states(pipe: DiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
+def prompt_states(
+    pipe: DiffusionPipeline, concept: Concept, contexts: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """All tokens of the target prompts and of the anchor prompts that methods train on, and of the
-    relearn prompts: states (N, D), (N, D) and (P, D).
+    relearn prompts: states (N, D), (N, D) and (P, D); with those of `in_context`.
     """
-    guides, edited = map(list, zip(*training_pairs(concept), strict=True))
-    texts = (edited, guides, relearn_prompts(concept))
+    pairs, kept = in_context(concept, contexts)
+    guides, edited = map(list, zip(*training_pairs(concept), *pairs, strict=True))
+    texts = (edited, guides, relearn_prompts(concept) + kept)
     return tuple(token_states(pipe, t).flatten(0, 1) for t in texts)  # type: ignore[return-value]
 
 
