@@ -34,10 +34,9 @@ IMAGES = [
 ]
 
 
-def test_every_method_but_spm_has_as_many_trials() -> None:
-    numbers = {method: len(trials) for method, trials in GRID["trials"].items()}
-    assert numbers.pop("spm") == 8
-    assert set(numbers.values()) == {5}
+def test_every_method_has_as_many_trials() -> None:
+    numbers = {len(trials) for trials in GRID["trials"].values()}
+    assert len(numbers) == 1
     every = tune.trials_of(GRID, list(GRID["trials"]))
     assert len(every) == sum(map(len, GRID["trials"].values())) * len(GRID["targets"])
     assert len({(t["overrides"], t["target"]) for t in every.values()}) == len(every)
