@@ -94,3 +94,28 @@ def test_the_best_trial_is_chosen_by_kind(tmp_path: Path, monkeypatch: pytest.Mo
         "method.lr=1",
     ]
     assert means["esd", "style"] == [("method.lr=1", pytest.approx(4 / 7, abs=1e-4))]
+
+
+TARGETS = {"instance": "development/tiger", "style": "development/blob"}
+SELECTS = {
+    "uce": ["method=uce", "method.edits=names"],
+    "uce_prompts": ["method=uce"],
+}
+UNDER = {  # the best score, by as much at most; the table's header and the README say so
+    ("concept_ablation", "instance"): 0.006,
+    ("doco", "instance"): 0.026,
+    ("uce", "style"): 0.009,  # its λ is the best over both kinds
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("method", GRID["trials"])
+def test_the_settings_are_those_of_the_best_trial(method: str, kind: str) -> None:
+    def settings(*overrides: str) -> tuple[dict[str, object], int]:
+        config = compose([f"concept={TARGETS[kind]}", *overrides])
+        return dict(config.method), config.steps
+
+    default = settings(*SELECTS.get(method, [f"method={method}"]))
+    trials = tune.mean_scores(read_lines(tune.OUTCOME))[method, kind]
+    own = [score for overrides, score in trials if settings(*overrides.split()) == default]
+    assert own[0] >= trials[0][1] - UNDER.get((method, kind), 0.0001)
