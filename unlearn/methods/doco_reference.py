@@ -39,8 +39,8 @@ class DoCoReference(DoCo):
     Source: the behaviour of the reference implementation of DoCo (arXiv 2405.15304).
     """
 
-    LACKS = ("granularity", "relearn_target", "lr_schedule", "start", "discriminator_input",
-             "detach_first_token")  # fmt: skip
+    LACKS = ("granularity", "relearn_target", "lr_schedule", "start", "contexts",
+             "discriminator_input", "detach_first_token")  # fmt: skip
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
         **DoCo.CHOICES,
         "surgery": ("gradient", "weighted_sum"),
