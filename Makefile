@@ -21,7 +21,7 @@ quickstart: install  ## forget the panda on the embedded model, evaluate, draw b
 SHOWN := panda,rabbit,strawberry,rocket,penguin,contrast,noto,twemoji,emojione,fluent,unsafe
 
 shown-concepts: install  ## the quickstart for every shown concept, and a summary of all of them
-	$(BIN)/unlearn train -m concept=$(SHOWN)
+	$(BIN)/unlearn train -m concept=$(SHOWN) hydra/launcher=pool
 	$(BIN)/python -m experiments.summary $(foreach c,$(subst $(comma), ,$(SHOWN)),runs/$(c)-doco-0)
 
 SCALE ?= emoji

@@ -29,6 +29,8 @@ class UnlearnSweeper(Sweeper):
         seed: of a search.
         max_batch_size: jobs that the launcher gets at a time; None: all, in a search one.
         params: overrides, where the command line has none of the key.
+        jobs: a YAML file with a list of jobs, each a list of overrides that win over the others;
+            None: one job, without any.
     """
 
     hydra_context: HydraContext
@@ -36,10 +38,15 @@ class UnlearnSweeper(Sweeper):
     launcher: Launcher
 
     def __init__(
-        self, trials: int, seed: int, max_batch_size: int | None, params: dict[str, Any] | None
+        self,
+        trials: int,
+        seed: int,
+        max_batch_size: int | None,
+        params: dict[str, Any] | None,
+        jobs: str | None,
     ) -> None:
         self.trials, self.seed, self.max_batch_size = trials, seed, max_batch_size
-        self.params = params or {}
+        self.params, self.jobs = params or {}, jobs
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -56,17 +63,31 @@ class UnlearnSweeper(Sweeper):
         from unlearn.sweep import conclude
 
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = list({o.get_key_element(): o for o in parser.parse_overrides(given)}.values())
         try:
             for key in ("trials", "max_batch_size"):
                 if (value := getattr(self, key)) is not None and value < 1:
                     raise ValueError(f"hydra.sweeper.{key}={value}: at least 1 is needed")
-            searched = any(o.is_interval_sweep() for o in overrides)
-            runs = self.search(overrides) if searched else self.combine(overrides)
+            jobs = [self.parse([*given, *own]) for own in self.read_jobs()]
+            if any(o.is_interval_sweep() for job in jobs for o in job):
+                if self.jobs:
+                    raise ValueError(f"hydra.sweeper.jobs={self.jobs!r}: a search takes none")
+                runs = self.search(jobs[0])
+            else:
+                runs = self.combine(jobs)
         except ValueError as error:
             refuse(error)
         conclude(runs)
+
+    def parse(self, given: list[str]) -> list[Override]:
+        """Overrides, the last one of each key."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return list({o.get_key_element(): o for o in parser.parse_overrides(given)}.values())
+
+    def read_jobs(self) -> list[list[str]]:
+        """The overrides of each job's own."""
+        from unlearn.sweep import read_jobs
+
+        return read_jobs(Path(self.jobs)) if self.jobs else [[]]
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
         """The config of the job of a number."""
@@ -87,17 +108,15 @@ class UnlearnSweeper(Sweeper):
             name = type(self.launcher).__name__
             print(f"unlearn: {name}: {type(error).__name__}: {error}", file=sys.stderr)
 
-    def combine(self, overrides: list[Override]) -> list[Path]:
-        """Run every combination; returns the run directories."""
+    def combine(self, overrides: list[list[Override]]) -> list[Path]:
+        """Run every combination of each list of overrides; returns the run directories."""
         from unlearn.sweep import check_jobs
 
-        batches = BasicSweeper.split_arguments(overrides, self.max_batch_size)
-        jobs = [job for batch in batches for job in batch]
+        jobs = [job for own in overrides for job in BasicSweeper.split_arguments(own, None)[0]]
         runs = check_jobs(self.compose(job, number) for number, job in enumerate(jobs))
-        first = 0
-        for batch in batches:
-            self.launch(batch, first)
-            first += len(batch)
+        size = self.max_batch_size or len(jobs)
+        for first in range(0, len(jobs), size):
+            self.launch(jobs[first : first + size], first)
         return runs
 
     def search(self, overrides: list[Override]) -> list[Path]:

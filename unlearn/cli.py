@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import textwrap
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,11 +64,30 @@ def files_of(group: str) -> list[str]:
     )
 
 
+def train_one(command_line: list[str], config: Any) -> None:
+    """What Hydra composed, run; `command_line` is that of the first process."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from unlearn.faults import RunError
+    from unlearn.sweep import attempt, config_of
+    from unlearn.train import train
+
+    sys.argv = command_line  # Lightning starts the other ranks of DDP with it
+    given = list(HydraConfig.get().overrides.task)
+    try:
+        config = config_of(config, given)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            attempt(config, given)
+        else:
+            train(config)
+    except (ValueError, RunError) as error:
+        refuse(error)
+
+
 def run_train(overrides: list[str]) -> None:
     """`unlearn train`, composed and launched by Hydra (so `-m` sweeps)."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from unlearn.overrides import check_flags, said_plainly
     from unlearn.several import listed  # and the resolver that `run_dir` needs
@@ -75,27 +95,10 @@ def run_train(overrides: list[str]) -> None:
     check_flags(overrides)
     if "--cfg" in overrides and listed([o for o in overrides if "=" in o])[0]:
         raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
-    command_line = list(sys.argv)
-
-    def job(config: Any) -> None:
-        from unlearn.faults import RunError
-        from unlearn.sweep import attempt, config_of
-        from unlearn.train import train
-
-        sys.argv = command_line  # Lightning starts the other ranks of DDP with it
-        given = list(HydraConfig.get().overrides.task)
-        try:
-            config = config_of(config, given)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                attempt(config, given)
-            else:
-                train(config)
-        except (ValueError, RunError) as error:
-            refuse(error)
-
+    job = update_wrapper(partial(train_one, list(sys.argv)), train_one)
     if own := own_conf():
         overrides = ["--config-dir", str(own), *overrides]
-    sys.argv = [command_line[0], *overrides]
+    sys.argv = [sys.argv[0], *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors, and exit with 1
     with said_plainly(overrides):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()

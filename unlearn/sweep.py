@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
@@ -26,6 +27,23 @@ def config_of(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         return config
     GlobalHydra.instance().clear()
     return compose(list(overrides))
+
+
+def read_jobs(path: Path) -> list[list[str]]:
+    """The jobs of a YAML file, each a list of overrides.
+
+    Raises:
+        ValueError: the file is missing, or holds something else.
+    """
+    key = f"hydra.sweeper.jobs={str(path)!r}"
+    try:
+        jobs = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{key}: {error}") from error
+    lists = isinstance(jobs, list) and jobs and all(isinstance(job, list) for job in jobs)
+    if not (lists and all(isinstance(override, str) for job in jobs for override in job)):
+        raise ValueError(f"{key}: a list of lists of overrides is needed")
+    return jobs
 
 
 def check_jobs(configs: Iterable[DictConfig]) -> list[Path]:
@@ -70,13 +88,16 @@ def attempt(config: DictConfig, overrides: Sequence[str]) -> None:
         train(config)
     except Exception as error:  # whatever it is, other jobs may do better
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        reason = hide(f"{kind}{' '.join(str(error).split())}")
-        run.mkdir(parents=True, exist_ok=True)
-        given = " ".join(
-            f"{k}=***" if is_secret(k := o.partition("=")[0]) else o for o in overrides
-        )
-        write_text(run / ERROR, hide(f"{reason}\n\noverrides: {given}\n\n{traceback.format_exc()}"))
-        print(f"unlearn: {run}: {reason}", file=sys.stderr)
+        reason = f"{kind}{' '.join(str(error).split())}"
+        keep_error(run, reason, overrides, traceback.format_exc())
+        print(f"unlearn: {run}: {hide(reason)}", file=sys.stderr)
+
+
+def keep_error(run: Path, reason: str, overrides: Sequence[str], details: str = "") -> None:
+    """Write error.txt, which holds no secret, into the run directory of a job that failed."""
+    run.mkdir(parents=True, exist_ok=True)
+    given = " ".join(f"{k}=***" if is_secret(k := o.partition("=")[0]) else o for o in overrides)
+    write_text(run / ERROR, hide(f"{reason}\n\noverrides: {given}\n\n{details}"))
 
 
 def failure_of(run: Path) -> str | None:

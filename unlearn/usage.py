@@ -37,7 +37,7 @@ same command skips what is finished and tries the rest again. Intervals are sear
 unseen-target rate and a high retention, hydra.sweeper.trials times:
 
   unlearn train -m concept=panda 'method.lr=tag(log, interval(1e-5, 1e-4))' run_dir=runs/search
-  ... hydra/launcher=joblib hydra.launcher.n_jobs=4 hydra.sweeper.max_batch_size=4   side by side
+  ... hydra/launcher=pool hydra.launcher.workers=4 hydra.sweeper.max_batch_size=4    side by side
   ... hydra/launcher=submitit_slurm hydra.launcher.partition=gpu                     on SLURM
 """,
     "evaluate": """usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [key=value ...]

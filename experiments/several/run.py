@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 from experiments.command import end, positive
 from experiments.several.curve import render
 from experiments.several.plan import CONCEPTS, Job, config_of, jobs_of, missing
-from experiments.table2.jobs import run_jobs
 from unlearn.cli import load_run
 from unlearn.evaluation.evaluate import evaluate
 from unlearn.files import whole
 from unlearn.merge import FILE, MergeOptions, merge_runs
+from unlearn.pool import run_jobs
 from unlearn.train import train
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ def run_all(scale: str, workers: int, concepts: tuple[str, ...]) -> tuple[Path, 
     for _, group in groupby(todo, key=lambda job: job.rank):
         ready = [job for job in group if not any(lacks(n, runs) for n in job.needs)]
         configs = {job.name: config_of(job, scale, runs) for job in ready}
-        errors |= run_jobs(configs, keep, workers, done, perform)
+        errors |= run_jobs(configs, keep, workers, done, job=perform)
         done += len(ready)
     return results, errors
 

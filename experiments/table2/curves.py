@@ -17,11 +17,12 @@ from omegaconf import DictConfig
 
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
-from experiments.table2.jobs import run_jobs
-from experiments.table2.run import HERE, Job, config_of, read_rows
+from experiments.table2.run import HERE, Job, overrides_of, read_rows
 from experiments.table2.tune import measures
+from unlearn.config import compose
 from unlearn.evaluation.evaluate import evaluate
 from unlearn.evaluation.score import read_images
+from unlearn.pool import run_jobs
 from unlearn.train import train
 
 POINTS = 5  # of a run
@@ -98,12 +99,12 @@ def main() -> None:
     configs = {}
     for name, job in jobs.items():
         if (job.row, job.concept) not in done:
-            configs[name] = config_of(job, "emoji", Path("runs") / "table2-curves")
+            configs[name] = compose(overrides_of(job, "emoji", Path("runs") / "table2-curves"))
             configs[name].keep_every = configs[name].steps // POINTS
     CURVES.parent.mkdir(exist_ok=True)
     errors = run_jobs(
         configs, lambda name, run: add_lines(CURVES, points_of(jobs[name], run)), options.workers,
-        len(jobs) - len(configs), train_and_evaluate,
+        len(jobs) - len(configs), job=train_and_evaluate,
     )  # fmt: skip
     points = read_lines(CURVES)
     draw(points, plan)

@@ -5,6 +5,9 @@
 A run's images.csv is kept in results/rows as soon as it ends, and the table is made anew; what is
 there is not run again, so a killed call goes on where it stopped, and a run that failed is tried
 again by the next call. Delete a run's file, and its run directory, to run it with other settings.
+
+The runs are one Hydra multirun, `unlearn train -m hydra.sweeper.jobs=runs/table2-emoji/jobs.yaml
+hydra/launcher=pool`, with a callback that keeps what has ended.
 """
 
 from __future__ import annotations
@@ -14,12 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments.command import end, positive
-from experiments.table2.jobs import run_jobs
+from experiments.command import positive
 from experiments.table2.table import keep_run, render
+from unlearn.cli import run_train
 from unlearn.config import compose
+from unlearn.sweep import failure_of
 
 HERE = Path(__file__).parent
 SMOKE = (
@@ -30,6 +36,7 @@ SMOKE = (
     "evaluation.sampling_steps=2",
 )
 SMOKE_STEPS = 6
+SMOKE_METHOD = {"warm_up": 2, "sampling_steps": 2, "mask_batches": 1}
 SMOKE_NOTE = "SMOKE: a few steps and images, which show that every row runs, and nothing else."
 
 
@@ -69,39 +76,78 @@ def jobs_of(plan: dict[str, Any], scale: str, rows: list[str]) -> list[Job]:
     return sorted(jobs, key=lambda job: job.seed)
 
 
-def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
-    """What `unlearn train` would compose for the run."""
+def overrides_of(job: Job, scale: str, runs: Path) -> list[str]:
+    """Those of `unlearn train` for the run."""
     smaller = SMOKE if scale == "smoke" else ()
-    own = [f"concept={job.concept}", *job.overrides, f"seed={job.seed}", *smaller]
-    config = compose(["trainer.precision=auto", *own])
-    config.run_dir = str(runs / job.name)
-    if scale == "smoke" and config.steps:
-        config.steps = SMOKE_STEPS
-        sizes = {"warm_up": 2, "sampling_steps": 2, "mask_batches": 1}
-        config.method.update({k: v for k, v in sizes.items() if k in config.method})
-    return config
+    own = ["trainer.precision=auto", f"concept={job.concept}", *job.overrides, f"seed={job.seed}"]
+    own += [*smaller, f"run_dir={runs / job.name}"]
+    if scale == "smoke":
+        config = compose(own)
+        own += [f"steps={SMOKE_STEPS}"] * bool(config.steps)
+        own += [f"method.{k}={v}" for k, v in SMOKE_METHOD.items() if k in config.method]
+    return own
 
 
-def run_all(scale: str, rows: list[str], workers: int) -> tuple[Path, dict[str, str]]:
-    """Run what is missing, and write the table; returns the folder of the results, and errors."""
-    plan, notes = read_rows(), [SMOKE_NOTE] if scale == "smoke" else []
-    results = HERE / "results" if scale == "emoji" else Path("runs") / f"table2-{scale}" / "results"
-    for folder in (results / "rows", results / "pictures"):
+class KeepRuns(Callback):
+    """Of the multirun: keeps each run that has ended, and makes the table anew.
+
+    Args:
+        scale: of the call.
+    """
+
+    def __init__(self, scale: str) -> None:
+        self.scale = scale
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **given: Any) -> None:
+        """Take the run's results, in the process that made it."""
+        run = Path(config.run_dir)
+        if failure_of(run):
+            return
+        _row, concept, seed = run.name.rsplit("-", 2)
+        pictured = seed == "0" and concept in read_rows()["ablation_targets"]
+        keep_run(run, results_of(self.scale), run.name, pictured)
+        render_scale(self.scale)
+
+
+def results_of(scale: str) -> Path:
+    """The folder of the results."""
+    return HERE / "results" if scale == "emoji" else Path("runs") / f"table2-{scale}" / "results"
+
+
+def render_scale(scale: str) -> None:
+    """The table of what is kept."""
+    render(results_of(scale), read_rows(), *([SMOKE_NOTE] if scale == "smoke" else []))
+
+
+def is_kept(job: Job, scale: str) -> bool:
+    """Whether a run's results are there."""
+    return (results_of(scale) / "rows" / f"{job.name}.csv").exists()
+
+
+def run_all(scale: str, jobs: list[Job], workers: int) -> None:
+    """Run what is missing, and write the table.
+
+    Raises:
+        SystemExit: some runs failed.
+    """
+    runs, results = Path("runs") / f"table2-{scale}", results_of(scale)
+    for folder in (results / "rows", results / "pictures", runs):
         folder.mkdir(parents=True, exist_ok=True)
-    jobs = {job.name: job for job in jobs_of(plan, scale, rows)}
-    missing = [name for name in jobs if not (results / "rows" / f"{name}.csv").exists()]
+    missing = [job for job in jobs if not is_kept(job, scale)]
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are kept", flush=True)
     if len(missing) < len(jobs):
-        render(results, plan, *notes)
-
-    def finish(name: str, run: Path) -> None:
-        job = jobs[name]
-        pictured = job.seed == 0 and job.concept in plan["ablation_targets"]
-        keep_run(run, results, name, pictured)
-        render(results, plan, *notes)
-
-    runs = Path("runs") / f"table2-{scale}"
-    configs = {name: config_of(jobs[name], scale, runs) for name in missing}
-    return results, run_jobs(configs, finish, workers, len(jobs) - len(missing))
+        render_scale(scale)
+    if missing:
+        sweep = runs / "jobs.yaml"
+        sweep.write_text(yaml.safe_dump([overrides_of(j, scale, runs) for j in missing], width=999))
+        keep = f"{{_target_:experiments.table2.run.KeepRuns,scale:{scale}}}"
+        run_train(
+            ["-m", f"hydra.sweeper.jobs={sweep}", "hydra/launcher=pool",
+             f"hydra.launcher.workers={workers}", f"+hydra.callbacks.keep={keep}"]
+        )  # fmt: skip
+        render_scale(scale)
+    if lost := [job.name for job in jobs if not is_kept(job, scale)]:
+        raise SystemExit(f"{', '.join(lost)}: finished, but not kept: see log.txt of their runs")
 
 
 def main() -> None:
@@ -115,11 +161,11 @@ def main() -> None:
     rows = options.rows.split(",") if options.rows else list(known)
     if unknown := [row for row in rows if row not in known]:
         parser.error(f"--rows: {unknown[0]!r} is none of {', '.join(known)}")
-    results, errors = run_all(options.scale, rows, options.workers)
-    if (table := results / "table2.md").exists():
-        print(table.read_text(encoding="utf-8"))
-    print(results)
-    end(errors)
+    try:
+        run_all(options.scale, jobs_of(read_rows(), options.scale, rows), options.workers)
+    finally:
+        if (table := results_of(options.scale) / "table2.md").exists():
+            print(table.read_text(encoding="utf-8"), table.parent, sep="\n")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from experiments.command import end, positive
-from experiments.table2.jobs import side_by_side
 from experiments.table2.published import render
 from experiments.table2.run import Job, jobs_of, read_rows
 from unlearn.config import check_config, compose
+from unlearn.pool import side_by_side
 from unlearn.vocabulary import vocabulary
 
 HERE = Path(__file__).parent

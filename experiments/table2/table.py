@@ -169,8 +169,11 @@ def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
         picture: keep that too.
     """
     if picture:
-        with Image.open(run / "before_after.png") as large:
-            large.save(results / "pictures" / f"{name}.webp", quality=85)
+        with (
+            Image.open(run / "before_after.png") as large,
+            whole(results / "pictures" / f"{name}.webp") as partial,
+        ):
+            large.save(partial, format="WEBP", quality=85)
     with whole(results / "rows" / f"{name}.csv") as partial:
         shutil.copyfile(run / "images.csv", partial)
 

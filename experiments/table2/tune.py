@@ -20,9 +20,10 @@ import yaml
 
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
-from experiments.table2.jobs import run_jobs
 from unlearn.config import compose
 from unlearn.evaluation.score import column_rate, read_images, score
+from unlearn.pool import run_jobs
+from unlearn.train import train
 
 HERE = Path(__file__).parent / "tuning"
 OUTCOME = HERE / "outcome.csv"
@@ -105,7 +106,7 @@ def main() -> None:
         configs[name] = compose([f"concept={t['target']}", *grid["common"], *own, run])
     errors = run_jobs(
         configs, lambda name, run: keep(missing[name], run), options.workers,
-        len(trials) - len(missing),
+        len(trials) - len(missing), job=train,
     )  # fmt: skip
     print("| method | kind | trial | score |\n|---|---|---|---|")
     for (method, kind), trials_of_kind in sorted(mean_scores(read_lines(OUTCOME)).items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from omegaconf import OmegaConf
 
@@ -19,6 +21,7 @@ from tests.integration.test_tracking import values_of, wandb_records
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LAUNCHERS = {
     "basic": [],
+    "pool": ["hydra.launcher.workers=2"],
     "joblib": ["hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra.launcher.timeout_min=5"],
     "ray": ["+hydra.launcher.ray.init.num_cpus=2"],
@@ -43,6 +46,7 @@ def smoke(random_model: Path) -> list[str]:
     "launcher",
     [
         "basic",
+        pytest.param("pool", marks=pytest.mark.slow),
         pytest.param("joblib", marks=pytest.mark.slow),
         pytest.param("submitit_local", marks=pytest.mark.slow),
         pytest.param(
@@ -92,6 +96,12 @@ def test_a_failing_job_is_kept_and_stops_no_other(
         (["seed=0,1", "trainer.devices=2"], "trainer.devices=2, trainer.strategy='auto': in a"),
         (["steps=3,4"], "run_dir=runs/panda-doco-0: two jobs of the sweep have it"),
         (["method.lr=interval(1,2)", "hydra.sweeper.trials=0"], "hydra.sweeper.trials=0: at least"),
+        (["hydra/launcher=pool", "hydra.launcher.workers=0"], "hydra.launcher.workers=0: at least"),
+        (["hydra.sweeper.jobs=no.yaml"], "hydra.sweeper.jobs='no.yaml': [Errno 2] No such file"),
+        (
+            [f"hydra.sweeper.jobs='{EXPERIMENTS / 'wandb_sweep.yaml'}'"],
+            "wandb_sweep.yaml': a list of lists of overrides is needed",
+        ),
     ],
 )
 def test_what_cannot_be_a_sweep_is_refused_before_its_first_job(
@@ -101,6 +111,51 @@ def test_what_cannot_be_a_sweep_is_refused_before_its_first_job(
     assert done.returncode == 2
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_jobs_of_a_file_run_beside_the_overrides_given(smoke: list[str], tmp_path: Path) -> None:
+    jobs = [["steps=2", "seed=3,4"], ["concept=rabbit", "anchor=cat"]]
+    (tmp_path / "jobs.yaml").write_text(json.dumps(jobs))
+    call = ["train", "-m", *smoke, "evaluation.judge=none", "hydra.sweeper.jobs=jobs.yaml"]
+    done = unlearn(*call, "hydra.sweeper.max_batch_size=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {}
+    for path in sorted(tmp_path.glob("runs/*/config.yaml")):
+        config = OmegaConf.load(path)
+        found[path.parent.name] = (config.steps, config.seed, config.anchor.name)
+    assert found == {
+        "panda-doco-3": (2, 3, "bear"), "panda-doco-4": (2, 4, "bear"),
+        "rabbit-doco-0": (3, 0, "cat"),
+    }  # fmt: skip
+    searched = unlearn(*call, "method.lr=interval(1,2)", cwd=tmp_path)
+    assert searched.returncode == 2
+    assert "hydra.sweeper.jobs='jobs.yaml': a search takes none" in searched.stderr
+
+
+@pytest.mark.slow
+def test_a_job_whose_process_dies_stops_no_other(smoke: list[str], tmp_path: Path) -> None:
+    call = [
+        SCRIPT, "train", "-m", *smoke, "evaluation.judge=none", "seed=0,1", "hydra/launcher=pool",
+        "hydra.launcher.workers=1", "run_dir=runs/${hydra:job.num}",
+    ]  # fmt: skip
+    runs = [tmp_path / "runs" / number for number in "01"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(call, cwd=tmp_path, stdout=log, stderr=log)
+        while not (runs[0] / "log.txt").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        (worker,) = (
+            child
+            for child in psutil.Process(process.pid).children()
+            if "spawn_main" in " ".join(child.cmdline())
+        )
+        worker.kill()
+        assert process.wait() == 1
+    reason = "its process died (out of memory?): runs/0"
+    assert (runs[0] / "error.txt").read_text().startswith(f"{reason}\n\noverrides: ")
+    assert f"  runs/0: {reason}\n" in (tmp_path / "log").read_text()
+    assert (runs[1] / "unlearned.safetensors").exists()
+    assert "steps" in (runs[1] / "log.txt").read_text()
 
 
 @pytest.mark.slow

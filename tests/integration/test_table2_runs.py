@@ -12,8 +12,10 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from experiments.table2.jobs import run_jobs
-from experiments.table2.run import config_of, jobs_of, read_rows
+from experiments.table2.run import jobs_of, overrides_of, read_rows
+from unlearn.config import compose
+from unlearn.pool import run_jobs
+from unlearn.train import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +29,7 @@ def test_the_smoke_scale_renders_the_table_and_runs_nothing_twice(tmp_path: Path
             command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True, text=True, timeout=600, check=True,
         )  # fmt: skip
-        assert f"{expected}/3" in done.stderr
+        assert f"{expected} of 3 runs are kept" in done.stdout
         assert "| DoCo | 1 |" in done.stdout
         assert "| SLD | 1 |" in done.stdout
     results = tmp_path / "runs" / "table2-smoke" / "results"
@@ -40,10 +42,10 @@ def test_the_smoke_scale_renders_the_table_and_runs_nothing_twice(tmp_path: Path
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     jobs = jobs_of(read_rows(), "smoke", ["uce", "negative_prompt"])
-    configs = {job.name: config_of(job, "smoke", tmp_path) for job in jobs}
+    configs = {job.name: compose(overrides_of(job, "smoke", tmp_path)) for job in jobs}
     configs["uce-rabbit-0"].method.regularization = 0.0
     finished: list[str] = []
-    errors = run_jobs(configs, lambda name, run: finished.append(name), workers=2)
+    errors = run_jobs(configs, lambda name, run: finished.append(name), workers=2, job=train)
     assert finished == ["negative_prompt-rabbit-0"]
     assert errors == {
         "uce-rabbit-0": "method.regularization=0.0: a finite number of more than 0 is needed"

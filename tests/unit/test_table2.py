@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig
 from PIL import Image
 
-from experiments.table2 import run
 from experiments.table2.bootstrap import difference, draws, mean_rates, rate_of
 from experiments.table2.claims import claims, read_kept, samples_of
-from experiments.table2.run import config_of, jobs_of, read_rows
+from experiments.table2.run import SMOKE_NOTE, KeepRuns, jobs_of, overrides_of, read_rows
 from experiments.table2.table import render, table
 from unlearn.config import check_config, compose, embedded_concepts
 from unlearn.evaluation.score import counted
@@ -30,7 +30,7 @@ def one_target(*methods: list[list[int]]) -> list[list[tuple[np.ndarray, np.ndar
 def test_every_row_is_a_run_that_is_accepted() -> None:
     for row in PLAN["rows"]:
         job = jobs_of(PLAN, "emoji", [row])[0]
-        config = config_of(job, "emoji", Path("runs"))
+        config = compose(overrides_of(job, "emoji", Path("runs")))
         check_config(config)
         assert config.evaluation == compose([]).evaluation
         assert config.run_dir == f"runs/{row}-rabbit-0"
@@ -224,22 +224,25 @@ def test_the_base_model_is_the_first_row_and_broken_images_are_marked(results: P
     )
 
 
-def test_a_call_that_is_stopped_leaves_the_table_of_what_has_ended(
+def test_a_run_that_has_ended_is_in_the_table_and_one_that_has_failed_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(configs: object, finish: Callable[[str, Path], None], *_: object) -> None:
-        write_run(tmp_path, "images", 0.1, 1.0)
-        Image.new("RGB", (1174, 1072)).save(tmp_path / "before_after.png")
-        finish("doco-rabbit-0", tmp_path)
-        raise KeyboardInterrupt
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "run_jobs", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        run.run_all("smoke", ["doco", "uce"], 1)
-    text = (tmp_path / "runs" / "table2-smoke" / "results" / "table2.md").read_text()
-    assert run.SMOKE_NOTE in text
+    runs, results = Path("runs/table2-smoke"), Path("runs/table2-smoke/results")
+    for folder in ("rows", "pictures"):
+        (results / folder).mkdir(parents=True)
+    for name, file in (("doco-rabbit-0", "result.json"), ("uce-rabbit-0", "error.txt")):
+        run = runs / name
+        run.mkdir()
+        write_run(run, "images", 0.1, 1.0)
+        Image.new("RGB", (1174, 1072)).save(run / "before_after.png")
+        (run / file).write_text("why")
+        KeepRuns("smoke").on_job_end(DictConfig({"run_dir": str(run)}), JobReturn())
+    text = (results / "table2.md").read_text()
+    assert SMOKE_NOTE in text
     assert "| DoCo | 1 | 10.0% [" in text
+    assert [p.stem for p in (results / "rows").iterdir()] == ["doco-rabbit-0"]
+    assert [p.stem for p in (results / "pictures").iterdir()] == ["doco-rabbit-0"]
 
 
 def test_what_the_base_model_does_not_obey_is_not_counted() -> None:

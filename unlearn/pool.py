@@ -17,15 +17,12 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from unlearn.train import train
-
-Job = Callable[[DictConfig], Path]
 Result = TypeVar("Result")
 
 
 def side_by_side(
     tasks: Mapping[str, Callable[[], Result]],
-    finish: Callable[[str, Result], None],
+    finish: Callable[[str, Result], str | None],
     workers: int,
     done: int = 0,
 ) -> dict[str, str]:
@@ -33,7 +30,8 @@ def side_by_side(
 
     Args:
         tasks: what each run waits for, by its name.
-        finish: called with a run's name and its task's result as soon as it ends.
+        finish: called with a run's name and its task's result as soon as it ends; returns what
+            was wrong with it, if anything.
         workers: runs at the same time.
         done: how many runs there were before, for the progress bar.
     """
@@ -45,18 +43,16 @@ def side_by_side(
         for future in bar:
             name = futures[future]
             bar.set_description(name)
-            if error := future.exception():
+            if error := future.exception() or finish(name, future.result()):
                 errors[name] = str(error)
                 bar.write(f"{name} failed: {error}")
-            else:
-                finish(name, future.result())
     finally:
         runners.shutdown(cancel_futures=True)
     return errors
 
 
-def work(job: Job, config: DictConfig) -> Path:
-    """One run, whose output goes to log.txt in its run directory; returns the directory."""
+def work(job: Callable[[DictConfig], Result], config: DictConfig) -> Result:
+    """One run, whose output goes to log.txt in its run directory; returns what `job` does."""
     run = Path(config.run_dir)
     run.mkdir(parents=True, exist_ok=True)
     with (
@@ -69,10 +65,11 @@ def work(job: Job, config: DictConfig) -> Path:
 
 def run_jobs(
     configs: dict[str, DictConfig],
-    finish: Callable[[str, Path], None],
+    finish: Callable[[str, Result], str | None],
     workers: int,
     done: int = 0,
-    job: Job = train,
+    *,
+    job: Callable[[DictConfig], Result],
 ) -> dict[str, str]:
     """The errors of the runs that failed, by name.
 
@@ -81,8 +78,7 @@ def run_jobs(
 
     Args:
         configs: of each run, by its name.
-        finish: called with a run's name and directory as soon as it ends.
-        workers, done: see `side_by_side`.
+        finish, workers, done: see `side_by_side`.
         job: makes a run of a config, in its run directory.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -90,7 +86,7 @@ def run_jobs(
     for _ in range(workers):
         idle.put(process(threads))
 
-    def run(config: DictConfig) -> Path:
+    def run(config: DictConfig) -> Result:
         pool = idle.get()
         try:
             return pool.submit(work, job, config).result()

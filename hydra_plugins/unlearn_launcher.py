@@ -1,0 +1,96 @@
+"""The launcher `pool` of `unlearn train -m`: jobs side by side on one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from hydra import version
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobRuntime, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+
+class PoolLauncher(Launcher):
+    """Jobs in a pool of processes.
+
+    Args:
+        workers: jobs at the same time; they share out the processor's cores.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    hydra_context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+
+    def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise ValueError(f"hydra.launcher.workers={workers}: at least 1 is needed")
+        self.workers = workers
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra gives."""
+        self.hydra_context, self.task_function = hydra_context, task_function
+        self.config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run jobs, each given by its overrides; returns what came of those whose process lived.
+
+        A job that fails, or dies, leaves error.txt in its run directory.
+        """
+        from unlearn.pool import run_jobs
+        from unlearn.sweep import failure_of, keep_error
+
+        setup_globals()
+        jobs = [
+            self.compose(list(overrides), number)
+            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
+        ]
+        given = {job.run_dir: overrides for job, overrides in zip(jobs, job_overrides, strict=True)}
+        returns: dict[str, JobReturn] = {}
+
+        def finish(run: str, returned: JobReturn) -> str | None:
+            returns[run] = returned
+            return failure_of(Path(run))
+
+        perform = partial(run_one, str(version.getbase()), self.hydra_context, self.task_function)
+        errors = run_jobs({job.run_dir: job for job in jobs}, finish, self.workers, job=perform)
+        for run in errors.keys() - returns.keys():
+            keep_error(Path(run), errors[run], given[run])
+        return [returns[run] for run in given if run in returns]
+
+    def compose(self, overrides: list[str], number: int) -> DictConfig:
+        """A job's whole config, with its run directory resolved."""
+        from unlearn.sweep import config_of
+
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.num, config.hydra.job.id = number, str(number)
+            HydraConfig.instance().set_config(config)  # for ${hydra:...}
+            config.run_dir = str(config_of(config, overrides).run_dir)
+        return config
+
+
+def run_one(
+    base: str, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+) -> JobReturn:
+    """A job in a process of the pool, which is told what Hydra's first process knows."""
+    version.setbase(base)
+    setup_globals()
+    JobRuntime.instance().set("name", config.hydra.job.name)
+    return run_job(
+        task_function,
+        config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=hydra_context,
+    )
