@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobRuntime, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+from tqdm import tqdm
 
 
 class PoolLauncher(Launcher):
@@ -51,11 +52,9 @@ class PoolLauncher(Launcher):
         from unlearn.sweep import failure_of, keep_error
 
         setup_globals()
-        jobs = [
-            self.compose(list(overrides), number)
-            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
-        ]
-        given = {job.run_dir: overrides for job, overrides in zip(jobs, job_overrides, strict=True)}
+        overrides = tqdm(job_overrides, desc="composing", unit="job", leave=False)
+        jobs = [self.compose(list(own), n) for n, own in enumerate(overrides, initial_job_idx)]
+        given = {job.run_dir: own for job, own in zip(jobs, job_overrides, strict=True)}
         returns: dict[str, JobReturn] = {}
 
         def finish(run: str, returned: JobReturn) -> str | None:

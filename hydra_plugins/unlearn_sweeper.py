@@ -16,6 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+from tqdm import tqdm
 
 
 class UnlearnSweeper(Sweeper):
@@ -113,7 +114,8 @@ class UnlearnSweeper(Sweeper):
         from unlearn.sweep import check_jobs
 
         jobs = [job for own in overrides for job in BasicSweeper.split_arguments(own, None)[0]]
-        runs = check_jobs(self.compose(job, number) for number, job in enumerate(jobs))
+        checked = tqdm(jobs, desc="checking", unit="job", leave=False)
+        runs = check_jobs(self.compose(job, number) for number, job in enumerate(checked))
         size = self.max_batch_size or len(jobs)
         for first in range(0, len(jobs), size):
             self.launch(jobs[first : first + size], first)

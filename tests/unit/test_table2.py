@@ -126,6 +126,7 @@ def results(tmp_path: Path) -> Path:
         for seed in (0, 1):
             for row, values in {
                 "doco": (0.0, 1.0),
+                "without_contexts": (0.0, 1.0),
                 "concept_ablation": (0.4, 1.0),
                 "unlearn_only": (0.0, 0.5),
                 "weighted_sum": (0.0, 1.0),
@@ -143,8 +144,9 @@ def test_claims_are_decided_by_their_intervals(results: Path) -> None:
         write_run(results / "rows", f"doco-penguin-{seed}", 0.6, 1.0)
     (line, *_) = claims(read_kept(results / "rows", PLAN), PLAN)
     assert "(emojione -40.0, penguin +20.0, rabbit -40.0, " in line
-    for path in (results / "rows").glob("doco-rabbit-*.csv"):
-        path.unlink()
+    for row in ("doco", "without_contexts"):
+        for path in (results / "rows").glob(f"{row}-rabbit-*.csv"):
+            path.unlink()
     few = claims(read_kept(results / "rows", PLAN), PLAN)
     assert all(
         "on the table's 5 targets with 2 training seeds" in line and "undecided" in line
