@@ -75,7 +75,7 @@ HEADER = (
 TUNING = (
     "The settings of all methods are the best of eight trials on four other concepts, by kind "
     "(UCE's λ: over both kinds), but for two on instances: Concept Ablation has the best of its "
-    "first three, 0.005 in score under the best of eight, as its rows had been run, and DoCo one "
+    "first three, 0.004 in score under the best of eight, as its rows had been run, and DoCo one "
     "that is 0.001 under the best and takes 200 steps less. DoCo had trials before these on the "
     "same concepts, where the settings of its rows from the base, the paper's setting and the "
     "reference arithmetic were chosen. The negative prompt has nothing to tune. Runs of rabbit, "
