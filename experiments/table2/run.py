@@ -139,7 +139,8 @@ def run_all(scale: str, jobs: list[Job], workers: int) -> None:
         render_scale(scale)
     if missing:
         sweep = runs / "jobs.yaml"
-        sweep.write_text(yaml.safe_dump([overrides_of(j, scale, runs) for j in missing], width=999))
+        planned = [overrides_of(job, scale, runs) for job in missing]
+        sweep.write_text(yaml.safe_dump(planned, width=999), encoding="utf-8")
         keep = f"{{_target_:experiments.table2.run.KeepRuns,scale:{scale}}}"
         run_train(
             ["-m", f"hydra.sweeper.jobs={sweep}", "hydra/launcher=pool",
