@@ -141,7 +141,7 @@ def test_several_runs_stand_side_by_side(
     assert page.of("img", "alt")[:3] == ["base: panda", "panda: panda", "other: panda"]
     assert len(page.of("img", "src")) == 3 * 8 * 4  # the base model's image once
     differs = page.text.partition("What differs")[2].partition("the whole configuration")[0]
-    assert re.sub(r"\s", "", differs) == "keypandaothersteps50077panda:"
+    assert re.sub(r"\s", "", differs) == "keypandaothersteps30077panda:"
     assert page.of("svg", "aria-label") == ["unlearn_loss", "surgery/cosine"]
 
 

@@ -55,7 +55,7 @@ def test_a_run_goes_on_under_the_same_configuration(config: DictConfig, run: Pat
 def test_settings_of_other_methods_and_the_variant_s_name_are_no_difference(
     config: DictConfig, run: Path
 ) -> None:
-    retuned = changed("model.settings.spm.style.lr=9", "variant=regression", "steps=500")
+    retuned = changed("model.settings.spm.style.lr=9", "variant=regression", "steps=300")
     assert progress_of(retuned, run) == Progress(begun=True)
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert "settings" not in written["model"]
@@ -68,7 +68,7 @@ def test_settings_of_other_methods_and_the_variant_s_name_are_no_difference(
 @pytest.mark.parametrize(
     ("override", "key", "old", "new"),
     [
-        ("method.lr=1e-3", "method.lr", "2e-05", "0.001"),
+        ("method.lr=1e-3", "method.lr", "0.0001", "0.001"),
         ("concept.targets=[panda,fox]", "concept.targets", "None", r"\['panda', 'fox'\]"),
         ("evaluation.seeds=9", "evaluation.seeds", "2", "9"),
         ("method=esd", "method.name", "'doco'", "'esd'"),
@@ -88,7 +88,7 @@ def test_only_the_evaluation_of_a_trained_run_may_draw_in_other_batches(run: Pat
         progress_of(changed("drawing_batch=2"), run)
     (run / "unlearned.safetensors").touch()
     assert progress_of(changed("drawing_batch=2"), run).trained
-    with pytest.raises(ValueError, match=r"method\.lr=2e-05, not 0\.001"):
+    with pytest.raises(ValueError, match=r"method\.lr=0\.0001, not 0\.001"):
         progress_of(changed("drawing_batch=2", "method.lr=1e-3"), run)
 
 
