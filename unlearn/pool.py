@@ -52,11 +52,11 @@ def side_by_side(
 
 
 def work(job: Callable[[DictConfig], Result], config: DictConfig) -> Result:
-    """One run, whose output goes to log.txt in its run directory; returns what `job` does."""
+    """One run, whose output is added to log.txt in its run directory; returns what `job` does."""
     run = Path(config.run_dir)
     run.mkdir(parents=True, exist_ok=True)
     with (
-        (run / "log.txt").open("w", encoding="utf-8") as log,
+        (run / "log.txt").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):

@@ -72,3 +72,5 @@ def test_a_run_that_is_killed_does_not_stop_the_others(tmp_path: Path) -> None:
     share = max(1, (os.cpu_count() or 1) // 2)
     assert {(tmp_path / name / "log.txt").read_text() for name in finished} == {f"{share}\n"}
     assert errors == {"killed": f"its process died (out of memory?): {tmp_path / 'killed'}"}
+    run_jobs({"a": configs["a"]}, lambda name, run: None, workers=2, job=killed)
+    assert (tmp_path / "a" / "log.txt").read_text() == 2 * f"{share}\n"  # what was there stays
