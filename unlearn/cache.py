@@ -11,6 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
@@ -30,21 +31,30 @@ def cache_folder() -> Path:
 
 
 def fingerprint(pipe: DiffusionPipeline) -> str:
-    """A hash of the pipeline's weights and tokenizer, and of what computes with them."""
+    """A hash of the pipeline's networks and tokenizers, and of what computes with them."""
     digest = hashlib.blake2b(digest_size=16)
     for module in networks_of(pipe).values():
-        digest.update(str(type(module)).encode())
+        digest.update(f"{type(module)}{json.dumps(settings_of(module), sort_keys=True)}".encode())
         for name, tensor in module.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.device.type}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    # without what diffusers notes for itself, some of it in an order that no two processes share
-    tokenizers = [t for name in TOKENIZERS if (t := getattr(pipe, name, None)) is not None]
-    facts = [f for t in tokenizers for f in (t.get_vocab(), t.padding_side)]
+    facts: list[Any] = []
+    for tokenizer in (t for name in TOKENIZERS if (t := getattr(pipe, name, None)) is not None):
+        own = json.loads(tokenizer.backend_tokenizer.to_str())
+        own |= {"padding": tokenizer.padding_side, "truncation": tokenizer.model_max_length}
+        facts.append(own)  # without how the last call padded and cut
     if zeros := pipe.config.get("force_zeros_for_empty_prompt"):
         facts.append(zeros)
-    facts += [torch.__version__, diffusers.__version__]
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    facts += [torch.__version__, diffusers.__version__, transformers.__version__]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def settings_of(network: Any) -> dict[str, Any]:
+    """A network's configuration, without where it came from and what stored it."""
+    config = network.config if isinstance(network.config, dict) else network.config.to_dict()
+    lost = ("transformers_version", "architectures", "dtype", "torch_dtype")
+    return {k: v for k, v in config.items() if k not in lost and not k.startswith("_")}
 
 
 def digest(weights: Path) -> str:

@@ -263,7 +263,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
             "states": torch.stack([self.data.target_states[phrase, pair], kept]),
             "teacher_states": anchor.states[pair],
             "pair": pair,
-            "number": torch.tensor(number),
+            "seed": torch.randint(2**62, (), generator=generator),  # of what else a method draws
         }
 
 

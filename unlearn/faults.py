@@ -40,6 +40,10 @@ class NotFiniteError(RunError):
         values = ", ".join(f"{name} is {value}" for name, value in losses.items())
         super().__init__(f"in step {step} {values}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which needs the reason and not the batch."""
+        return type(self), (self.step, self.losses, {})
+
 
 class Interrupted(SystemExit):
     """SIGTERM or Ctrl-C; the exit status is 128 + the signal's number, as shells have it."""
@@ -47,6 +51,10 @@ class Interrupted(SystemExit):
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.name = signal.Signals(signum).name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process."""
+        return type(self), (self.code - 128,)  # type: ignore[operator]
 
 
 class Stop:

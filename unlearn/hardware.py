@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 
 import lightning as L
 import torch
@@ -75,7 +76,7 @@ def check_sweep(config: DictConfig) -> None:
     """
     trainer = config.trainer
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    several = str(trainer.devices) not in ("1", "[0]") or trainer.num_nodes != 1
+    several = not re.fullmatch(r"1|\[\d+\]", str(trainer.devices)) or trainer.num_nodes != 1
     if sweeping and several and "spawn" not in str(trainer.strategy):
         raise ValueError(
             f"trainer.devices={trainer.devices}, trainer.strategy={trainer.strategy!r}: in a sweep "

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from itertools import cycle, islice
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 Result = TypeVar("Result")
@@ -55,12 +58,16 @@ def work(job: Callable[[DictConfig], Result], config: DictConfig) -> Result:
     """One run, whose output is added to log.txt in its run directory; returns what `job` does."""
     run = Path(config.run_dir)
     run.mkdir(parents=True, exist_ok=True)
-    with (
-        (run / "log.txt").open("a", encoding="utf-8") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        return job(config)
+    try:
+        with (
+            (run / "log.txt").open("a", encoding="utf-8") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            return job(config)
+    finally:
+        if (parent := parent_process()) and not parent.is_alive():
+            os._exit(128 + signal.SIGTERM)  # nobody waits for a result, or has more to do
 
 
 def run_jobs(
@@ -74,7 +81,8 @@ def run_jobs(
     """The errors of the runs that failed, by name.
 
     The processor's cores are shared out among the workers: small networks gain more from runs side
-    by side than from threads.
+    by side than from threads. So are the GPUs, where each run has one device. Where this process
+    ends, however it does, a run ends as at SIGTERM.
 
     Args:
         configs: of each run, by its name.
@@ -82,29 +90,51 @@ def run_jobs(
         job: makes a run of a config, in its run directory.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()  # of one process each
-    for _ in range(workers):
-        idle.put(process(threads))
+    asked = {str(OmegaConf.select(config, "trainer.devices")) for config in configs.values()}
+    devices: list[str | None] = [*(gpus() if asked == {"1"} else [])] or [None]
+    idle: SimpleQueue[tuple[ProcessPoolExecutor, str | None]] = SimpleQueue()  # of one process each
+    for device in islice(cycle(devices), workers):
+        idle.put((process(threads, device), device))
 
     def run(config: DictConfig) -> Result:
-        pool = idle.get()
+        pool, device = idle.get()
         try:
             return pool.submit(work, job, config).result()
         except BrokenProcessPool as error:
-            pool = process(threads)
+            pool = process(threads, device)
             raise RuntimeError(f"its process died (out of memory?): {config.run_dir}") from error
         finally:
-            idle.put(pool)
+            idle.put((pool, device))
 
     try:
         tasks = {name: partial(run, config) for name, config in configs.items()}
         return side_by_side(tasks, finish, workers, done)
     finally:
         for _ in range(workers):
-            idle.get().shutdown()
+            idle.get()[0].shutdown()
 
 
-def process(threads: int) -> ProcessPoolExecutor:
+def gpus() -> list[str]:
+    """The names of the GPUs, as CUDA_VISIBLE_DEVICES has them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def process(threads: int, device: str | None) -> ProcessPoolExecutor:
     """One process for run after run, so that they do not import everything anew."""
     spawn = get_context("spawn")
-    return ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(threads,))
+    return ProcessPoolExecutor(1, spawn, initializer=begin, initargs=(threads, device))
+
+
+def begin(threads: int, device: str | None) -> None:
+    """Make a process of the pool ready: its share of the machine, and an end with the first's."""
+    torch.set_num_threads(threads)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+    def follow() -> None:
+        if parent := parent_process():
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=follow, daemon=True).start()

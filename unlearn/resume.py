@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -147,24 +149,49 @@ def evaluated(run: Path) -> bool:
     return True
 
 
-@rank_zero_only
-def open_run(config: DictConfig, run: Path, progress: Progress) -> None:
-    """Make the run directory ready: an earlier run that this one does not go on with is deleted.
+def lock(run: Path) -> int:
+    """A file descriptor; until it is closed, no other process of this machine gets one of the run.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: another process has it.
     """
+    held = os.open(run, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(held)
+        raise ValueError(f"run_dir={run}: another process is at work in it") from error
+    except OSError:  # the file system has no locks
+        pass
+    return held
+
+
+@rank_zero_only
+def open_run(config: DictConfig, run: Path, progress: Progress) -> int:
+    """Make the run directory ready: an earlier run that this one does not go on with is deleted.
+
+    Returns:
+        What to close when the run is left, see `lock`.
+
+    Raises:
+        ValueError: it cannot be written, or another process is at work in it.
+    """
+    held = None
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        held = lock(run)
         if not progress.begun:
             if (run / "config.yaml").exists():
                 clear(run)
-            run.mkdir(parents=True, exist_ok=True)
             write_text(run / "config.yaml", text_of(config))
         else:
             for left in run.rglob("*.partial"):  # by a process that was killed
                 left.unlink(missing_ok=True)  # another node may have been quicker
         tempfile.TemporaryFile(dir=run).close()
+        return held
     except OSError as error:
+        if held is not None:
+            os.close(held)
         raise ValueError(
             f"run_dir={run}: cannot be written ({error.strerror}); choose another run_dir"
         ) from error

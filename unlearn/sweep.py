@@ -96,7 +96,10 @@ def attempt(config: DictConfig, overrides: Sequence[str]) -> None:
 def keep_error(run: Path, reason: str, overrides: Sequence[str], details: str = "") -> None:
     """Write error.txt, which holds no secret, into the run directory of a job that failed."""
     run.mkdir(parents=True, exist_ok=True)
-    given = " ".join(f"{k}=***" if is_secret(k := o.partition("=")[0]) else o for o in overrides)
+    given = " ".join(
+        f"{key}=***" if is_secret(key) and value not in ("true", "false") else f"{key}{sign}{value}"
+        for key, sign, value in (o.partition("=") for o in overrides)
+    )
     write_text(run / ERROR, hide(f"{reason}\n\noverrides: {given}\n\n{details}"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -80,9 +81,9 @@ def train(config: DictConfig) -> Path:
         method = ready_method(config, concept, pipe)
         left = 0 if progress.trained else config.steps - progress.step
         budget = Budget(estimate(config, concept, pipe, method, left), run, left)
-        open_run(config, run, progress)
-        loggers = build_loggers(config, run, progress.step)
+        held = open_run(config, run, progress)
         try:
+            loggers = build_loggers(config, run, progress.step)
             budget.announce()
             job = Job(config, concept, run, pipe, drawer, method, earlier)
             if not progress.trained:
@@ -98,6 +99,8 @@ def train(config: DictConfig) -> Path:
             if wandb := sys.modules.get("wandb"):  # else a sweep's next job would go on in its run
                 with contextlib.suppress(Exception):  # W&B may be what went wrong
                     wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+            if held is not None:  # of rank 0
+                os.close(held)
     return run
 
 

@@ -115,9 +115,9 @@ def claim(number: int, row: str, other: str, kept: Kept, plan: dict[str, Any], w
 def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
     """The two claims of the paper, each with its differences in points, and its verdict.
 
-    Of the default (claim 2: of the former one, without contexts), of DoCo from the base model, as
-    in the paper, and of the former default; on the table's targets, and once both rows have all
-    further targets, on those and on all.
+    Of the default, of DoCo from the base model, as in the paper, and of the default before
+    contexts; on the table's targets, and once both rows have all further targets, on those and on
+    all.
 
     1. Domain correction generalises: the unseen-target rate of DoCo is under Concept Ablation's,
        and its retention not worse by more than 2 points.

@@ -2,9 +2,10 @@
 
     python -m experiments.table2.run [--scale emoji|smoke] [--rows doco,uce] [--workers 2]
 
-A run's images.csv is kept in results/rows as soon as it ends, and the table is made anew; what is
-there is not run again, so a killed call goes on where it stopped, and a run that failed is tried
-again by the next call. Delete a run's file, and its run directory, to run it with other settings.
+A run's images.csv is kept in results/rows as soon as it ends; what is there is not run again, so a
+killed call goes on where it stopped, and a run that failed is tried again by the next call. The
+table is made of what is kept when a call begins, and when it ends. Delete a run's file, and its
+run directory, to run it with other settings.
 
 The runs are one Hydra multirun, `unlearn train -m hydra.sweeper.jobs=runs/table2-emoji/jobs.yaml
 hydra/launcher=pool`, with a callback that keeps what has ended.
@@ -89,7 +90,7 @@ def overrides_of(job: Job, scale: str, runs: Path) -> list[str]:
 
 
 class KeepRuns(Callback):
-    """Of the multirun: keeps each run that has ended, and makes the table anew.
+    """Of the multirun: keeps each run that has ended.
 
     Args:
         scale: of the call.
@@ -106,7 +107,6 @@ class KeepRuns(Callback):
         _row, concept, seed = run.name.rsplit("-", 2)
         pictured = seed == "0" and concept in read_rows()["ablation_targets"]
         keep_run(run, results_of(self.scale), run.name, pictured)
-        render_scale(self.scale)
 
 
 def results_of(scale: str) -> Path:
@@ -142,11 +142,14 @@ def run_all(scale: str, jobs: list[Job], workers: int) -> None:
         planned = [overrides_of(job, scale, runs) for job in missing]
         sweep.write_text(yaml.safe_dump(planned, width=999), encoding="utf-8")
         keep = f"{{_target_:experiments.table2.run.KeepRuns,scale:{scale}}}"
-        run_train(
-            ["-m", f"hydra.sweeper.jobs={sweep}", "hydra/launcher=pool",
-             f"hydra.launcher.workers={workers}", f"+hydra.callbacks.keep={keep}"]
-        )  # fmt: skip
-        render_scale(scale)
+        try:
+            run_train(
+                ["-m", f"hydra.sweeper.jobs={sweep}", "hydra/launcher=pool",
+                 f"hydra.launcher.workers={workers}", f"+hydra.callbacks.keep={keep}"]
+            )  # fmt: skip
+        finally:
+            if any(is_kept(job, scale) for job in jobs):
+                render_scale(scale)
     if lost := [job.name for job in jobs if not is_kept(job, scale)]:
         raise SystemExit(f"{', '.join(lost)}: finished, but not kept: see log.txt of their runs")
 

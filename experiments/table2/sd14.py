@@ -30,7 +30,7 @@ from experiments.command import end, positive
 from experiments.table2.published import render
 from experiments.table2.run import Job, jobs_of, read_rows
 from unlearn.config import check_config, compose
-from unlearn.pool import side_by_side
+from unlearn.pool import gpus, side_by_side
 from unlearn.vocabulary import vocabulary
 
 HERE = Path(__file__).parent
@@ -195,10 +195,9 @@ def visible(count: int) -> list[str]:
     """The first `count` GPUs, of those that CUDA_VISIBLE_DEVICES names if it is set.
 
     Raises:
-        ValueError: it names fewer.
+        ValueError: there are fewer.
     """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    known = named.split(",") if named else [str(i) for i in range(count)]
+    known = gpus() or [str(i) for i in range(count)]  # without a GPU, so many runs on the CPU
     if not 1 <= count <= len(known):
         raise ValueError(f"--devices={count}: from 1 to {len(known)} are there")
     return known[:count]

@@ -5,8 +5,8 @@
 The trials are listed in tuning/grid.yaml, as many for every method. Each finished one is a line of
 tuning/outcome.csv, which also says what is not run again. The best trial of a method, for each kind
 of concept, has the largest mean score: the harmonic mean of what is forgotten (images for unseen
-target prompts that are neither the target nor broken, at the most what the base model leaves whole)
-and what is kept (retention on related and unrelated prompts).
+target prompts that are neither the target nor broken) and what is kept (retention on related and
+unrelated prompts).
 """
 
 from __future__ import annotations

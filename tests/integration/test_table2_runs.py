@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from omegaconf import DictConfig
 
 from experiments.table2.run import jobs_of, overrides_of, read_rows
 from unlearn.config import compose
+from unlearn.faults import NotFiniteError, Stop
 from unlearn.pool import run_jobs
 from unlearn.train import train
 
@@ -74,3 +77,66 @@ def test_a_run_that_is_killed_does_not_stop_the_others(tmp_path: Path) -> None:
     assert errors == {"killed": f"its process died (out of memory?): {tmp_path / 'killed'}"}
     run_jobs({"a": configs["a"]}, lambda name, run: None, workers=2, job=killed)
     assert (tmp_path / "a" / "log.txt").read_text() == 2 * f"{share}\n"  # what was there stays
+
+
+def device_of(config: DictConfig) -> str:
+    """The GPUs that a run sees."""
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_each_process_has_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    one = {"trainer": {"devices": 1}}
+    configs = {n: DictConfig({**one, "run_dir": str(tmp_path / n)}) for n in ("a", "b")}
+    seen: list[str] = []
+    assert not run_jobs(configs, lambda name, gpu: seen.append(gpu), workers=2, job=device_of)
+    assert sorted(seen) == ["4", "6"]
+    configs["b"].trainer.devices = 2
+    assert not run_jobs(configs, lambda name, gpu: seen.append(gpu), workers=2, job=device_of)
+    assert seen[2:] == ["4,6", "4,6"]
+
+
+def not_finite(config: DictConfig) -> None:
+    """A run whose loss is NaN."""
+    raise NotFiniteError(3, {"loss": float("nan")}, {"latents": torch.zeros(1)})
+
+
+def test_the_reason_of_a_run_that_fails_is_its_own(tmp_path: Path) -> None:
+    configs = {"a": DictConfig({"run_dir": str(tmp_path / "a")})}
+    errors = run_jobs(configs, lambda name, run: None, workers=1, job=not_finite)
+    assert errors == {"a": "in step 3 loss is nan"}
+
+
+def waits(config: DictConfig) -> None:
+    """A run that says which process it is, and waits for a signal."""
+    with Stop() as stop:
+        stop.training = True
+        Path(config.run_dir, "process").write_text(str(os.getpid()))
+        while not stop.signum:
+            time.sleep(0.01)
+        Path(config.run_dir, "stopped").touch()
+
+
+def test_runs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    """It is killed, and they end as at SIGTERM; so does a process that has nothing to do."""
+    script = (
+        "from omegaconf import DictConfig\n"
+        "from tests.integration.test_table2_runs import waits\n"
+        "from unlearn.pool import run_jobs\n"
+        "if __name__ == '__main__':\n"
+        f"    runs = {{n: DictConfig({{'run_dir': '{tmp_path}/' + n}}) for n in 'ab'}}\n"
+        "    run_jobs(runs, lambda *_: None, workers=2, job=waits)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, tmp_path / "script.py"], cwd=ROOT, env=variables)
+    notes = [tmp_path / name / "process" for name in "ab"]
+    while not all(note.exists() and note.read_text() for note in notes):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    children = [psutil.Process(int(note.read_text())) for note in notes]
+    parent.kill()
+    parent.wait()
+    _gone, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert all((tmp_path / name / "stopped").exists() for name in "ab")

@@ -64,7 +64,7 @@ def batch_of(pipe: Any, size: int = 8) -> dict[str, Tensor]:
         "states": texts[None],
         "teacher_states": texts[1:],
         "pair": torch.tensor([0]),
-        "number": torch.tensor([0]),
+        "seed": torch.tensor([0]),
     }
 
 

@@ -108,6 +108,27 @@ def test_the_key_holds_weights_sampler_prompt_and_seed(random_model: Path) -> No
     assert len(names) == 5
 
 
+def test_the_key_holds_what_networks_and_tokenizers_are_set_to(random_model: Path) -> None:
+    def load() -> Any:
+        return load_pipeline(str(random_model))
+
+    pipe = load()
+    before = fingerprint(pipe)
+    pipe(["a panda " * 40], num_inference_steps=1, output_type="latent")  # pads and cuts
+    assert fingerprint(pipe) == before
+    keys = [before]
+    pipe = load()
+    pipe.vae.register_to_config(scaling_factor=2 * pipe.vae.config.scaling_factor)
+    keys.append(fingerprint(pipe))
+    pipe = load()
+    pipe.text_encoder.config.hidden_act = "gelu"
+    keys.append(fingerprint(pipe))
+    pipe = load()
+    pipe.tokenizer.model_max_length = 8
+    keys.append(fingerprint(pipe))
+    assert len({*keys}) == 4
+
+
 def test_the_key_holds_the_scheduler(random_model: Path, folder: Path) -> None:
     pipe = load_pipeline(str(random_model))
     schedulers = [DDPMParallelScheduler, DDIMScheduler]

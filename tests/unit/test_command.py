@@ -51,7 +51,14 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ),
         (["run", "run", "evaluation=i2p"], r"their results would lie in one folder"),
         (["run/unlearned.safetensors"], r"concept\.name is missing"),
-        (["run/unlearned.safetensors", "concept=panda"], r"no run directory; choose a published"),
+        (
+            ["run/unlearned.safetensors", "concept=panda", "evaluation.seeds=0"],
+            r"evaluation\.seeds=0: at least 1 is needed",
+        ),
+        (
+            ["run/unlearned.safetensors", "concept=panda", "drawing_batch=0"],
+            r"drawing_batch=0: a whole number of at least 1",
+        ),
         (["run/unlearned.safetensors", "trainer.strategy=ddp"], r"=ddp: plays no part in an eval"),
     ],
 )

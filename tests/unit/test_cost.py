@@ -62,7 +62,7 @@ def batch_of(pipe: Any, size: int) -> dict[str, torch.Tensor]:
     return {
         "latents": torch.randn(shape), "noise": torch.randn(shape),
         "timesteps": torch.tensor([[900, 500]] * size), "states": states,
-        "teacher_states": states[:, 0], "pair": torch.arange(size), "number": torch.arange(size),
+        "teacher_states": states[:, 0], "pair": torch.arange(size), "seed": torch.arange(size),
     }  # fmt: skip
 
 

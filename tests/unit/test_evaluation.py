@@ -70,7 +70,7 @@ def test_summary_of_hand_made_judgements(tmp_path: Path) -> None:
     assert sets["related"]["style"]["base"]["n"] == 1  # only one prompt names a style
     assert values(sets["unrelated"], "right") == (1, 0)  # broken: shows nothing
     assert values(sets["unrelated"], "broken") == (0, 1)
-    assert "| seen_target | 2 | 100% → 50% [9%, 91%] |" in table(result)
+    assert "| seen_target | 2 | 100% → 50% [5%, 95%] |" in table(result)  # two images of one prompt
     path = tmp_path / "images.csv"
     asked = [Asked(concept, probe, i) for i, probe in enumerate(probes)]
     write_images(path, asked, sides, result["excluded_prompts"])

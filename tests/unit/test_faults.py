@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from unlearn.faults import Interrupted, RunError, Stop, explained
+from unlearn.faults import Interrupted, NotFiniteError, RunError, Stop, explained
 from unlearn.files import write_text
 
 
@@ -60,3 +61,11 @@ def test_signals_wait_for_the_end_of_a_step_and_only_there() -> None:
             os.kill(os.getpid(), signal.SIGINT)
         assert ended.value.code == 130
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_faults_reach_another_process() -> None:
+    fault = NotFiniteError(3, {"unlearn_loss": float("nan")}, {"latents": torch.zeros(2)})
+    other = pickle.loads(pickle.dumps(fault))
+    assert (type(other), str(other), other.step) == (NotFiniteError, str(fault), 3)
+    end = pickle.loads(pickle.dumps(Interrupted(signal.SIGTERM)))
+    assert (end.code, end.name) == (143, "SIGTERM")

@@ -78,7 +78,7 @@ def batch_of(pipe: Any) -> dict[str, Tensor]:
         "states": texts[None],
         "teacher_states": texts[1:],
         "pair": torch.tensor([0]),
-        "number": torch.tensor([0]),
+        "seed": torch.tensor([0]),
     }
 
 

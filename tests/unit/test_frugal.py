@@ -41,7 +41,7 @@ def gradients(folder: Path, name: str, stored: bool, checkpointing: bool, bf16: 
         "states": texts.expand(2, -1, -1, -1),
         "teacher_states": texts[1:].expand(2, -1, -1),
         "pair": torch.tensor([0, 0]),
-        "number": torch.tensor([0, 1]),
+        "seed": torch.tensor([0, 1]),
     }
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         if hasattr(method, "gradients"):

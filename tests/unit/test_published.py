@@ -14,12 +14,14 @@ from PIL import Image
 
 from unlearn import generate
 from unlearn.backbone import cross_attention_layers, load_pipeline
+from unlearn.cli import load_run
 from unlearn.config import compose
 from unlearn.evaluation.cells import Lenses
 from unlearn.evaluation.command import evaluate_all
 from unlearn.evaluation.metrics import Mean
 from unlearn.evaluation.nudity import Detection
-from unlearn.export import save_unlearned
+from unlearn.export import load_unlearned, save_unlearned
+from unlearn.formats import ExportOptions, export
 
 TEMPLATES = "imagenet_templates = ['a photo of a {}.', 'the {}.', 'art of a {}.']\n"
 SMALL = [
@@ -231,6 +233,29 @@ def test_weights_from_elsewhere_have_the_command_line_s_config(
     assert (result["method"], result["weights"]) == (None, "mine/delta.safetensors")
     evaluate(weights, *given, "out_dir=own")
     assert values(result_of(Path("own")), "kid") == values(result, "kid")
+
+
+def test_weights_from_elsewhere_go_through_the_four_prompt_sets_as_a_run_does(
+    make_run: Callable[..., Path], random_model: Path, random_judge: Path
+) -> None:
+    """The run's own weights, a pickle of them, and the whole folder of a pipeline."""
+    short = ["evaluation.seeds=1", "evaluation.sampling_steps=2"]
+    short += [f"evaluation.judge={random_judge}"]
+    run = make_run()
+    evaluate_all([str(run), *short])
+    own = json.loads((run / "result.json").read_text())
+    assert own["sets"]["unrelated"]["object"]["base"]["n"] > 0
+    export(load_run(str(run))[0], run, None, ExportOptions(format="delta"))
+    load_unlearned(load_pipeline(str(random_model)), run / "unlearned.safetensors").save_pretrained(
+        "folder"
+    )
+    given = ["concept=panda", f"model.pretrained={random_model}", "trainer.accelerator=cpu"]
+    for weights in (run / "delta.bin", Path("folder")):
+        evaluate_all([str(weights), *given, *short, "out_dir=other"])
+        result = json.loads(Path("other/result.json").read_text())
+        assert (result["method"], result["weights"]) == (None, str(weights))
+        assert result["sets"] == own["sets"]
+        assert Path("other/images.csv").read_text() == (run / "images.csv").read_text()
 
 
 def test_i2p_counts_what_the_detector_finds(

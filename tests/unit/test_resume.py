@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> DictConfig:
 @pytest.fixture
 def run(config: DictConfig) -> Path:
     run = Path(config.run_dir)
-    open_run(config, run, Progress())
+    os.close(open_run(config, run, Progress()))
     return run
 
 
@@ -143,10 +143,19 @@ def test_beginning_anew_deletes_what_a_run_wrote_and_nothing_else(
     exports = ("delta.bin", "lora.safetensors", "kohya.safetensors")
     for name in ("metrics.csv", "images.csv", "failed_step_rank0.pt", "result.json", *exports):
         (run / name).touch()
-    open_run(config, run, Progress())
+    os.close(open_run(config, run, Progress()))
     assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "mine.txt"]
     assert OUTPUTS[-1] == "config.yaml"  # a call killed while it deletes leaves the folder a run's
     assert yaml.safe_load((run / "config.yaml").read_text())["concept"]["name"] == "panda"
+
+
+def test_two_processes_do_not_work_in_one_run(config: DictConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    held = open_run(config, run, Progress())
+    with pytest.raises(ValueError, match=rf"run_dir={run}: another process is at work in it"):
+        open_run(config, run, Progress(begun=True))
+    os.close(held)
+    os.close(open_run(config, run, Progress(begun=True)))
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:

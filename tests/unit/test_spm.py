@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -76,13 +77,13 @@ def test_at_the_start_the_network_is_the_base_network(random_model: Path) -> Non
 
 def test_anchoring_adds_the_change_for_other_texts(random_model: Path) -> None:
     spm, batch = make_spm(random_model, anchoring=7.0), make_batch()
-    batch["number"] = torch.arange(3)
+    batch["seed"] = torch.arange(3)
     with torch.no_grad():
         torch.testing.assert_close(spm.loss(batch), spm.erase(batch)[0])  # nothing has changed
         for weight in spm.weights:
             weight += 0.1
         erase, z_t, t = spm.erase(batch)
-        others = spm.other_states(batch["states"][:, 0], batch["number"])
+        others = spm.other_states(batch["states"][:, 0], batch["seed"])
         args = (z_t[[0, 1, 2, 0]], t[[0, 1, 2, 0]], others)
         base = load_pipeline(str(random_model)).unet(*args).sample
         change = (spm.unet(*args).sample - base).square().mean()
@@ -90,7 +91,7 @@ def test_anchoring_adds_the_change_for_other_texts(random_model: Path) -> None:
         assert change > 1e-6
 
 
-def test_anchors_are_drawn_by_the_sample_s_number_and_kept_when_unlike(random_model: Path) -> None:
+def test_anchors_are_drawn_by_the_sample_s_seed_and_kept_when_unlike(random_model: Path) -> None:
     spm, states = make_spm(random_model, anchors=64), make_batch()["states"][:, 0]
     first, again, other = (spm.other_states(states, torch.tensor([n])) for n in (5, 5, 6))
     assert torch.equal(first, again)
@@ -98,7 +99,16 @@ def test_anchors_are_drawn_by_the_sample_s_number_and_kept_when_unlike(random_mo
     own = states[torch.arange(64) % 3].flatten(1)
     ratios = first.flatten(1).norm(dim=1) / own.norm(dim=1)
     assert 0.8 <= ratios.min() < 0.9 < 1.1 < ratios.max() <= 1.2
-    assert F.cosine_similarity(first.flatten(1), own).abs().max() < 0.15
+
+
+def test_the_likelihood_of_an_anchor_falls_with_its_cosine(random_model: Path) -> None:
+    """In two dimensions, kept with p = min(1, 1 - cos): E[p cos] / E[p] = -(1/4) / (1 - 1/π)."""
+    spm = make_spm(random_model, anchors=4000)
+    own = torch.tensor([[[3.0, 4.0]]])
+    kept = spm.other_states(own, torch.tensor([1]))
+    cosines = F.cosine_similarity(kept[:, 0], own[:, 0])
+    expected = -0.25 / (1 - 1 / math.pi)  # 0 without a choice
+    assert cosines.mean() == pytest.approx(expected, abs=0.04)  # 4 standard errors
 
 
 def test_the_strength_of_a_prompt_is_its_likeness_to_the_target(random_model: Path) -> None:

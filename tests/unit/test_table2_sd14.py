@@ -143,6 +143,10 @@ def test_runs_share_the_gpus_and_failures_stop_no_other(
 def test_the_gpus_that_are_visible_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert visible(2) == ["0", "1"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert visible(3) == ["0", "1", "2"]
+    with pytest.raises(ValueError, match="--devices=8: from 1 to 3 are there"):
+        visible(8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
     assert visible(2) == ["4", "6"]
     for count in (0, 4):

@@ -102,7 +102,6 @@ SELECTS = {
     "uce_prompts": ["method=uce"],
 }
 UNDER = {  # the best score, by as much at most; the table's header and the README say so
-    ("concept_ablation", "instance"): 0.005,
     ("doco", "instance"): 0.001,
     ("uce", "style"): 0.009,  # its λ is the best over both kinds
 }

@@ -60,7 +60,7 @@ def evaluate_all(arguments: Sequence[str]) -> None:
     for config, weights, folder in jobs:
         if config.evaluation.name == "emoji":
             with explained(weights):
-                evaluate(config, folder)
+                evaluate(config, folder, None if "method" in config else weights)
         else:
             with explained(weights, LESS):
                 evaluate_published(config, weights, folder / "evaluation", changed)
@@ -102,19 +102,28 @@ def job_of(path: Path, overrides: list[str]) -> Job:
     OmegaConf.set_struct(config, True)
     with said_plainly(overrides):
         config.merge_with_dotlist(overrides)
+    check_drawing(config)
+    return Job(config, folder / "unlearned.safetensors", folder)
+
+
+def check_drawing(config: DictConfig) -> None:
+    """Refuse a way to draw the four prompt sets, where they are what is drawn, that is not valid.
+
+    Raises:
+        ValueError: names the key, the value and what is allowed.
+    """
     batch = config.get("drawing_batch")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise ValueError(f"drawing_batch={batch}: a whole number of at least 1 is needed")
     if config.evaluation.get("name", "emoji") == "emoji":
         check_evaluation(config)
-    return Job(config, folder / "unlearned.safetensors", folder)
 
 
 def weights_job(path: Path, overrides: list[str]) -> Job:
     """The model of weights from elsewhere, whose config is the command line's.
 
     Raises:
-        ValueError: an override is not valid, there is no concept, or no published protocol.
+        ValueError: an override is not valid, or there is no concept.
     """
     for override in overrides:
         if re.match(r"[+~]{0,2}trainer\.", override) and not re.fullmatch(OF_TRAINER, override):
@@ -124,11 +133,7 @@ def weights_job(path: Path, overrides: list[str]) -> Job:
             )
     config = composed(overrides)
     concept_of(config)
-    if config.evaluation.name == "emoji":
-        raise ValueError(
-            f"evaluation=emoji: {path} is no run directory; choose a published protocol, such as "
-            "evaluation=spm_general"
-        )
+    check_drawing(config)
     return Job(config, path, Path(config.out_dir or default_folder(path)))
 
 

@@ -1,4 +1,4 @@
-"""Evaluate a run on the four prompt sets, beside the base model on the same prompts and noise."""
+"""Evaluate a model on the four prompt sets, beside its base model on the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import DiffusionPipeline
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,12 +21,12 @@ from unlearn.config import base_of, concept_of, sampler_of
 from unlearn.evaluation.clip import ClipScorer
 from unlearn.evaluation.clip_judge import ClipJudge, names_of
 from unlearn.evaluation.judge import Judge, Verdict
-from unlearn.evaluation.metrics import Rate, rate
+from unlearn.evaluation.metrics import Rate, rate, rate_over
 from unlearn.evaluation.pictures import before_after, pictured
 from unlearn.evaluation.score import TARGET_SETS
-from unlearn.export import check_unlearned, load_unlearned
 from unlearn.files import whole, write_text
 from unlearn.generate import generate
+from unlearn.importing import load_weights
 from unlearn.prompts import SETS, Probe, numbered_probes
 from unlearn.sections import plain
 from unlearn.several import earlier_of
@@ -70,11 +71,12 @@ FLAGS = ("object", "style", "right", "anchor", "broken")
 Sides = dict[str, dict[str, Tensor]]  # "base" and "unlearned": what `verdicts` gives
 
 
-def share(flags: Tensor | None, among: Tensor) -> dict[str, Any]:
+def share(flags: Tensor | None, among: Tensor, probes: list[Probe]) -> dict[str, Any]:
     """The rate of flags (N,) among the chosen images (N,); of none where there are no flags."""
     if flags is None:
         return rate(0, 0)._asdict()
-    return rate(int((flags & among).sum()), int(among.sum()))._asdict()
+    prompts = [p.prompt for p, chosen in zip(probes, among.tolist(), strict=True) if chosen]
+    return rate_over(flags[among].tolist(), prompts)._asdict()
 
 
 def summarise(probes: list[Probe], sides: Sides) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def summarise(probes: list[Probe], sides: Sides) -> dict[str, Any]:
             metrics = {"right": chosen, "retention": chosen & sides["base"]["right"], **metrics}
         sets[name] = {
             metric: {
-                side: share(flags.get("right" if metric == "retention" else metric), among)
+                side: share(flags.get("right" if metric == "retention" else metric), among, probes)
                 for side, flags in sides.items()
             }
             for metric, among in metrics.items()
@@ -241,11 +243,19 @@ def load_judge(config: DictConfig, concept: Concept) -> Judge | ClipJudge | None
     return ClipJudge(clip, *names_of(concept))
 
 
-def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
+def evaluate(config: DictConfig, run: Path, foreign: Path | None = None) -> dict[str, Any]:
     """Draw, judge and compare; write what a run directory lists of results, and print the table.
 
     That is `result.json`, `images.csv` and `before_after.png`; without a judge, only what the
     picture shows, and a result without `sets`. What was forgotten before the run is evaluated too.
+
+    Args:
+        config: a run's, or of weights from elsewhere conf/evaluate.yaml's.
+        run: the folder of the results, and of the run's weights.
+        foreign: weights from elsewhere, see `load_weights`.
+
+    Raises:
+        ValueError: the judge or the weights cannot be loaded; before any image is drawn.
     """
     concept = concept_of(config)
     settings = config.evaluation
@@ -255,18 +265,31 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
         asked = [a for name in SETS for a in pictured([b for b in asked if b.probe.set == name])]
     probes, seeds = [a.probe for a in asked], [a.seed for a in asked]
     prompts = [p.prompt for p in probes]
-    pipe = load_pipeline(**base_of(config)).to(device_of(config.trainer.accelerator))
-    sampler = {**sampler_of(config, settings.sampling_steps), "cached": fingerprint(pipe)}
-    weights = run / "unlearned.safetensors"
-    own, metadata = check_unlearned(pipe, weights)
-    if sampler["precision"] == "bf16-mixed" and not metadata.get("at_inference"):
-        store_in_bf16(denoiser(pipe), (name.partition(".")[2] for name in own))
-    before = generate(pipe, prompts, seeds, description="base images", **sampler)
-    load_unlearned(pipe, weights)
-    sampler["installed"] = digest(weights)
-    after = generate(pipe, prompts, seeds, description="unlearned images", **sampler)
-    result = {"concept": concept.name, "kind": concept.kind, "method": config.method.name}
-    how = {"precision": sampler["precision"], "device": pipe.device.type}
+    weights = foreign or run / "unlearned.safetensors"
+    device = device_of(config.trainer.accelerator)
+    sampler = sampler_of(config, settings.sampling_steps)
+
+    def look(pipe: DiffusionPipeline, side: str, installed: str = "") -> Tensor:
+        """The images that one of the two models draws."""
+        pipe.to(device)
+        how = {**sampler, "cached": fingerprint(pipe), "installed": installed}
+        if sampler["precision"] == "bf16-mixed":
+            store_in_bf16(denoiser(pipe), ())
+        return generate(pipe, prompts, seeds, description=f"{side} images", **how)
+
+    base = load_pipeline(**base_of(config))
+    scheduler = base.scheduler
+    pipe = load_weights(base, weights, concept.targets)
+    pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
+    after = look(pipe, "unlearned", f"{digest(weights)} {concept.targets}")
+    del base, pipe
+    before = look(load_pipeline(**base_of(config)), "base")
+    method = config.get("method", {}).get("name")
+    result = {"concept": concept.name, "kind": concept.kind, "method": method}
+    if foreign:
+        result["weights"] = str(foreign)
+        run.mkdir(parents=True, exist_ok=True)
+    how = {"precision": sampler["precision"], "device": device}
     result["settings"] = {**plain(settings), "drawing_batch": sampler["batch_size"], **how}
     flags: Sides = {"base": {}, "unlearned": {}}
     if judge:
@@ -283,11 +306,11 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, Any]:
     before_after(probes, before, after, run / "before_after.png")
     result["sha256"] = {n: digest(run / n) for n in ("images.csv", "before_after.png")}
     write_text(run / "result.json", json.dumps(result, indent=2) + "\n")  # last: all is there
-    report(result, run)
+    report(result, run, weights)
     return result
 
 
-def report(result: dict[str, Any], run: Path) -> None:
+def report(result: dict[str, Any], run: Path, weights: Path) -> None:
     """Print the table, what was left out of it, and the paths of the files."""
     if result["sets"]:
         print(table(result))
@@ -298,5 +321,5 @@ def report(result: dict[str, Any], run: Path) -> None:
             f"{len(excluded)} target prompts left out, since the base model does not obey them "
             f"(all in result.json): {', '.join(excluded[:3])}"
         )
-    for name in ("before_after.png", "unlearned.safetensors", "result.json"):
-        print(run / name)
+    for path in (run / "before_after.png", weights, run / "result.json"):
+        print(path)

@@ -173,13 +173,13 @@ class SPM(NegativeGuidance):
         progress = hp.lr_cycles * (step - hp.lr_warm_up) / max(1, steps - hp.lr_warm_up)
         return float(hp.lr * (1 + math.cos(math.pi * (progress % 1))) / 2)
 
-    def other_states(self, states: Tensor, numbers: Tensor) -> Tensor:
+    def other_states(self, states: Tensor, seeds: Tensor) -> Tensor:
         """Texts (anchors, T, D) as large as the batch's, kept the likelier the less alike.
 
         A sample of the latent anchoring: a Gaussian direction of 0.8 to 1.2 times the target
         states' norm, pooled ones for themselves, accepted with probability 1 - cosine.
         """
-        generator = torch.Generator().manual_seed(int(numbers[0]))
+        generator = torch.Generator().manual_seed(int(seeds[0]))
         kept: list[Tensor] = []
         while len(kept) < self.hparams.anchors:
             own = states[len(kept) % len(states)].cpu()
@@ -196,7 +196,7 @@ class SPM(NegativeGuidance):
     def loss(self, batch: Batch) -> Tensor:
         """Erasing: ESD's. Anchoring: λ MSE(ε_θ(z_t, c), ε*(z_t, c)) for other text states c."""
         erase, z_t, timesteps = self.erase(batch)
-        others = self.other_states(batch["states"][:, 0], batch["number"])
+        others = self.other_states(batch["states"][:, 0], batch["seed"])
         chosen = torch.arange(len(others)) % len(z_t)
         args = (z_t[chosen], timesteps[chosen], others)
         kept = F.mse_loss(self.output(*args).float(), self.teacher(*args).float())
