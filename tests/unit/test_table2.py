@@ -13,7 +13,14 @@ from PIL import Image
 
 from experiments.table2.bootstrap import difference, draws, mean_rates, rate_of
 from experiments.table2.claims import claims, read_kept, samples_of
-from experiments.table2.run import SMOKE_NOTE, KeepRuns, jobs_of, overrides_of, read_rows
+from experiments.table2.run import (
+    SMOKE_NOTE,
+    KeepRuns,
+    jobs_of,
+    overrides_of,
+    read_rows,
+    render_scale,
+)
 from experiments.table2.table import render, table
 from unlearn.config import check_config, compose, embedded_concepts
 from unlearn.evaluation.score import counted
@@ -242,6 +249,7 @@ def test_a_run_that_has_ended_is_in_the_table_and_one_that_has_failed_is_not(
         Image.new("RGB", (1174, 1072)).save(run / "before_after.png")
         (run / file).write_text("why")
         KeepRuns("smoke").on_job_end(DictConfig({"run_dir": str(run)}), JobReturn())
+    render_scale("smoke")
     text = (results / "table2.md").read_text()
     assert SMOKE_NOTE in text
     assert "| DoCo | 1 | 10.0% [" in text
