@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from experiments.command import positive
+from experiments.table2.claims import MORE
 from experiments.table2.table import keep_run, render
 from unlearn.cli import run_train
 from unlearn.config import compose
@@ -71,8 +72,9 @@ def jobs_of(plan: dict[str, Any], scale: str, rows: list[str]) -> list[Job]:
             targets, seeds = targets[:1], 1
         runs = [(target, seed) for target in targets for seed in range(seeds)]
         if scale == "emoji":
-            further = range(entry.get("further", 0))
-            runs += [(target, seed) for target in plan["further_targets"] for seed in further]
+            for more in MORE:
+                seeds = range(entry.get(more, 0))
+                runs += [(target, seed) for target in plan[f"{more}_targets"] for seed in seeds]
         jobs += [Job(row, target, seed, entry["overrides"]) for target, seed in runs]
     return sorted(jobs, key=lambda job: job.seed)
 
@@ -80,7 +82,10 @@ def jobs_of(plan: dict[str, Any], scale: str, rows: list[str]) -> list[Job]:
 def overrides_of(job: Job, scale: str, runs: Path) -> list[str]:
     """Those of `unlearn train` for the run."""
     smaller = SMOKE if scale == "smoke" else ()
-    own = ["trainer.precision=auto", f"concept={job.concept}", *job.overrides, f"seed={job.seed}"]
+    concept = [f"concept={job.concept}"]
+    if anchor := read_rows()["fresh_targets"].get(job.concept):  # without a file of its own
+        concept = [f"concept.name={job.concept}", "concept.kind=instance", f"anchor.name={anchor}"]
+    own = ["trainer.precision=auto", *concept, *job.overrides, f"seed={job.seed}"]
     own += [*smaller, f"run_dir={runs / job.name}"]
     if scale == "smoke":
         config = compose(own)

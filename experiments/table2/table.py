@@ -10,7 +10,7 @@ import csv
 import html
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from PIL import Image, ImageDraw
@@ -24,6 +24,7 @@ from unlearn.files import whole
 HERE = Path(__file__).parent
 TOGETHER = ("retention", "broken", "base broken")  # over several sets
 SHOWN = [column for column in COLUMNS if column not in TOGETHER]
+HEAD = ["method", "runs", *SHOWN]
 MORE_BROKEN = 0.05  # over the base model's share, from which on a cell is marked
 Columns = dict[str, Estimate]
 Rows = list[tuple[str, int, Columns]]  # row, its number of runs, its columns
@@ -84,6 +85,11 @@ TUNING = (
     "row named without contexts has DoCo's setting before them."
 )
 
+FRESH = (
+    "On targets that no choice has seen: eight objects without a file in conf, named by a rule "
+    "before any run of them (rows.yaml)."
+)
+
 
 def mark(column: str, own: Columns, base: Columns) -> str:
     """What follows a cell that holds too many broken images."""
@@ -91,35 +97,70 @@ def mark(column: str, own: Columns, base: Columns) -> str:
     return " !" * (column.startswith("broken") and more > MORE_BROKEN)
 
 
-def write_texts(results: Path, plan: dict[str, Any], kept: Kept, rows: Rows, header: str) -> None:
+class Part(NamedTuple):
+    """The rows of some targets."""
+
+    which: str  # the plan's name of the targets
+    heading: str
+    rows: list[tuple[str, str, Columns]]  # label, number of runs, columns; the base model first
+    left_out: str
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """As text."""
+        base = self.rows[0][-1]
+        return [
+            [label, number, *(f"{own[c]}{mark(c, own, base)}" for c in SHOWN)]
+            for label, number, own in self.rows
+        ]
+
+    @property
+    def markdown(self) -> list[str]:
+        """Its lines."""
+        lines = (HEAD, ["---"] * len(HEAD), *self.cells)
+        table = ["| " + " | ".join(line) + " |" for line in lines]
+        return [self.heading, "", *table, "", self.left_out, ""]
+
+    @property
+    def html(self) -> str:
+        """The same."""
+        body = "".join(
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>\n"
+            for tag, line in [("th", HEAD), *(("td", line) for line in self.cells)]
+        )
+        above, below = html.escape(self.heading), html.escape(self.left_out)
+        return f"<p>{above}</p>\n<table>\n{body}</table>\n<p>{below}</p>\n"
+
+
+def parts_of(plan: dict[str, Any], kept: Kept, header: str) -> list[Part]:
+    """The table's targets, and the fresh ones, where runs of them are kept."""
+    parts = []
+    for which, heading in (("targets", header), ("fresh_targets", FRESH)):
+        own_kept = on_targets(kept, list(plan.get(which, [])))
+        if own_kept:
+            runs = one_each(own_kept)
+            rows = [("base model", "", base_columns(runs))]
+            rows += [(plan["rows"][r]["label"], str(n), own) for r, n, own in table(own_kept)]
+            parts.append(Part(which, heading, rows, left_out(runs)))
+    return parts
+
+
+def write_texts(results: Path, parts: list[Part], verdicts: list[str]) -> None:
     """table2.md, table2.csv and table2.html."""
-    head = ["method", "runs", *SHOWN]
-    runs = one_each(on_targets(kept, plan["targets"]))
-    base = base_columns(runs)
-    labelled = [("base model", "", base)]
-    labelled += [(plan["rows"][row]["label"], str(runs), own) for row, runs, own in rows]
-    cells = [
-        [label, number, *(f"{own[c]}{mark(c, own, base)}" for c in SHOWN)]
-        for label, number, own in labelled
-    ]
-    lines = [left_out(runs), *claims(kept, plan)]
-    marked = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells)]
-    (results / "table2.md").write_text("\n".join([header, "", *marked, "", *lines, ""]), "utf-8")
+    lines = [line for part in parts for line in part.markdown]
+    (results / "table2.md").write_text("\n".join([*lines, *verdicts, ""]), "utf-8")
     with (results / "table2.csv").open("w", newline="", encoding="utf-8") as file:
-        parts = [f"{column}: {part}" for column in SHOWN for part in Estimate._fields]
-        csv.writer(file).writerow(["method", "runs", *parts])
-        for label, number, own in labelled:
-            values = [f"{v:.6g}" for column in SHOWN for v in own[column]]
-            csv.writer(file).writerow([label, number, *values])
-    body = "".join(
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>\n"
-        for tag, line in [("th", head), *(("td", line) for line in cells)]
-    )
-    verdicts = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
+        columns = [f"{column}: {field}" for column in SHOWN for field in Estimate._fields]
+        csv.writer(file).writerow(["targets", "method", "runs", *columns])
+        for part in parts:
+            for label, number, own in part.rows:
+                values = [f"{v:.6g}" for column in SHOWN for v in own[column]]
+                csv.writer(file).writerow([part.which, label, number, *values])
     (results / "table2.html").write_text(
         "<!doctype html><meta charset=utf-8><title>Table 2</title>\n"
         "<style>body{font:14px sans-serif}td,th{padding:4px 8px;border-bottom:1px solid #ccc}"
-        f"</style>\n<p>{html.escape(header)}</p>\n<table>\n{body}</table>\n{verdicts}"
+        f"</style>\n{''.join(part.html for part in parts)}"
+        f"{''.join(f'<p>{html.escape(line)}</p>' for line in verdicts)}\n"
         '<img src="tradeoff.png" alt="trade-off"><img src="contact.webp" alt="contact sheet">\n',
         "utf-8",
     )
@@ -217,7 +258,7 @@ def render(results: Path, plan: dict[str, Any], note: str = TUNING) -> None:
     """
     kept = read_kept(results / "rows", plan)
     rows = table(on_targets(kept, plan["targets"]))
-    write_texts(results, plan, kept, rows, f"{HEADER} {note}")
+    write_texts(results, parts_of(plan, kept, f"{HEADER} {note}"), claims(kept, plan))
     draw_tradeoff(results, plan, rows)
     draw_contact_sheet(results, plan, kept)
 

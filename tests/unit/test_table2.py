@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 from PIL import Image
@@ -24,6 +25,7 @@ from experiments.table2.run import (
 from experiments.table2.table import render, table
 from unlearn.config import check_config, compose, embedded_concepts
 from unlearn.evaluation.score import counted
+from unlearn.vocabulary import vocabulary
 
 PLAN = read_rows()
 
@@ -53,6 +55,18 @@ def test_the_targets_are_held_out() -> None:
     assert sorted(held_out) == sorted(shipped - chosen)  # each once, and none left out
 
 
+def test_the_fresh_targets_are_those_of_their_rule() -> None:
+    """As rows.yaml tells it: nothing was picked by hand."""
+    conf, named = Path(__file__).parents[2] / "conf", set[str]()
+    for path in (*conf.glob("concept/**/*.yaml"), *conf.glob("anchor/*.yaml")):
+        entry = yaml.safe_load(path.read_text(encoding="utf-8"))
+        named |= {entry.get("name"), *(entry.get("targets") or []), *(entry.get("words") or [])}
+    words = vocabulary()
+    free = [word for word in words.objects if word not in named and words.family(word)]
+    ruled = {word: words.family(word)[0] for word in free[::12]}
+    assert ruled == PLAN["fresh_targets"]
+
+
 def test_seed_0_of_every_row_comes_first() -> None:
     jobs = jobs_of(PLAN, "emoji", list(PLAN["rows"]))
     seeds = [job.seed for job in jobs]
@@ -62,6 +76,12 @@ def test_seed_0_of_every_row_comes_first() -> None:
     assert len(jobs_of(PLAN, "smoke", list(PLAN["rows"]))) == len(PLAN["rows"])
     further = {(job.row, job.seed) for job in jobs if job.concept in PLAN["further_targets"]}
     assert further == {(row, seed) for row in ("doco", "concept_ablation") for seed in (0, 1)}
+    fresh = [job for job in jobs if job.concept in PLAN["fresh_targets"]]
+    assert {(job.row, job.seed) for job in fresh} == further | {("uce", 0), ("uce_prompts", 0)}
+    config = compose(overrides_of(fresh[0], "emoji", Path("runs")))
+    check_config(config)
+    assert (config.concept.name, config.anchor.name) == ("koala", "panda")
+    assert config.run_dir == "runs/doco-koala-0"
 
 
 def test_rates_are_means_over_targets_of_means_over_seeds() -> None:
@@ -181,7 +201,7 @@ def test_further_targets_have_lines_of_their_own(results: Path) -> None:
             write_run(results / "rows", name, 0.0, 1.0)
     lines = claims(read_kept(results / "rows", PLAN), PLAN)
     assert [line.split(", ", 2)[2].split(" with ")[0] for line in lines[:3]] == [
-        "on the table's 6 targets", "on the further 9 targets", "on all 15 targets",
+        "on the table's 6 targets", "on the further 9 targets", "on all these 15 targets",
     ]  # fmt: skip
     assert [line.rsplit(": ", 1)[1] for line in lines[:3]] == ["shown.", "not shown.", "shown."]
     assert "unseen-target rate -40.0 [" in lines[0] and "rate -16.0 [" in lines[2]
@@ -191,6 +211,28 @@ def test_further_targets_have_lines_of_their_own(results: Path) -> None:
     for path in (results / "rows").glob("concept_ablation-flat-*.csv"):
         path.unlink()
     assert len(claims(read_kept(results / "rows", PLAN), PLAN)) == 4  # until all of them are there
+
+
+def test_fresh_targets_have_a_table_and_a_line_of_their_own(results: Path) -> None:
+    for target in PLAN["fresh_targets"]:
+        for seed in (0, 1):
+            write_run(results / "rows", f"doco-{target}-{seed}", 0.0, 1.0)
+            write_run(results / "rows", f"concept_ablation-{target}-{seed}", 0.2, 1.0)
+    render(results, PLAN)
+    text = (results / "table2.md").read_text()
+    table2, fresh = text.split("On targets that no choice has seen")
+    assert "| Concept Ablation | 12 | 40.0% [" in table2
+    assert "| Concept Ablation | 16 | 20.0% [" in fresh
+    assert "on the fresh 8 targets with 2 training seeds or more: unseen-target rate -20.0" in fresh
+    assert "on all these 14 targets" in fresh
+    html = (results / "table2.html").read_text()
+    assert html.count("<table>") == 2 and html.count("<td>Concept Ablation</td>") == 2
+    with (results / "table2.csv").open() as file:
+        rates = {
+            (r["targets"], r["method"]): r["unseen target: value"] for r in csv.DictReader(file)
+        }
+    assert rates["targets", "Concept Ablation"] == "0.4"
+    assert rates["fresh_targets", "Concept Ablation"] == "0.2"
 
 
 def test_the_table_is_made_of_the_kept_rows_alone(results: Path) -> None:
