@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -133,7 +134,12 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: list[str], cut: bool = Fals
     """
     if not cut:
         check_lengths(pipe.tokenizer, prompts)
-    return encode(pipe, prompts)
+        return encode(pipe, prompts)
+    logging.disable(logging.WARNING)  # no line for each batch with a prompt that is cut
+    try:
+        return encode(pipe, prompts)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @torch.inference_mode()

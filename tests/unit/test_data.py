@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from tests.conftest import make_concept
 from unlearn.backbone import load_pipeline
+from unlearn.conditions import encode
 from unlearn.data import (
     RESCALED,
     ImageSet,
     PairDataset,
     TrainingData,
+    encode_prompts,
     make_training_data,
     rescaled,
 )
@@ -95,6 +99,23 @@ def test_data_is_drawn_from_the_concept_s_prompts(random_model: Path) -> None:
     torch.testing.assert_close(data.target_states[0, 1], expected[1])
     other = make_training_data(pipe, concept, seed=1, **sizes)
     assert not torch.equal(data.anchor.mean[0], other.anchor.mean[0])
+
+
+def test_a_prompt_over_the_limit_is_refused_or_cut_without_a_word(
+    random_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = load_pipeline(random_model)
+    long = "a panda and a fox " * pipe.tokenizer.model_max_length
+    with pytest.raises(ValueError, match="would be cut"):
+        encode_prompts(pipe, [long])
+    diffusers_logging.add_handler(caplog.handler)
+    try:
+        cut, longer = (encode_prompts(pipe, [text], cut=True) for text in (long, long * 2))
+        assert torch.equal(cut, longer)
+        assert not caplog.text
+        assert torch.equal(cut, encode(pipe, [long])) and "truncated" in caplog.text
+    finally:
+        diffusers_logging.remove_handler(caplog.handler)
 
 
 def test_augmentations_add_mirrored_and_rescaled_images(random_model: Path) -> None:
