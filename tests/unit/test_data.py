@@ -108,6 +108,8 @@ def test_a_prompt_over_the_limit_is_refused_or_cut_without_a_word(
     long = "a panda and a fox " * pipe.tokenizer.model_max_length
     with pytest.raises(ValueError, match="would be cut"):
         encode_prompts(pipe, [long])
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_warning()
     diffusers_logging.add_handler(caplog.handler)
     try:
         cut, longer = (encode_prompts(pipe, [text], cut=True) for text in (long, long * 2))
@@ -116,6 +118,7 @@ def test_a_prompt_over_the_limit_is_refused_or_cut_without_a_word(
         assert torch.equal(cut, encode(pipe, [long])) and "truncated" in caplog.text
     finally:
         diffusers_logging.remove_handler(caplog.handler)
+        diffusers_logging.set_verbosity(verbosity)
 
 
 def test_augmentations_add_mirrored_and_rescaled_images(random_model: Path) -> None:
