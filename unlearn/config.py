@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass, field, make_dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Optional, get_type_hints
 
@@ -226,6 +227,7 @@ def sampler_of(config: DictConfig, steps: int) -> dict[str, Any]:
     return {**sampler, "batch_size": config.get("drawing_batch")}
 
 
+@cache
 def embedded_concepts() -> list[str]:
     """The concepts of the embedded model: those whose anchor has no prompt pack."""
     names = [name for name in files_of("concept") if name != "custom"]

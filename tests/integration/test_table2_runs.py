@@ -64,6 +64,7 @@ def killed(config: DictConfig) -> Path:
     return Path(config.run_dir)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_does_not_stop_the_others(tmp_path: Path) -> None:
     names = ["killed", "a", "b", "c"]
     configs = {name: DictConfig({"run_dir": str(tmp_path / name)}) for name in names}
@@ -84,6 +85,7 @@ def device_of(config: DictConfig) -> str:
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
+@pytest.mark.slow
 def test_each_process_has_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     one = {"trainer": {"devices": 1}}
@@ -117,6 +119,7 @@ def waits(config: DictConfig) -> None:
         Path(config.run_dir, "stopped").touch()
 
 
+@pytest.mark.slow
 def test_runs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """It is killed, and they end as at SIGTERM; so does a process that has nothing to do."""
     script = (

@@ -33,6 +33,7 @@ from unlearn.evaluation.protocol import read_protocol
 PLAN = read_plan()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], [sd14.RANDOM]])
 def test_every_row_and_protocol_is_accepted(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
