@@ -135,11 +135,12 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: list[str], cut: bool = Fals
     if not cut:
         check_lengths(pipe.tokenizer, prompts)
         return encode(pipe, prompts)
-    logging.disable(logging.WARNING)  # no line for each batch with a prompt that is cut
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))  # no line for each batch with a prompt cut
     try:
         return encode(pipe, prompts)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
 
 
 @torch.inference_mode()

@@ -102,16 +102,23 @@ class Part(NamedTuple):
 
     which: str  # the plan's name of the targets
     heading: str
-    rows: list[tuple[str, str, Columns]]  # label, number of runs, columns; the base model first
+    base: Columns
+    rows: Rows
+    labels: dict[str, str]  # by row
     left_out: str
+
+    @property
+    def lines(self) -> list[tuple[str, str, Columns]]:
+        """Label, number of runs and columns; the base model first."""
+        own = [(self.labels[row], str(runs), columns) for row, runs, columns in self.rows]
+        return [("base model", "", self.base), *own]
 
     @property
     def cells(self) -> list[list[str]]:
         """As text."""
-        base = self.rows[0][-1]
         return [
-            [label, number, *(f"{own[c]}{mark(c, own, base)}" for c in SHOWN)]
-            for label, number, own in self.rows
+            [label, runs, *(f"{own[c]}{mark(c, own, self.base)}" for c in SHOWN)]
+            for label, runs, own in self.lines
         ]
 
     @property
@@ -133,15 +140,15 @@ class Part(NamedTuple):
 
 
 def parts_of(plan: dict[str, Any], kept: Kept, header: str) -> list[Part]:
-    """The table's targets, and the fresh ones, where runs of them are kept."""
+    """The table's targets, then the fresh ones, where runs of them are kept."""
+    labels = {row: entry["label"] for row, entry in plan["rows"].items()}
     parts = []
     for which, heading in (("targets", header), ("fresh_targets", FRESH)):
-        own_kept = on_targets(kept, list(plan.get(which, [])))
-        if own_kept:
+        own_kept = on_targets(kept, list(plan[which]))
+        if own_kept or which == "targets":
             runs = one_each(own_kept)
-            rows = [("base model", "", base_columns(runs))]
-            rows += [(plan["rows"][r]["label"], str(n), own) for r, n, own in table(own_kept)]
-            parts.append(Part(which, heading, rows, left_out(runs)))
+            base, rows = base_columns(runs), table(own_kept)
+            parts.append(Part(which, heading, base, rows, labels, left_out(runs)))
     return parts
 
 
@@ -153,9 +160,9 @@ def write_texts(results: Path, parts: list[Part], verdicts: list[str]) -> None:
         columns = [f"{column}: {field}" for column in SHOWN for field in Estimate._fields]
         csv.writer(file).writerow(["targets", "method", "runs", *columns])
         for part in parts:
-            for label, number, own in part.rows:
+            for label, runs, own in part.lines:
                 values = [f"{v:.6g}" for column in SHOWN for v in own[column]]
-                csv.writer(file).writerow([part.which, label, number, *values])
+                csv.writer(file).writerow([part.which, label, runs, *values])
     (results / "table2.html").write_text(
         "<!doctype html><meta charset=utf-8><title>Table 2</title>\n"
         "<style>body{font:14px sans-serif}td,th{padding:4px 8px;border-bottom:1px solid #ccc}"
@@ -257,9 +264,9 @@ def render(results: Path, plan: dict[str, Any], note: str = TUNING) -> None:
         note: what the table's header says of these runs.
     """
     kept = read_kept(results / "rows", plan)
-    rows = table(on_targets(kept, plan["targets"]))
-    write_texts(results, parts_of(plan, kept, f"{HEADER} {note}"), claims(kept, plan))
-    draw_tradeoff(results, plan, rows)
+    parts = parts_of(plan, kept, f"{HEADER} {note}")
+    write_texts(results, parts, claims(kept, plan))
+    draw_tradeoff(results, plan, parts[0].rows)
     draw_contact_sheet(results, plan, kept)
 
 
