@@ -130,8 +130,8 @@ def claims(kept: Kept, plan: dict[str, Any]) -> list[str]:
     for number, row, other in CLAIMS:
         groups = {"the table's": list(plan["targets"])}
         for name in MORE:
-            targets = list(plan[f"{name}_targets"])
-            if all(set(targets) <= set(kept.get(r, {})) for r in (row, other)):
+            targets = list(plan.get(f"{name}_targets", []))
+            if targets and all(set(targets) <= set(kept.get(r, {})) for r in (row, other)):
                 groups[f"the {name}"] = targets
         if len(groups) > 1:
             groups["all these"] = list(chain(*groups.values()))

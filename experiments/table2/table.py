@@ -144,7 +144,7 @@ def parts_of(plan: dict[str, Any], kept: Kept, header: str) -> list[Part]:
     labels = {row: entry["label"] for row, entry in plan["rows"].items()}
     parts = []
     for which, heading in (("targets", header), ("fresh_targets", FRESH)):
-        own_kept = on_targets(kept, list(plan[which]))
+        own_kept = on_targets(kept, list(plan.get(which, [])))
         if own_kept or which == "targets":
             runs = one_each(own_kept)
             base, rows = base_columns(runs), table(own_kept)
