@@ -2,11 +2,12 @@
 
     python -m experiments.bench.step [--model emoji] [--precision 32-true] [--batch-size 8]
 
-The plain step keeps a second UNet as the teacher, runs the VAE and the text encoder on every
-batch, and walks the joint graph once for each gradient. Each line below it changes one thing. All
-are timed in turn, round by round, on the same batch. A Stable Diffusion model is the published
-architecture at its full size, with random weights. In bf16 on a GPU, the plain step in fp32, with
-TF32 and without, stands beside them.
+The step is the paper's (`method.surgery=gradient method.relearn_target=noise`). The plain one
+keeps a second UNet as the teacher, runs the VAE and the text encoder on every batch, and walks the
+joint graph once for each gradient. Each line below it changes one thing. All are timed in turn,
+round by round, on the same batch. A Stable Diffusion model is the published architecture at its
+full size, with random weights. In bf16 on a GPU, the plain step in fp32, with TF32 and without,
+stands beside them.
 
 Beside seconds stand each line's counted operations and the memory at its peak: weights, optimizer
 states and all tensors of a step; what kernels take for themselves is not seen. Prints a table and

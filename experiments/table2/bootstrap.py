@@ -89,17 +89,17 @@ def images_of(samples: Samples) -> int:
 def rate_of(samples: Samples) -> Estimate:
     """The rate of the first method.
 
-    Where all images agree no draw differs; then it is Wilson's interval, each prompt being one
-    image, as in `metrics.rate_over`.
+    Where nearly all images agree, few draws differ; so the interval holds at least Wilson's, each
+    prompt being one image.
     """
     if not samples:
         return Estimate(math.nan, math.nan, math.nan, 0)
     value = float(mean_rates(samples)[0])
-    if value in (0, 1):
-        low, high = wilson(value, sum(seeds[0][0].shape[1] for seeds in samples))
-    else:
-        low, high = np.quantile(draws(samples)[:, 0], (0.025, 0.975))
-    return Estimate(value, float(low), float(high), images_of(samples))
+    least = wilson(value, sum(seeds[0][0].shape[1] for seeds in samples))
+    low, high = np.quantile(draws(samples)[:, 0], (0.025, 0.975))
+    return Estimate(
+        value, min(float(low), least[0]), max(float(high), least[1]), images_of(samples)
+    )
 
 
 def difference(samples: Samples) -> Estimate:

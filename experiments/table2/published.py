@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import yaml
 
 from experiments.lines import read_lines
 from experiments.table2 import table
+from unlearn.config import compose
 from unlearn.evaluation.distances import InceptionFeatures
 
 HERE = Path(__file__).parent
@@ -83,16 +85,27 @@ def read_published(plan: dict[str, Any], path: Path = HERE / "published.csv") ->
 def read_results(runs: Path, plan: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """Label, target and result of every finished evaluation, in the plan's order.
 
-    Those under other protocols than the plan's are no part of the table.
+    Those under other protocols than the plan's for the target's kind are no part of the table.
     """
-    protocols = {protocol["name"] for protocol in plan["protocols"].values()}
     return [
         (entry["label"], target, json.loads(path.read_text(encoding="utf-8")))
         for row, entry in plan["rows"].items()
         for target in plan["targets"]
-        for path in sorted(runs.glob(f"{row}-{target}-*/evaluation/*.json"))
-        if path.stem in protocols
+        for path in sorted(
+            runs.glob(f"{row}-{target}-*/evaluation/{protocol_of(target, plan)}.json")
+        )
     ]
+
+
+def protocol_of(target: str, plan: dict[str, Any]) -> str:
+    """The name of the protocol for a target's kind."""
+    return str(plan["protocols"][kind_of(target)]["name"])
+
+
+@cache
+def kind_of(concept: str) -> str:
+    """Instance or style."""
+    return str(compose([f"concept={concept}"]).concept.kind)
 
 
 def figures_of(results: list[tuple[str, str, dict[str, Any]]]) -> list[Figure]:
@@ -174,8 +187,9 @@ def keep_judged(runs: Path, plan: dict[str, Any], results: Path) -> None:
     """Render the four prompt sets of the runs that were judged, as of the embedded model."""
     for folder in ("rows", "pictures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
-    for images in runs.glob("*/images.csv"):
-        table.keep_run(images.parent, results, images.parent.name, picture=True)
+    for finished in runs.glob("*/result.json"):
+        if (finished.parent / "images.csv").exists():  # there was a judge
+            table.keep_run(finished.parent, results, finished.parent.name, picture=True)
     if any((results / "rows").iterdir()):
         table.render(results, plan, SETTINGS)
 

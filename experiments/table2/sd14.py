@@ -18,16 +18,17 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from experiments.command import end, positive
-from experiments.table2.published import render
+from experiments.table2.published import protocol_of, render
 from experiments.table2.run import Job, jobs_of, read_rows
 from unlearn.config import check_config, compose
 from unlearn.pool import gpus, side_by_side
@@ -53,7 +54,7 @@ class Call(NamedTuple):
     @property
     def random(self) -> bool:
         """Whether the weights are random."""
-        return RANDOM in self.overrides
+        return any(override.lower() == RANDOM for override in self.overrides)
 
 
 def read_plan(limit: int | None = None) -> dict[str, Any]:
@@ -92,15 +93,9 @@ def config_of(job: Job, plan: dict[str, Any], call: Call) -> DictConfig:
     return compose(of_train(overrides_of(job, plan, call)))
 
 
-@cache
-def kind_of(concept: str) -> str:
-    """Instance or style."""
-    return str(compose([f"concept={concept}"]).concept.kind)
-
-
-def protocol_of(job: Job, plan: dict[str, Any], call: Call) -> list[str]:
+def evaluation_of(job: Job, plan: dict[str, Any], call: Call) -> list[str]:
     """The overrides of `unlearn evaluate` that choose a run's protocol and change it."""
-    name = plan["protocols"][kind_of(job.concept)]["name"]
+    name = protocol_of(job.concept, plan)
     chosen = [f"evaluation={name}"] + [f"evaluation.limit={call.limit}"] * bool(call.limit)
     if call.random:
         chosen += ["evaluation.sha256=null", f"evaluation.prompts_file={write_prompts(name, call)}"]
@@ -127,10 +122,10 @@ def write_prompts(protocol: str, call: Call) -> Path:
 def commands_of(job: Job, plan: dict[str, Any], call: Call) -> list[list[str]]:
     """What of a run is missing, as arguments of `unlearn`."""
     run = call.folder / job.name
-    protocol = plan["protocols"][kind_of(job.concept)]["name"]
+    protocol = protocol_of(job.concept, plan)
     if (run / "evaluation" / f"{protocol}.json").exists():
         return []
-    evaluate = ["evaluate", str(run), *protocol_of(job, plan, call)]
+    evaluate = ["evaluate", str(run), *evaluation_of(job, plan, call)]
     if (run / "result.json").exists():
         return [evaluate]
     return [["train", *of_train(overrides_of(job, plan, call))], evaluate]
@@ -144,16 +139,22 @@ def check_jobs(jobs: list[Job], plan: dict[str, Any], call: Call) -> None:
     """
     for job in {job.row: job for job in reversed(jobs)}.values():
         check_config(config_of(job, plan, call))
-        compose(protocol_of(job, plan, call), "evaluate")
+        compose(evaluation_of(job, plan, call), "evaluate")
 
 
-def run_commands(commands: list[list[str]], log: Path, devices: queue.Queue[str]) -> None:
+def run_commands(
+    commands: list[list[str]],
+    log: Path,
+    devices: queue.Queue[str],
+    children: set[subprocess.Popen[bytes]],
+) -> None:
     """Run them one after the other on a free GPU.
 
     Args:
         commands: arguments of `unlearn`.
         log: gets what they print.
         devices: the GPUs that are free.
+        children: holds the process at work.
 
     Raises:
         RuntimeError: one of them failed; with the last line that it printed.
@@ -165,11 +166,14 @@ def run_commands(commands: list[list[str]], log: Path, devices: queue.Queue[str]
     try:
         for command in commands:
             with log.open("a", encoding="utf-8") as file:
-                done = subprocess.run(
+                child = subprocess.Popen(
                     [sys.executable, "-m", "unlearn.cli", *command],
                     stdout=file, stderr=subprocess.STDOUT, env=environment,
                 )  # fmt: skip
-            if done.returncode:
+            children.add(child)
+            child.wait()
+            children.remove(child)
+            if child.returncode:
                 last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
                 raise RuntimeError(f"{''.join(last)} (all of it in {log})")
     finally:
@@ -179,16 +183,30 @@ def run_commands(commands: list[list[str]], log: Path, devices: queue.Queue[str]
 def run_all(
     jobs: list[Job], plan: dict[str, Any], call: Call, devices: list[str]
 ) -> dict[str, str]:
-    """Run what is missing, one run a GPU at a time; returns the errors by run."""
+    """Run what is missing, one run a GPU at a time; returns the errors by run.
+
+    SIGTERM goes to the processes of the runs too, and this one exits with 143 after them.
+    """
+    children: set[subprocess.Popen[bytes]] = set()
+
+    def stop(number: int, _: object) -> None:
+        for child in list(children):
+            child.send_signal(number)
+        sys.exit(128 + number)
+
     free: queue.Queue[str] = queue.Queue(len(devices))
     for device in devices:
         free.put(device)
     tasks = {
-        job.name: partial(run_commands, missing, call.folder / job.name / "log.txt", free)
+        job.name: partial(run_commands, missing, call.folder / job.name / "log.txt", free, children)
         for job in jobs
         if (missing := commands_of(job, plan, call))
     }
-    return side_by_side(tasks, lambda *_: None, len(devices), len(jobs) - len(tasks))
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return side_by_side(tasks, lambda *_: None, len(devices), len(jobs) - len(tasks))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def visible(count: int) -> list[str]:
@@ -219,6 +237,8 @@ def main() -> None:
     rows = options.rows.split(",") if options.rows else list(plan["rows"])
     if unknown := [row for row in rows if row not in plan["rows"]]:
         parser.error(f"--rows: {unknown[0]!r} is none of {', '.join(plan['rows'])}")
+    if other := [o for o in options.overrides if o.startswith("model=") and o != "model=sd14"]:
+        parser.error(f"{other[0]}: the published figures are of Stable Diffusion 1.4, model=sd14")
     call = Call(folder_of(options.overrides, options.limit), options.overrides, options.limit)
     jobs = jobs_of(plan, "sd14", rows)
     try:

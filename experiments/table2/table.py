@@ -1,6 +1,6 @@
 """The table, the trade-off plot and the contact sheet, from the kept rows alone.
 
-python -m experiments.table2.table [RESULTS]
+python -m experiments.table2.table
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from unlearn.evaluation.score import COLUMNS
 from unlearn.files import whole
 
 HERE = Path(__file__).parent
-TOGETHER = ("retention", "broken", "base broken")  # over several sets
-SHOWN = [column for column in COLUMNS if column not in TOGETHER]
+SHOWN = [c for c in COLUMNS if c not in ("retention", "broken", "base broken")]  # of single sets
+ESTIMATED = [*SHOWN, "retention"]  # the last for the plot
 HEAD = ["method", "runs", *SHOWN]
 MORE_BROKEN = 0.05  # over the base model's share, from which on a cell is marked
 Columns = dict[str, Estimate]
@@ -34,7 +34,7 @@ def table(kept: Kept) -> Rows:
     """Each row with its number of runs and its columns."""
     return [
         (row, sum(map(len, targets.values())),
-         {column: rate_of(samples_of(kept, [row], column)) for column in COLUMNS})
+         {column: rate_of(samples_of(kept, [row], column)) for column in ESTIMATED})
         for row, targets in kept.items()
     ]  # fmt: skip
 
@@ -51,7 +51,7 @@ def one_each(kept: Kept) -> dict[str, Lines]:
 def base_columns(runs: dict[str, Lines]) -> Columns:
     """The base model's columns."""
     kept: Kept = {"base": {target: {0: images} for target, images in runs.items()}}
-    return {c: rate_of(samples_of(kept, ["base"], c, "base")) for c in COLUMNS}
+    return {c: rate_of(samples_of(kept, ["base"], c, "base")) for c in ESTIMATED}
 
 
 def left_out(runs: dict[str, Lines]) -> str:
@@ -70,8 +70,8 @@ HEADER = (
     "sets. Means over targets and training seeds, with 95 % intervals bootstrapped over targets, "
     "seeds (where a row has several) and prompts, and the number of images; where all images agree "
     "it is Wilson's interval over prompts. Anchor: of a style, the prompt's object. A ! marks more "
-    "broken images than the base model's and 5 points. Rows with fewer runs are ablations on two "
-    "targets, or have one seed."
+    "broken images than the base model's and 5 points. Rows with fewer runs have fewer seeds, or "
+    "are ablations on two targets."
 )
 TUNING = (
     "The settings of all methods are the best of eight trials on four other concepts, by kind "
@@ -86,7 +86,7 @@ TUNING = (
 )
 
 FRESH = (
-    "On targets that no choice has seen: eight objects without a file in conf, named by a rule "
+    "On targets that no choice was made on: eight objects without a file in conf, named by a rule "
     "before any run of them (rows.yaml)."
 )
 
@@ -272,11 +272,8 @@ def render(results: Path, plan: dict[str, Any], note: str = TUNING) -> None:
 
 def main() -> None:
     """Render, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("results", nargs="?", type=Path, default=HERE / "results")
-    results = parser.parse_args().results
-    if not any((results / "rows").glob("*.csv")):
-        parser.error(f"{results}: no rows in it; make reproduce-table2 makes them")
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    results = HERE / "results"
     render(results, yaml.safe_load((HERE / "rows.yaml").read_text(encoding="utf-8")))
     print((results / "table2.md").read_text(encoding="utf-8"))
 

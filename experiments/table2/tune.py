@@ -63,14 +63,14 @@ def mean_scores(outcome: Lines) -> Means:
 
     A trial that lacks a target on which another was run does not take part.
     """
-    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
+    scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for row in outcome:
         trials = scores.setdefault((row["method"], row["kind"]), {})
-        trials.setdefault(row["overrides"], []).append(float(row["score"]))
+        trials.setdefault(row["overrides"], {})[row["target"]] = float(row["score"])
     means: Means = {}
     for key, trials in scores.items():
         targets = max(map(len, trials.values()))
-        whole = [(o, mean(s)) for o, s in trials.items() if len(s) == targets]
+        whole = [(o, mean(s.values())) for o, s in trials.items() if len(s) == targets]
         means[key] = sorted(whole, key=lambda pair: -pair[1])
     return means
 

@@ -220,7 +220,7 @@ def test_fresh_targets_have_a_table_and_a_line_of_their_own(results: Path) -> No
             write_run(results / "rows", f"concept_ablation-{target}-{seed}", 0.2, 1.0)
     render(results, PLAN)
     text = (results / "table2.md").read_text()
-    table2, fresh = text.split("On targets that no choice has seen")
+    table2, fresh = text.split("On targets that no choice was made on")
     assert "| Concept Ablation | 12 | 40.0% [" in table2
     assert "| Concept Ablation | 16 | 20.0% [" in fresh
     assert "on the fresh 8 targets with 2 training seeds or more: unseen-target rate -20.0" in fresh

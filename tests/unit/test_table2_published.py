@@ -163,6 +163,10 @@ def test_judged_runs_are_rendered_on_the_four_sets_too(tmp_path: Path) -> None:
         text = (run / "images.csv").read_text()
         (run / "images.csv").write_text(text.replace(",0,0\n", ",,\n"))
         Image.new("RGB", (1174, 1072)).save(run / "before_after.png")
+        (run / "result.json").touch()
+    half = tmp_path / "uce-snoopy-0"  # one that was killed before its picture
+    half.mkdir()
+    write_run(half, "images", 0.2, 1.0)
     render(tmp_path, PLAN)
     table = rows_of((tmp_path / "results" / "table2.md").read_text())
     assert table["DoCo"]["unseen target"].startswith("10.0% [")
@@ -172,11 +176,14 @@ def test_judged_runs_are_rendered_on_the_four_sets_too(tmp_path: Path) -> None:
         assert (tmp_path / "results" / name).stat().st_size > 200
 
 
+KINDS = {"instance": "general", "style": "artists"}
+
+
 def test_other_protocols_of_a_run_are_no_part_of_the_table(tmp_path: Path) -> None:
     plan = {"rows": {"uce": {"label": "UCE"}}, "targets": ["snoopy"],
-            "protocols": {"instance": {"name": "spm_general"}}}  # fmt: skip
+            "protocols": {k: {"name": f"spm_{v}"} for k, v in KINDS.items()}}  # fmt: skip
     folder = tmp_path / "uce-snoopy-0" / "evaluation"
     folder.mkdir(parents=True)
-    for name in ("spm_general", "spm_general_lite", "concept_ablation"):
+    for name in ("spm_general", "spm_general_lite", "spm_artists", "concept_ablation"):
         (folder / f"{name}.json").write_text(json.dumps({"protocol": name}), encoding="utf-8")
     assert [r["protocol"] for _, _, r in read_results(tmp_path, plan)] == ["spm_general"]

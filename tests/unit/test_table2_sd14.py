@@ -7,21 +7,21 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from experiments.table2 import sd14
-from experiments.table2.published import HERE
+from experiments.table2.published import HERE, kind_of
 from experiments.table2.run import Job, jobs_of
 from experiments.table2.sd14 import (
     Call,
     check_jobs,
     commands_of,
+    evaluation_of,
     folder_of,
-    kind_of,
     overrides_of,
-    protocol_of,
     read_plan,
     run_all,
     visible,
@@ -43,7 +43,7 @@ def test_every_row_and_protocol_is_accepted(
     jobs = jobs_of(PLAN, "sd14", list(PLAN["rows"]))
     check_jobs(jobs, PLAN, call)
     for target in PLAN["targets"]:
-        chosen = protocol_of(Job("uce", target, 0, ["method=uce"]), PLAN, call)
+        chosen = evaluation_of(Job("uce", target, 0, ["method=uce"]), PLAN, call)
         protocol = read_protocol(compose(chosen, "evaluate").evaluation, target)
         assert protocol.name == {"instance": "spm_general", "style": "spm_artists"}[kind_of(target)]
         assert protocol.limit == call.limit
@@ -139,6 +139,52 @@ def test_runs_share_the_gpus_and_failures_stop_no_other(
     assert run_all(jobs, PLAN, call, ["3", "5"]) == {}
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len(list(call.folder.rglob("spm_*.json"))) == 7
+
+
+ENDS = """#!{python}
+import os, pathlib, signal, sys, time
+def end(*_):
+    pathlib.Path({ended!r}).write_text("ended")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path({begun!r}).touch()
+time.sleep(60)
+"""
+DRIVER = """
+import sys
+from pathlib import Path
+from experiments.table2 import sd14
+sys.executable = {stub!r}
+plan = sd14.read_plan(1)
+sd14.run_all(sd14.jobs_of(plan, "sd14", ["uce"]), plan, sd14.Call(Path("runs"), []), ["0"])
+"""
+
+
+def test_a_call_that_is_killed_ends_its_runs_too(tmp_path: Path) -> None:
+    stub, begun, ended = (tmp_path / name for name in ("unlearn", "begun", "ended"))
+    names = {"python": sys.executable, "begun": str(begun), "ended": str(ended)}
+    stub.write_text(ENDS.format(**names))
+    stub.chmod(0o755)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(stub=str(stub))], cwd=tmp_path,
+        stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+    )  # fmt: skip
+    while not begun.exists():
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.terminate()
+    assert driver.wait(timeout=60) == 143
+    assert ended.read_text() == "ended"
+
+
+def test_another_model_or_spelling_is_known_for_what_it_is() -> None:
+    assert Call(Path("runs"), ["model.random_weights=True"]).random
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.table2.sd14", "model=sd15"], text=True,
+        capture_output=True, cwd=HERE.parents[1],
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "model=sd15: the published figures are of Stable Diffusion 1.4" in done.stderr
 
 
 def test_the_gpus_that_are_visible_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

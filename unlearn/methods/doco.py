@@ -25,7 +25,7 @@ class DoCo(Shielded):
             timesteps (15 times at the last one) stays bounded.
         discriminator_channels: channels of the discriminator's first block.
         options: lr, strength, granularity, surgery, relearn_target, lr_schedule, weight_decay,
-            start, detach_first_token, accumulate: see `Shielded`.
+            start, contexts, detach_first_token, accumulate: see `Shielded`.
 
     Raises:
         ValueError: an option has none of its allowed values.
