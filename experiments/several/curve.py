@@ -16,8 +16,8 @@ HEADER = (
     "Concepts of the embedded model forgotten together (joint), one run after another "
     "(sequential), or each alone with the changes of weights added up (merged). Means over all "
     "concepts, at each number in disjoint groups, on the prompts that every row has, with 95 % "
-    "intervals bootstrapped over concepts and prompts (where all images agree, Wilson's over "
-    "prompts) and the number of images; one training seed."
+    "intervals bootstrapped over concepts and prompts (at least Wilson's, each prompt being one "
+    "image) and the number of images; one training seed."
 )
 LATER = "What later runs do to what was forgotten before, one run after another:"
 

@@ -44,13 +44,17 @@ def sample(methods: Sequence[Sequence[tuple[int, int]]]) -> tuple[Counts, Counts
     return array[..., 0], array[..., 1]
 
 
-def mean_rates(samples: Samples) -> NDArray[np.float64]:
-    """The rate of each method (M,)."""
-    targets = [
+def rates_of_targets(samples: Samples) -> NDArray[np.float64]:
+    """The rate of each method on each target (T, M)."""
+    return np.array([
         np.mean([hits.sum(1) / np.maximum(n.sum(1), 1) for hits, n in seeds], axis=0)
         for seeds in samples
-    ]
-    return np.asarray(np.mean(targets, axis=0))
+    ])  # fmt: skip
+
+
+def mean_rates(samples: Samples) -> NDArray[np.float64]:
+    """The rate of each method (M,)."""
+    return np.asarray(rates_of_targets(samples).mean(0))
 
 
 def draws_of_target(
@@ -107,3 +111,17 @@ def difference(samples: Samples) -> Estimate:
     values, rates = draws(samples), mean_rates(samples)
     low, high = np.quantile(values[:, 0] - values[:, 1], (0.025, 0.975))
     return Estimate(float(rates[0] - rates[1]), float(low), float(high), images_of(samples))
+
+
+def sign_flip(samples: Samples, number: int = 2**16, seed: int = 0) -> float:
+    """The two-sided p of the first method's rate being the second's, by targets alone.
+
+    Were the methods alike, each target's difference could as well have had the other sign: the
+    share of random signs (and those observed) under which the mean is as far from zero (Fisher
+    1935). Few targets, or many without a difference, cannot give a small one.
+    """
+    rates = rates_of_targets(samples)
+    apart = rates[:, 0] - rates[:, 1]
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(number, len(apart)))
+    as_far = np.abs(signs @ apart) >= abs(apart.sum()) - 1e-12
+    return float((as_far.sum() + 1) / (number + 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lines import Lines, read_lines
-from experiments.table2.bootstrap import Samples, difference, mean_rates, sample
+from experiments.table2.bootstrap import Samples, difference, mean_rates, sample, sign_flip
 from unlearn.evaluation.score import counted
 
 CLAIMS = (  # its number, the row that makes it, and the row beside it
@@ -103,13 +103,15 @@ def claim(number: int, row: str, other: str, kept: Kept, plan: dict[str, Any], w
         holds = retention.low > 0 and unseen.high < MARGIN
     targets = min(map(len, pairs))
     seeds = min(len(target) for samples in pairs for target in samples)
+    p = [sign_flip(samples) for samples in pairs]
     means = [100 * mean_rates(samples) for samples in pairs]
     unseen_means, retention_means = (f"{own:.1f} less {others:.1f}" for own, others in means)
     return (
         f"Claim {number}, {plan['rows'][row]['label']} less {plan['rows'][other]['label']}, on "
         f"{which} {targets} targets with {seeds} training seed{'s' * (seeds > 1)} or more: "
-        f"unseen-target rate {unseen.points}, {unseen_means} ({by_target(kept, row, other)}), "
-        f"retention {retention.points}, {retention_means} points: "
+        f"unseen-target rate {unseen.points}, sign-flip p {p[0]:.2g}, {unseen_means} "
+        f"({by_target(kept, row, other)}), retention {retention.points}, sign-flip p {p[1]:.2g}, "
+        f"{retention_means} points: "
         f"{verdict(holds, targets, seeds)}."
     )
 

@@ -68,10 +68,10 @@ def left_out(runs: dict[str, Lines]) -> str:
 HEADER = (
     "Our protocol, not the paper's Table 2 (which was not available): methods by the four prompt "
     "sets. Means over targets and training seeds, with 95 % intervals bootstrapped over targets, "
-    "seeds (where a row has several) and prompts, and the number of images; where all images agree "
-    "it is Wilson's interval over prompts. Anchor: of a style, the prompt's object. A ! marks more "
-    "broken images than the base model's and 5 points. Rows with fewer runs have fewer seeds, or "
-    "are ablations on two targets."
+    "seeds (where a row has several) and prompts, and the number of images; they hold at "
+    "least Wilson's, each prompt being one image. Anchor: of a style, the prompt's object. A ! "
+    "marks more broken images than the base model's and 5 points. Rows with fewer runs have fewer "
+    "seeds, or are ablations on two targets."
 )
 TUNING = (
     "The settings of all methods are the best of eight trials on four other concepts, by kind "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 from PIL import Image
 
-from experiments.table2.bootstrap import difference, draws, mean_rates, rate_of
+from experiments.table2.bootstrap import difference, draws, mean_rates, rate_of, sign_flip
 from experiments.table2.claims import claims, read_kept, samples_of
 from experiments.table2.run import (
     SMOKE_NOTE,
@@ -24,6 +25,7 @@ from experiments.table2.run import (
 )
 from experiments.table2.table import render, table
 from unlearn.config import check_config, compose, embedded_concepts
+from unlearn.evaluation.metrics import wilson
 from unlearn.evaluation.score import counted
 from unlearn.vocabulary import vocabulary
 
@@ -106,6 +108,23 @@ def test_where_all_images_agree_the_interval_is_wilson_s_over_prompts() -> None:
     assert found.high == pytest.approx(z**2 / (20 + z**2))  # the score interval of 0 of 20
     assert found.n == 40
     assert rate_of(one_target([[1] * 20])).low == pytest.approx(20 / (20 + z**2))
+    one = rate_of(one_target([[1] + [0] * 19]))  # no narrower for an image that differs
+    assert one.high == pytest.approx(wilson(1 / 20, 20)[1]) and one.high > found.high
+
+
+def test_the_sign_flip_test_is_that_of_all_signs() -> None:
+    """Against every pattern of signs, and where ties leave it without power."""
+    generator = np.random.default_rng(0)
+    hits = generator.integers(2, size=(7, 2, 1, 30))
+    samples = [target for own in hits for target in one_target(*own.tolist())]
+    apart = (hits[:, 0] - hits[:, 1]).mean((1, 2))
+    patterns = itertools.product((-1, 1), repeat=7)
+    as_far = [abs(np.dot(signs, apart)) >= abs(apart.sum()) - 1e-12 for signs in patterns]
+    assert sign_flip(samples) == pytest.approx(np.mean(as_far), abs=0.01)
+    assert 0 < np.mean(as_far) < 1
+    ahead, alike = one_target([[0] * 20], [[1] * 20]), one_target([[0] * 20], [[0] * 20])
+    assert sign_flip([*ahead * 3, *alike * 20]) == pytest.approx(1 / 4, abs=0.01)
+    assert sign_flip(alike * 6) == 1
 
 
 def test_seeds_that_differ_widen_the_interval() -> None:
@@ -167,7 +186,7 @@ def test_claims_are_decided_by_their_intervals(results: Path) -> None:
     assert [line.rsplit(": ", 1)[1] for line in lines] == [
         "shown.", "shown.", "not shown.", "shown.",
     ]  # fmt: skip
-    assert "unseen-target rate -40.0 [" in lines[0] and "], 0.0 less 40.0 (" in lines[0]
+    assert "unseen-target rate -40.0 [" in lines[0] and "p 0.031, 0.0 less 40.0 (" in lines[0]
     assert "retention +50.0 [" in lines[1]
     for seed in (0, 1):
         write_run(results / "rows", f"doco-penguin-{seed}", 0.6, 1.0)

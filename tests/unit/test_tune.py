@@ -79,6 +79,7 @@ def test_the_best_trial_is_chosen_by_kind(tmp_path: Path, monkeypatch: pytest.Mo
         ("0", "method.lr=1", "y", "instance", worse),
         ("1", "method.lr=2", "x", "instance", IMAGES),
         ("1", "method.lr=2", "y", "instance", IMAGES),
+        ("4", "method.lr=2", "x", "instance", IMAGES),  # another number for the same trial
         ("2", "method.lr=3", "x", "instance", better),  # not on y
         ("0", "method.lr=1", "z", "style", IMAGES),
     ):

@@ -92,6 +92,7 @@ def test_a_name_s_last_token_is_its_own(random_model: Path) -> None:
     ids = pipe.tokenizer("a photo of a panda").input_ids
     expected = torch.stack([states[0, 1], states[1, len(ids) - 2], states[2, 0]])
     assert torch.equal(last_tokens(pipe, ["panda", "a photo of a panda", ""]), expected)
+    assert last_tokens(pipe, []).shape == (0, expected.shape[1])  # nothing is to be kept
 
 
 def test_bad_options_are_refused(random_model: Path) -> None:

@@ -61,6 +61,8 @@ def name_states(pipe: DiffusionPipeline, concept: Concept) -> tuple[Tensor, Tens
 
 def last_tokens(pipe: DiffusionPipeline, names: list[str]) -> Tensor:
     """The text state of each name's last token (N, D); of an empty name, the start token's."""
+    if not names:
+        return token_states(pipe, [""])[0, :0]
     lengths: Any = pipe.tokenizer(names).input_ids
     last = torch.tensor([len(ids) - 2 for ids in lengths])
     return token_states(pipe, names)[torch.arange(len(names)), last]
