@@ -4,7 +4,8 @@
 
 What a network takes for one sample is counted (flops.py), forward and, for what each method trains,
 backward; how often it runs follows from the plan's configurations. Left out, since they are far
-under 1 %: discriminator, optimizers, CLIP, and the solves of closed forms.
+under 1 %: discriminator, optimizers, CLIP, and the solves of closed forms; and images of the base
+model that runs side by side draw at the same time, each its own.
 
 How fast a GPU works them off is an assumption, not a measurement: see `TFLOPS` and `TFLOPS_FP32`.
 """

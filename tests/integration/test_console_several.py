@@ -36,6 +36,7 @@ def trained(folder: Path, *overrides: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_joint_run_reports_each_concept(smoke: list[str], tmp_path: Path) -> None:
     printed = trained(tmp_path, "concept=[panda,noto]", *smoke)
     run = tmp_path / "runs" / "panda+noto-doco-0"

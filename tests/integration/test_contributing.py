@@ -89,6 +89,7 @@ def test_the_page_has_four_recipes() -> None:
     assert list(recipes()) == ["concept", "method", "backbone", "metric"]
 
 
+@pytest.mark.slow
 def test_a_concept(tree: Path, random_judge: Path) -> None:
     embedded = ("model.pretrained=models/mine", f"evaluation.judge={random_judge}")
     carry_out(tree, "concept", *SMALL, *embedded, "steps=2", "method.warm_up=1")
@@ -113,6 +114,7 @@ def test_a_method_and_a_metric(tree: Path, random_judge: Path) -> None:
     assert [c["metric"] for c in result["cells"]] == ["clip_margin"] * 2  # Snoopy and Mickey
 
 
+@pytest.mark.slow
 def test_a_backbone(tree: Path) -> None:
     carry_out(tree, "backbone", *SMALL, "steps=2", "method.warm_up=1")
     config = (tree / "runs/panda-doco-0/config.yaml").read_text()

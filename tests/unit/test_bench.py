@@ -52,6 +52,7 @@ def test_every_call_is_timed_in_every_round() -> None:
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
+@pytest.mark.slow
 def test_memory_and_operations_are_what_the_lines_save() -> None:
     pipe = load_pipeline("emoji")
     batch = make_batch(pipe, 4)

@@ -77,6 +77,7 @@ def run_steps(method: Any, batch: dict[str, torch.Tensor], steps: int) -> None:
             torch.autograd.grad(method.loss(batch), method.weights, materialize_grads=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
