@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.lines import Lines, read_lines
-from experiments.several.plan import WAYS, Job, groups_of
+from experiments.several.plan import DEFAULT, WAYS, Job, groups_of
 from experiments.table2.bootstrap import Estimate, Samples, rate_of, sample
 from unlearn.evaluation.score import counted
 
 SHOWN = {"unseen target": "unseen-target rate", "retention": "retention"}
 HEADER = (
-    "Concepts of the embedded model forgotten together (joint), one run after another "
+    f"DoCo with {' '.join(DEFAULT)} trainer.precision=auto. Concepts of the embedded model forgotten together (joint), one run after another "
     "(sequential), or each alone with the changes of weights added up (merged). Means over all "
     "concepts, at each number in disjoint groups, on the prompts that every row has, with 95 % "
     "intervals bootstrapped over concepts and prompts (at least Wilson's, each prompt being one "

@@ -16,6 +16,7 @@ CONCEPTS = (
     "rabbit", "twemoji", "rocket", "noto", "penguin", "emojione", "strawberry", "contrast"
 )  # fmt: skip
 WAYS = ("joint", "sequential", "merged")
+DEFAULT = ("method.contexts=0", "method.lr=2e-5", "steps=500")  # when the kept rows were run
 
 
 class Job(NamedTuple):
@@ -79,7 +80,7 @@ def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
         config.merged = [str(runs / single.name) for single in job.needs]
     else:
         own = job.concepts[-1] if job.way == "sequential" else f"[{','.join(job.concepts)}]"
-        overrides = [f"concept={own}", "trainer.precision=auto"]
+        overrides = [f"concept={own}", "trainer.precision=auto", *DEFAULT]
         overrides += [f"after={runs / before.name}" for before in job.needs]
         config = compose([*overrides, *(SMOKE if scale == "smoke" else ())])
     OmegaConf.update(config, "run_dir", str(runs / job.name))
