@@ -15,9 +15,10 @@ SHOWN = {"unseen target": "unseen-target rate", "retention": "retention"}
 HEADER = (
     f"DoCo with {' '.join(DEFAULT)} trainer.precision=auto. Concepts of the embedded model "
     "forgotten together (joint), one run after another (sequential), or each alone with the "
-    "changes of weights added up (merged). Means over all concepts, at each number in disjoint groups, on the prompts that every row has, with 95 % "
-    "intervals bootstrapped over concepts and prompts (at least Wilson's, each prompt being one "
-    "image) and the number of images; one training seed."
+    "changes of weights added up (merged). Means over all concepts, at each number in disjoint "
+    "groups, on the prompts that every row has, with 95 % intervals bootstrapped over concepts "
+    "and prompts (at least Wilson's, each prompt being one image) and the number of images; one "
+    "training seed."
 )
 LATER = "What later runs do to what was forgotten before, one run after another:"
 
