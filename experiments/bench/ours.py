@@ -12,11 +12,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from unlearn.diffusion import NoiseSchedule
-from unlearn.discriminator import PatchDiscriminator
-from unlearn.methods.ahead import TeacherAhead
-from unlearn.methods.base import step_with
+from unlearn.methods.base import optimizer_step
+from unlearn.methods.discriminator import PatchDiscriminator
 from unlearn.methods.doco import DoCo
+from unlearn.methods.teacher_ahead import TeacherAhead
+from unlearn.models.noise_schedule import NoiseSchedule
 
 
 class OurStep:
@@ -71,7 +71,7 @@ class OurStep:
         for number in range(1, self.doco.accumulate + 1):
             g_d, _ = self.doco.warm_up_gradients(next(self.batches))
             mean = self.doco.mean_gradients(g_d, last=number == self.doco.accumulate)
-        step_with(self.critic, self.parameters, mean)
+        optimizer_step(self.critic, self.parameters, mean)
 
     def __call__(self) -> list[Tensor]:
         """One step; returns g_u and g_r."""
@@ -81,5 +81,5 @@ class OurStep:
             mean = self.doco.mean_gradients([*g_u, *g_r, *g_d], last=last)
         count = len(g_u)
         self.doco.step(self.optimizer, mean[:count], mean[count : 2 * count])
-        step_with(self.critic, self.parameters, mean[2 * count :])
+        optimizer_step(self.critic, self.parameters, mean[2 * count :])
         return mean[: 2 * count]

@@ -34,17 +34,14 @@ from tqdm import tqdm
 from experiments.bench.ours import OurStep
 from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.command import positive
-from unlearn.backbone import (
-    cross_attention_layers,
-    device_of,
-    load_pipeline,
-    networks_of,
-    store_in_bf16,
-)
-from unlearn.budget import GIB
-from unlearn.config import base_of, compose
-from unlearn.methods.ahead import batches_at_once
-from unlearn.rehearsal import PeakMemory, synchronize
+from unlearn.config.base_model import base_model_options
+from unlearn.config.compose import compose
+from unlearn.methods.teacher_ahead import batches_at_once
+from unlearn.models.cross_attention import cross_attention_layers
+from unlearn.models.frozen_layers import store_in_bf16
+from unlearn.models.pipeline import device_for, load_pipeline, networks_of
+from unlearn.training.rehearsal import PeakMemory, synchronize
+from unlearn.utils.units import GIB
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP = ", warm-up"
@@ -222,9 +219,13 @@ def main() -> None:
     options = parser.parse_args()
     random = [] if options.model == "emoji" else ["model.random_weights=true"]
     config = compose([f"model={options.model}", "concept.name=panda", *random])
-    pipe = load_pipeline(**base_of(config)).to(device_of("auto"))
+    pipe = load_pipeline(**base_model_options(config)).to(device_for("auto"))
     bf16, device = options.precision == "bf16-mixed", pipe.device
-    fp32 = load_pipeline(**base_of(config)).to(device) if bf16 and device.type == "cuda" else None
+    fp32 = (
+        load_pipeline(**base_model_options(config)).to(device)
+        if bf16 and device.type == "cuda"
+        else None
+    )
     if bf16:
         kept = [f"{name}.weight" for name in cross_attention_layers(pipe.unet)]
         for network in networks_of(pipe).values():

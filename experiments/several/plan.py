@@ -8,8 +8,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.table2.run import SMOKE, SMOKE_STEPS
-from unlearn.config import compose
-from unlearn.several import join_configs
+from unlearn.config.compose import compose, join_configs
 
 # shown instances and styles in turn; none is a development concept
 CONCEPTS = (

@@ -24,11 +24,12 @@ from experiments.command import positive
 from experiments.table2.flops import networks, passes
 from experiments.table2.run import jobs_of
 from experiments.table2.sd14 import Call, config_of, read_plan
-from unlearn.config import compose, concept_of
-from unlearn.data import RESCALED
-from unlearn.methods import METHODS
-from unlearn.prompts import evaluation_probes, relearn_prompts, training_pairs
-from unlearn.random_weights import SD1
+from unlearn.concepts.prompts import evaluation_probes, relearn_prompts, training_pairs
+from unlearn.config.compose import compose
+from unlearn.config.concepts import build_run_concept
+from unlearn.data.training_data import RESCALED
+from unlearn.methods.registry import METHODS
+from unlearn.models.random_weights import SD1
 
 TFLOPS = 0.4 * 312  # sustained: 40 % of an A100's dense bf16 peak
 TFLOPS_FP32 = 25.0  # sustained on an A100 with torch's defaults: convolutions in TF32, products not
@@ -60,7 +61,7 @@ def encoding(config: DictConfig) -> float:
     """Operations of the VAE's encoder and of the text encoder, on what a run trains on."""
     if not config.steps:
         return 0
-    concept, data, size = concept_of(config), config.data, networks()
+    concept, data, size = build_run_concept(config), config.data, networks()
     rescale = data.rescale and concept.kind != "style"
     images = (1 + data.flip) * (data.images * (1 + rescale) + data.relearn_images)
     texts = len(training_pairs(concept)) * (2 + len(RESCALED) * rescale)
@@ -129,7 +130,7 @@ def protocol_size(name: str, prompts: int) -> tuple[int, int]:
 
 def evaluation_of(config: DictConfig, plan: dict[str, Any], limit: int | None) -> Evaluation:
     """How a run of the plan is evaluated, with the first `limit` prompts of a protocol alone."""
-    concept, settings = concept_of(config), config.evaluation
+    concept, settings = build_run_concept(config), config.evaluation
     protocol = plan["protocols"][concept.kind]
     prompts = min(protocol["prompts"], limit or protocol["prompts"])
     judged = padded(len(evaluation_probes(concept)) * settings.seeds)

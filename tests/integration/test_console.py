@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integration.console import SCRIPT, unlearn
-from unlearn.backbone import cross_attention_layers, load_pipeline
-from unlearn.config import compose
-from unlearn.methods import METHODS
+from tests.helpers.console import SCRIPT, unlearn
+from unlearn.config.compose import compose
 from unlearn.methods.guidance import SLD
+from unlearn.methods.registry import METHODS
 from unlearn.methods.spm import SPM
+from unlearn.models.cross_attention import cross_attention_layers
+from unlearn.models.pipeline import load_pipeline
 
 RESULT = [
     "before_after.png", "budget.json", "checkpoints", "config.yaml", "environment.json",

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integration.console import unlearn
+from tests.helpers.console import unlearn
 
 SETS = {"seen_target", "unseen_target", "related", "unrelated"}
 

@@ -80,7 +80,7 @@ def carry_out(tree: Path, name: str, *small: str) -> None:
     program, *arguments = recipes()[name].command
     assert program == "unlearn"
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    command = [sys.executable, "-m", "unlearn.cli", *arguments, *small]
+    command = [sys.executable, "-m", "unlearn.cli.main", *arguments, *small]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.console import SCRIPT, unlearn
+from tests.helpers.console import SCRIPT, unlearn
 
 LR, STEPS = 1e-3, 5
 

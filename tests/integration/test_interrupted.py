@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.console import SCRIPT, unlearn
+from tests.helpers.console import SCRIPT, unlearn
 
 LR, STEPS = 1e-3, 16
 
@@ -57,7 +57,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_every_method_ends_with_the_same_bytes_however_often_it_is_killed(
     smoke: list[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "tests.integration.kills", str(tmp_path), *smoke]
+    command = [sys.executable, "-m", "tests.helpers.kills", str(tmp_path), *smoke]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     kills = json.loads((tmp_path / "kills.json").read_text())

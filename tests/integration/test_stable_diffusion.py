@@ -11,9 +11,9 @@ from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integration.console import unlearn
-from unlearn.config import compose
-from unlearn.methods import METHODS
+from tests.helpers.console import unlearn
+from unlearn.config.compose import compose
+from unlearn.methods.registry import METHODS
 
 pytestmark = pytest.mark.slow
 SMALL = [

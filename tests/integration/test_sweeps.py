@@ -15,7 +15,7 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from tests.integration.console import SCRIPT, unlearn
+from tests.helpers.console import SCRIPT, unlearn
 from tests.integration.test_tracking import values_of, wandb_records
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.integration.console import unlearn
+from tests.helpers.console import unlearn
 
 README = Path(__file__).parents[2] / "README.md"
 SCORES = {"eval/score", "eval/retention"}  # not here: a random model draws nothing right

@@ -14,8 +14,8 @@ from urllib.request import urlopen
 
 from tqdm import tqdm
 
-from unlearn.cache import cache_folder
-from unlearn.files import whole
+from unlearn.generation.image_cache import cache_folder
+from unlearn.utils.atomic import atomic_path
 
 ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{file}"
 TIMEOUT = 30  # seconds without an answer
@@ -156,7 +156,7 @@ def published_file(repository: str, commit: str, file: str, expected: str) -> by
         ) from error
     check_hash(data, expected, address)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with whole(kept) as partial:
+    with atomic_path(kept) as partial:
         partial.write_bytes(data)
     return data
 

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from unlearn.config.sections import parse_section
 from unlearn.evaluation.nudity import PRESETS
 from unlearn.evaluation.prompt_files import (
     FORMATS,
@@ -16,9 +17,8 @@ from unlearn.evaluation.prompt_files import (
     published_file,
     read_prompts,
 )
-from unlearn.generate import SCHEDULERS, Shot
-from unlearn.names import check
-from unlearn.sections import section
+from unlearn.generation.sampling import SCHEDULERS, SamplingRequest
+from unlearn.utils.checks import check_choice
 
 NOISE = ("per_image", "per_call")
 METRICS = (
@@ -165,10 +165,10 @@ def read_protocol(config: Any, erased: str) -> Protocol:
         ValueError: a value is missing, of the wrong type, or out of its range, or the protocol has
             nothing for the erased concept.
     """
-    protocol = section(config, "evaluation", Protocol)
-    check("evaluation.format", protocol.format, list(FORMATS))
-    check("evaluation.noise", protocol.noise, list(NOISE))
-    check("evaluation.scheduler", protocol.scheduler, list(SCHEDULERS))
+    protocol = parse_section(config, "evaluation", Protocol)
+    check_choice("evaluation.format", protocol.format, list(FORMATS))
+    check_choice("evaluation.noise", protocol.noise, list(NOISE))
+    check_choice("evaluation.scheduler", protocol.scheduler, list(SCHEDULERS))
     for key in ("images", "sampling_steps", "batch_size", "limit", "size"):
         value = getattr(protocol, key)
         if value is not None and value < 1:
@@ -180,7 +180,7 @@ def read_protocol(config: Any, erased: str) -> Protocol:
     if protocol.reference is not None and not Path(protocol.reference).is_dir():
         raise ValueError(f"evaluation.reference={protocol.reference!r}: there is no such folder")
     if protocol.nudity is not None:
-        check("evaluation.nudity", protocol.nudity, list(PRESETS))
+        check_choice("evaluation.nudity", protocol.nudity, list(PRESETS))
     if protocol.sha256 is None and protocol.prompts_file is None:
         raise ValueError(
             "evaluation.sha256=null: takes files of one's own, so evaluation.prompts_file=PATH too"
@@ -221,14 +221,14 @@ def check_drawn(protocol: Protocol, name: str) -> None:
             f"evaluation.caption={caption!r}: may hold {{word}} and {{prompt}} only"
         ) from error
     for metric in protocol.metrics_of(name):
-        check("evaluation.metrics", metric, METRICS)
+        check_choice("evaluation.metrics", metric, METRICS)
         if metric == "clip_accuracy" and concept.anchor is None:
             raise ValueError(f"{key}.anchor=null: clip_accuracy needs one")
         if metric == "nudity" and protocol.nudity is None:
             raise ValueError("evaluation.nudity=null: the metric nudity needs a preset")
 
 
-def rows_of(protocol: Protocol) -> dict[str, list[Shot]]:
+def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
     """What to draw for each concept, in the order of its prompt file.
 
     Raises:
@@ -260,7 +260,7 @@ def read_file(protocol: Protocol, file: str) -> bytes:
     return published_file(protocol.repository, protocol.commit, file, expected)
 
 
-def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[Shot]:
+def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[SamplingRequest]:
     """The shots of a concept: one a prompt, or one an image, as the noise policy says."""
     concept = protocol.concepts[name]
     images, word = concept.images or protocol.images, concept.word or name
@@ -274,8 +274,8 @@ def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[Shot]
         size = (prompt.size[0] // 8 * 8, prompt.size[1] // 8 * 8) if prompt.size else square
         if protocol.noise == "per_call":
             seed = protocol.seed if prompt.seed is None else prompt.seed
-            shots.append(Shot(text, seed, guidance, size, images))
+            shots.append(SamplingRequest(text, seed, guidance, size, images))
         else:
             first = protocol.seed + number * images if prompt.seed is None else prompt.seed
-            shots += [Shot(text, first + i, guidance, size) for i in range(images)]
+            shots += [SamplingRequest(text, first + i, guidance, size) for i in range(images)]
     return shots

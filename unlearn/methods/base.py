@@ -12,15 +12,16 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearn.backbone import cross_attention_layers, forget_inputs, part_of
-from unlearn.batches import Batches
-from unlearn.concepts import Concept
-from unlearn.conditions import arguments, predict
-from unlearn.diffusion import NoiseSchedule
-from unlearn.faults import NotFiniteError
-from unlearn.names import check
-from unlearn.sections import check_number
-from unlearn.surgery import clip_to_norm
+from unlearn.concepts.concept import Concept
+from unlearn.data.resumable_loader import Batches
+from unlearn.methods.surgery import clip_to_norm
+from unlearn.models.cross_attention import cross_attention_layers
+from unlearn.models.frozen_layers import forget_inputs
+from unlearn.models.noise_schedule import NoiseSchedule
+from unlearn.models.pipeline import denoiser_name
+from unlearn.models.text_states import network_arguments, predict_output
+from unlearn.utils.checks import check_choice, check_number
+from unlearn.utils.errors import NotFiniteError
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -78,7 +79,7 @@ class UnlearningModule(L.LightningModule):
         self.check_options(self.hparams)
         self.automatic_optimization = False
         self.strict_loading = False
-        self.accumulate, self.part, self.schedule = accumulate, part_of(network), schedule
+        self.accumulate, self.part, self.schedule = accumulate, denoiser_name(network), schedule
         self.add_module(self.part, network.requires_grad_(False))
         self.trained_weights = self.choose_weights()
         for number, weight in enumerate(self.weights):
@@ -98,7 +99,7 @@ class UnlearningModule(L.LightningModule):
         """
         for key, value in options.items():
             if key in cls.CHOICES:
-                check(f"method.{key}", value, cls.CHOICES[key])
+                check_choice(f"method.{key}", value, cls.CHOICES[key])
             elif isinstance(value, int | float):
                 most = cls.MOST.get(key, math.inf)
                 check_number(f"method.{key}", value, positive=key in cls.POSITIVE, most=most)
@@ -162,13 +163,13 @@ class UnlearningModule(L.LightningModule):
 
     def output(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The trained model's output (B, C, h, w); `states` are texts, see `conditions`."""
-        return predict(self.network, z_t, self.schedule.times[timesteps], states)
+        return predict_output(self.network, z_t, self.schedule.times[timesteps], states)
 
     @torch.no_grad()
     def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The frozen base model's output (B, C, h, w): the same network with its own weights."""
         base = dict(zip(self.trained_weights, self.base, strict=True))
-        given = arguments(self.network, z_t, self.schedule.times[timesteps], states)
+        given = network_arguments(self.network, z_t, self.schedule.times[timesteps], states)
         return functional_call(self.network, base, (z_t,), given).sample
 
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
@@ -227,7 +228,7 @@ class UnlearningModule(L.LightningModule):
                 mean, metrics["norm/unlearn"] = clip_to_norm(mean, self.clip_norm)
             optimizer: Any = self.optimizers()
             self.set_learning_rate(optimizer, step)
-            step_with(optimizer, self.weights, mean)
+            optimizer_step(optimizer, self.weights, mean)
             self.log_step(metrics, step, "unlearn_loss")
 
     def check_losses(self, metrics: Metrics, batch: Batch, step: int) -> None:
@@ -295,7 +296,7 @@ def batches_of(config: Any) -> int:
     return int(config.steps * config.method.get("accumulate", 1))
 
 
-def step_with(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:
+def optimizer_step(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:
     """One optimizer step along given gradients."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient

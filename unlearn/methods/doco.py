@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearn.diffusion import add_noise, predict_x0
-from unlearn.discriminator import PatchDiscriminator
-from unlearn.losses import discriminator_loss, domain_correction_loss
-from unlearn.methods.base import Batch, Metrics, step_with
-from unlearn.methods.shielded import Shielded
+from unlearn.methods.base import Batch, Metrics, optimizer_step
+from unlearn.methods.concept_preserving import ConceptPreserving
+from unlearn.methods.discriminator import PatchDiscriminator
+from unlearn.methods.losses import discriminator_loss, domain_correction_loss
+from unlearn.models.noise_schedule import add_noise, predict_x0
 
 
-class DoCo(Shielded):
+class DoCo(ConceptPreserving):
     """Adversarial unlearning whose gradient never works against relearning.
 
     Args:
@@ -25,17 +25,17 @@ class DoCo(Shielded):
             timesteps (15 times at the last one) stays bounded.
         discriminator_channels: channels of the discriminator's first block.
         options: lr, strength, granularity, surgery, relearn_target, lr_schedule, weight_decay,
-            start, contexts, detach_first_token, accumulate: see `Shielded`.
+            start, contexts, detach_first_token, accumulate: see `ConceptPreserving`.
 
     Raises:
         ValueError: an option has none of its allowed values.
     """
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        **Shielded.CHOICES,
+        **ConceptPreserving.CHOICES,
         "discriminator_input": ("x0", "scaled_x0"),
     }
-    POSITIVE = (*Shielded.POSITIVE, "discriminator_channels")
+    POSITIVE = (*ConceptPreserving.POSITIVE, "discriminator_channels")
 
     def __init__(
         self,
@@ -143,5 +143,5 @@ class DoCo(Shielded):
             if moved:
                 first = self.warm_up_length(self.hparams)
                 metrics |= self.update(generator, mean, step - first)
-            step_with(critic, list(self.discriminator.parameters()), mean[len(moved) :])
+            optimizer_step(critic, list(self.discriminator.parameters()), mean[len(moved) :])
             self.log_step(metrics, step, "discriminator_loss")

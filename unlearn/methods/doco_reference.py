@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearn.discriminator import PatchDiscriminator
-from unlearn.losses import domain_correction_loss
-from unlearn.methods.base import Metrics, step_with
+from unlearn.methods.base import Metrics, optimizer_step
+from unlearn.methods.concept_preserving import RELEARN_WEIGHT
+from unlearn.methods.discriminator import PatchDiscriminator
 from unlearn.methods.doco import DoCo
-from unlearn.methods.shielded import RELEARN_WEIGHT
-from unlearn.surgery import SurgeryStats, clip_to_norm, project_reference
+from unlearn.methods.losses import domain_correction_loss
+from unlearn.methods.surgery import SurgeryStats, clip_to_norm, project_reference
 
 
 class DoCoReference(DoCo):
@@ -91,5 +91,5 @@ class DoCoReference(DoCo):
             return super().step(optimizer, g_u, g_r)
         joint = [u + RELEARN_WEIGHT * r for u, r in zip(g_u, g_r, strict=True)]
         joint, norm = clip_to_norm(joint, 1.0)
-        step_with(optimizer, self.weights, joint)
+        optimizer_step(optimizer, self.weights, joint)
         return {"norm/joint": norm}

@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from unlearn.concepts import Concept
-from unlearn.diffusion import add_noise
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import training_pairs
 from unlearn.methods.base import Batch, UnlearningModule
-from unlearn.prompts import training_pairs
+from unlearn.models.noise_schedule import add_noise
 
 
 def token_positions(pipe: DiffusionPipeline, words: list[str], prompt: str) -> Tensor:

@@ -8,10 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from unlearn.concepts import Concept
-from unlearn.conditions import arguments, intercept_prompts
-from unlearn.data import encode_prompts
+from unlearn.concepts.concept import Concept
 from unlearn.methods.base import UnlearningModule
+from unlearn.models.text_states import encode_prompts, intercept_prompts, network_arguments
 
 
 class NegativePrompt(UnlearningModule):
@@ -130,7 +129,9 @@ class SafetyGuidance:
         without, with_text = output[0].chunk(2)
         inputs = args[0].chunk(2)[1]
         states = self.states.to(inputs).expand(len(inputs), -1, -1)
-        unsafe = unet.forward(inputs, **arguments(unet, inputs, args[1], states)).sample  # no hook
+        unsafe = unet.forward(
+            inputs, **network_arguments(unet, inputs, args[1], states)
+        ).sample  # no hook
         gamma = self.safety(without, with_text, unsafe)
         return (torch.cat([without, with_text - gamma]), *output[1:])
 

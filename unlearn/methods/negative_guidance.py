@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
-from unlearn.concepts import Concept
-from unlearn.conditions import unconditional
+from unlearn.concepts.concept import Concept
 from unlearn.methods.base import Batch, UnlearningModule, batches_of
+from unlearn.models.text_states import unconditional_text
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ class NegativeGuidance(UnlearningModule):
 
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """The text of no prompt, and the sampler of the latents."""
-        self.register_buffer("null_states", unconditional(pipe), persistent=False)
+        self.register_buffer("null_states", unconditional_text(pipe), persistent=False)
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
         self.scheduler.set_timesteps(self.hparams.sampling_steps)
 

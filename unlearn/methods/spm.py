@@ -11,11 +11,10 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from unlearn.concepts import Concept
-from unlearn.conditions import intercept_prompts, pack, unpack
-from unlearn.data import encode_prompts
+from unlearn.concepts.concept import Concept
 from unlearn.methods.base import Batch, batches_of
 from unlearn.methods.negative_guidance import NegativeGuidance
+from unlearn.models.text_states import encode_prompts, intercept_prompts, pack_text, unpack_text
 
 
 class Membrane(nn.Module):
@@ -185,9 +184,11 @@ class SPM(NegativeGuidance):
             own = states[len(kept) % len(states)].cpu()
             noise = torch.randn(own.shape, generator=generator)
             size = 0.8 + 0.4 * torch.rand((), generator=generator)
-            parts = zip(*(unpack(self.network, text[None]) for text in (own, noise)), strict=True)
+            parts = zip(
+                *(unpack_text(self.network, text[None]) for text in (own, noise)), strict=True
+            )
             drawn: Any = [p if p is None else p.norm() * size * n / n.norm() for p, n in parts]
-            other = pack(*drawn)[0]
+            other = pack_text(*drawn)[0]
             cosine = F.cosine_similarity(own.flatten(), other.flatten(), dim=0)
             if torch.rand((), generator=generator) < 1 - cosine:
                 kept.append(other)
