@@ -121,7 +121,7 @@ def main() -> None:
         concept = build_run_concept(config)
         base, unlearned = (load_pipeline(**base_model_options(config)) for _ in range(2))
         load_unlearned(unlearned, run / "unlearned.safetensors")
-        sampler = sampler_options(config, config.data.sampling_steps)
+        sampler = sampler_options(config, config.data.num_inference_steps)
         for kind, pairs in (("seen", seen_pairs(concept)), ("unseen", unseen_pairs(concept))):
             curves[f"{run.name}, {kind} prompts"] = residuals(base, unlearned, pairs, **sampler)
     print("| timestep | " + " | ".join(str(t) for t in TIMESTEPS) + " |")

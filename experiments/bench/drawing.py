@@ -28,7 +28,12 @@ from unlearn.models.pipeline import device_for, load_pipeline
 
 
 def one_by_one(
-    pipe: DiffusionPipeline, prompts: list[str], *, steps: int, guidance: float, precision: str
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    *,
+    steps: int,
+    guidance_scale: float,
+    precision: str,
 ) -> Tensor:
     """Images of the prompts, uint8 (N, 3, H, W), a call each; number i is the seed of the i-th."""
     pipe.scheduler = sampling_scheduler(pipe.scheduler, None)
@@ -37,7 +42,7 @@ def one_by_one(
         images = [
             pipe(
                 prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps,
-                guidance_scale=guidance, output_type="pt",
+                guidance_scale=guidance_scale, output_type="pt",
             ).images
             for seed, prompt in enumerate(tqdm(prompts, desc="one by one", unit="image"))
         ]  # fmt: skip
@@ -57,8 +62,15 @@ def main() -> None:
     pipe = load_pipeline(**base_model_options(config)).to(device_for("auto"))
     probes = evaluation_probes(build_run_concept(config))
     prompts = [probes[number % len(probes)].prompt for number in range(options.images)]
-    steps, guidance = int(config.evaluation.sampling_steps), float(config.model.guidance)
-    how: dict[str, Any] = {"steps": steps, "guidance": guidance, "precision": options.precision}
+    steps, guidance_scale = (
+        int(config.evaluation.num_inference_steps),
+        float(config.model.guidance_scale),
+    )
+    how: dict[str, Any] = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "precision": options.precision,
+    }
     drawn: dict[str, Tensor] = {}
     calls = {
         "one by one": lambda: drawn.update(one=one_by_one(pipe, prompts, **how)),

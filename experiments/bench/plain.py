@@ -97,7 +97,7 @@ class PlainStep:
         parameters = list(self.discriminator.parameters())
         optimizer_step(self.critic, parameters, list(torch.autograd.grad(loss, parameters)))
 
-    def warm_up(self) -> None:
+    def warmup_steps(self) -> None:
         """A step of the warm-up: all is computed, D alone trains."""
         real, fake, _ = self.outputs()
         self.train_discriminator(real, fake)
@@ -128,10 +128,10 @@ class PlainFp32(PlainStep):
         super().__init__(pipe, batch)
         self.tf32 = tf32
 
-    def warm_up(self) -> None:
+    def warmup_steps(self) -> None:
         """A step of the warm-up."""
         with in_fp32(self.pipe.device.type, self.tf32):
-            super().warm_up()
+            super().warmup_steps()
 
     def __call__(self) -> list[Tensor]:
         """One step; returns g_u and g_r."""

@@ -59,8 +59,8 @@ def main() -> None:
     command = [
         sys.executable, "-m", "unlearn.cli.main", "train", "concept=panda",
         f"steps={options.steps}",
-        "method.warm_up=0", "method.start=base", "data.images=32", "data.relearn_images=32",
-        "evaluation.judge=none", "evaluation.sampling_steps=2", "trainer.precision=32-true",
+        "method.warmup_steps=0", "method.start=base", "data.images=32", "data.relearn_images=32",
+        "evaluation.judge=none", "evaluation.num_inference_steps=2", "trainer.precision=32-true",
     ]  # fmt: skip
     alone = [f"trainer.accelerator={accelerator}"]
     together = ["trainer=ddp", *alone, f"trainer.devices={options.devices}"]

@@ -91,9 +91,11 @@ def lines(pipe: StableDiffusionPipeline, batch: dict[str, Any]) -> dict[str, Ste
     }
     if ahead > 1:
         steps["+ the teacher ahead, for several steps at once"] = OurStep(pipe, own, ahead)
-    steps["+ activations computed twice (low_memory)"] = OurStep(pipe, own, checkpointing=True)
+    steps["+ activations computed twice (low_memory)"] = OurStep(
+        pipe, own, gradient_checkpointing=True
+    )
     if size > 1:
-        steps["+ one pair at a time"] = OurStep(pipe, own, parts=size, checkpointing=True)
+        steps["+ one pair at a time"] = OurStep(pipe, own, parts=size, gradient_checkpointing=True)
     return steps
 
 
@@ -163,8 +165,8 @@ def ratio(plain: list[float], times: list[float]) -> float:
 def whole(seconds: dict[str, list[float]], name: str, settings: Any) -> list[float]:
     """Seconds of a whole run, in each round, from those of a step and of one of the warm-up."""
     return [
-        settings.warm_up * warm_up + (settings.steps - settings.warm_up) * step
-        for step, warm_up in zip(seconds[name], seconds[name + WARM_UP], strict=True)
+        settings.warmup_steps * warmup_steps + (settings.steps - settings.warmup_steps) * step
+        for step, warmup_steps in zip(seconds[name], seconds[name + WARM_UP], strict=True)
     ]
 
 
@@ -174,11 +176,11 @@ def bench(steps: dict[str, Step], rounds: int, count: int, settings: Any) -> dic
     Args:
         steps: see `lines`.
         rounds, count: see `measure`.
-        settings: steps and warm_up of a whole run.
+        settings: steps and warmup_steps of a whole run.
     """
     needs = {name: needed(step, count) for name, step in tqdm(steps.items(), desc="counting")}
     calls: dict[str, Callable[[], Any]] = {**steps}
-    calls |= {name + WARM_UP: step.warm_up for name, step in steps.items()}
+    calls |= {name + WARM_UP: step.warmup_steps for name, step in steps.items()}
     seconds = measure(calls, rounds, count)
     rows = {}
     for name, need in needs.items():

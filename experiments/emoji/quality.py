@@ -86,7 +86,7 @@ def shares(prompts: list[Prompt], verdict: Verdict) -> tuple[Rate, Rate]:
 def main() -> None:
     """Draw, judge, print, and write."""
     pipe, config = load_pipeline("emoji"), compose([])
-    sampler = sampler_options(config, config.evaluation.sampling_steps)
+    sampler = sampler_options(config, config.evaluation.num_inference_steps)
     judge, second = (Judge.load(EMBEDDED / "judges" / n) for n in ("judge", "second_judge"))
     rows: list[tuple[str, Rate, str]] = []
 

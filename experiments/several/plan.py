@@ -84,5 +84,5 @@ def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
         config = compose([*overrides, *(SMOKE if scale == "smoke" else ())])
     OmegaConf.update(config, "run_dir", str(runs / job.name))
     if scale == "smoke":
-        config.steps, config.method.warm_up = SMOKE_STEPS, 2
+        config.steps, config.method.warmup_steps = SMOKE_STEPS, 2
     return config

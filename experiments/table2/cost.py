@@ -124,8 +124,10 @@ def protocol_size(name: str, prompts: int) -> tuple[int, int]:
     """The images of a protocol with so many prompts a concept, and the UNet's calls for each."""
     evaluation = compose([f"evaluation={name}"], "evaluate").evaluation
     scheduler = SD1.build_scheduler()
-    scheduler.set_timesteps(evaluation.sampling_steps)
-    return len(evaluation.concepts) * prompts * evaluation.images, len(scheduler.timesteps)
+    scheduler.set_timesteps(evaluation.num_inference_steps)
+    return len(evaluation.concepts) * prompts * evaluation.images_per_prompt, len(
+        scheduler.timesteps
+    )
 
 
 def evaluation_of(config: DictConfig, plan: dict[str, Any], limit: int | None) -> Evaluation:
@@ -133,9 +135,9 @@ def evaluation_of(config: DictConfig, plan: dict[str, Any], limit: int | None) -
     concept, settings = build_run_concept(config), config.evaluation
     protocol = plan["protocols"][concept.kind]
     prompts = min(protocol["prompts"], limit or protocol["prompts"])
-    judged = padded(len(evaluation_probes(concept)) * settings.seeds)
+    judged = padded(len(evaluation_probes(concept)) * settings.images_per_prompt)
     size = protocol_size(protocol["name"], prompts)
-    return Evaluation(judged, settings.sampling_steps, protocol["name"], *size)
+    return Evaluation(judged, settings.num_inference_steps, protocol["name"], *size)
 
 
 def padded(images: int) -> int:
@@ -153,7 +155,7 @@ def drawn(config: DictConfig, evaluation: Evaluation) -> dict[tuple[Any, ...], C
     if config.steps:
         key = (concept, config.seed, METHODS[config.method.name].images_of, *data.values())
         number = padded(data.images) + padded(data.relearn_images)
-        images[key] = Cost(training=number * image(data.sampling_steps))
+        images[key] = Cost(training=number * image(data.num_inference_steps))
     return images
 
 

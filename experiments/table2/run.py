@@ -33,12 +33,12 @@ HERE = Path(__file__).parent
 SMOKE = (
     "data.images=8",
     "data.relearn_images=8",
-    "data.sampling_steps=2",
-    "evaluation.seeds=1",
-    "evaluation.sampling_steps=2",
+    "data.num_inference_steps=2",
+    "evaluation.images_per_prompt=1",
+    "evaluation.num_inference_steps=2",
 )
 SMOKE_STEPS = 6
-SMOKE_METHOD = {"warm_up": 2, "sampling_steps": 2, "mask_batches": 1}
+SMOKE_METHOD = {"warmup_steps": 2, "num_inference_steps": 2, "mask_batches": 1}
 SMOKE_NOTE = "SMOKE: a few steps and images, which show that every row runs, and nothing else."
 
 

@@ -81,7 +81,7 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, int, int]]:
 
 def make_run(folder: Path, model: Path) -> Path:
     """A finished run of the random model: its config, and weights that fit it."""
-    overrides = ["concept=panda", f"model.pretrained={model}", "evaluation.seeds=1"]
+    overrides = ["concept=panda", f"model.pretrained={model}", "evaluation.images_per_prompt=1"]
     folder.mkdir(parents=True)
     OmegaConf.save(compose([*overrides, "run_dir=run"]), folder / "config.yaml", resolve=True)
     layers = cross_attention_layers(load_pipeline(str(model)).unet)

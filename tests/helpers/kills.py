@@ -85,7 +85,7 @@ def overrides_of(name: str, shared: list[str]) -> list[str]:
     """The call that trains the method, quickly."""
     takes = compose([f"method={name}"]).method.keys()
     own = [o for o in shared if not o.startswith("method.") or o[7:].split("=")[0] in takes]
-    quick = {"sampling_steps": 2, "mask_batches": 2}
+    quick = {"num_inference_steps": 2, "mask_batches": 2}
     own += [f"method.{key}={value}" for key, value in quick.items() if key in takes]
     return [f"method={name}", *own, f"run_dir={name}"]
 

@@ -27,7 +27,7 @@ def test_the_base_draws_every_target() -> None:
             chosen = [p for p in probes if target in (p.object, p.style)]
             jobs.append((concept, target, (chosen * 2)[:PROMPTS]))
     prompts = [p.prompt for _, _, probes in jobs for p in probes]
-    sampler = sampler_options(config, config.evaluation.sampling_steps)
+    sampler = sampler_options(config, config.evaluation.num_inference_steps)
     seeds = range(4_000_000, 4_000_000 + len(prompts))
     judge = load_judge(config, jobs[0][0])
     verdict = judge.judge(generate(load_pipeline("emoji"), prompts, seeds, **sampler))

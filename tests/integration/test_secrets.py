@@ -22,8 +22,9 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(
 ) -> None:
     overrides = [
         f"model.pretrained={random_model}", f"evaluation.judge={random_judge}", "steps=3",
-        "method.warm_up=1", "batch_size=2", "data.images=2", "data.relearn_images=2",
-        "data.sampling_steps=1", "evaluation.seeds=1", "evaluation.sampling_steps=1",
+        "method.warmup_steps=1", "batch_size=2", "data.images=2", "data.relearn_images=2",
+        "data.num_inference_steps=1", "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=1",
         "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
         "logger=wandb", "logger.mode=offline", "logger.images_every=0",
     ]  # fmt: skip

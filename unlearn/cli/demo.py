@@ -129,7 +129,7 @@ def build_page(config: DictConfig, folder: Path, draw: Draw) -> Blocks:
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             steps = gr.Slider(
-                1, MOST_STEPS, config.evaluation.sampling_steps, step=1, label="Sampling steps"
+                1, MOST_STEPS, config.evaluation.num_inference_steps, step=1, label="Sampling steps"
             )
         button = gr.Button("Draw", variant="primary")
         if any(part["concept"]["kind"] == "unsafe" for part in concepts):

@@ -26,7 +26,7 @@ USAGE = "usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [overrides]"
 OF_TRAINER = r"trainer\.(accelerator|precision)=.*"  # overrides that decide how images are drawn
 OF_A_RUN = {  # overrides that a run directory takes, with a protocol chosen or not
     True: rf"[+~]{{0,2}}evaluation[.=].+|{OF_TRAINER}",
-    False: rf"evaluation\.[^=]+=.*|drawing_batch=.*|{OF_TRAINER}",
+    False: rf"evaluation\.[^=]+=.*|sampling_batch_size=.*|{OF_TRAINER}",
 }
 LESS = "a lower evaluation.batch_size or trainer.precision=bf16-mixed"  # memory for a protocol
 
@@ -66,11 +66,11 @@ def evaluate_all(arguments: Sequence[str]) -> None:
 
     for config, *_ in jobs:
         resolve_precision(config)
-        if config.evaluation.name != "emoji":
+        if config.evaluation.name != "prompt_sets":
             read_protocol(config.evaluation, build_run_concept(config).name)
     changed = [o for o in overrides if re.match(r"[+~]{0,2}evaluation\.", o)]
     for config, weights, folder in jobs:
-        if config.evaluation.name == "emoji":
+        if config.evaluation.name == "prompt_sets":
             with as_run_errors(weights):
                 evaluate(config, folder, None if "method" in config else weights)
         else:
@@ -97,7 +97,7 @@ def job_for(path: Path, overrides: list[str]) -> Job:
             raise ValueError(
                 f"{override}: {path} is a run directory, with a config of its own; allowed are "
                 "evaluation=NAME, evaluation.KEY=..., trainer.accelerator=..., "
-                "trainer.precision=... and, of the four prompt sets, drawing_batch=..."
+                "trainer.precision=... and, of the four prompt sets, sampling_batch_size=..."
             )
     config, folder = load_run(str(path))
     if chosen:
@@ -120,10 +120,10 @@ def check_drawing(config: DictConfig) -> None:
     Raises:
         ValueError: names the key, the value and what is allowed.
     """
-    batch = config.get("drawing_batch")
+    batch = config.get("sampling_batch_size")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
-        raise ValueError(f"drawing_batch={batch}: a whole number of at least 1 is needed")
-    if config.evaluation.get("name", "emoji") == "emoji":
+        raise ValueError(f"sampling_batch_size={batch}: a whole number of at least 1 is needed")
+    if config.evaluation.get("name", "prompt_sets") == "prompt_sets":
         check_evaluation(config)
 
 

@@ -63,7 +63,7 @@ unseen-target rate and a high retention, hydra.sweeper.trials times:
     "evaluate": """usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [key=value ...]
 
   unlearn evaluate runs/panda-doco-0                       its four prompt sets again
-  unlearn evaluate runs/panda-doco-0 evaluation.seeds=4    with more images
+  unlearn evaluate runs/panda-doco-0 evaluation.images_per_prompt=4    with more images
   unlearn evaluate runs/snoopy-* evaluation=spm_general    a published protocol
   unlearn evaluate PATH concept=snoopy model=sd14 evaluation=spm_general
                      weights from elsewhere: a diffusers folder, a .safetensors, .bin or .pt file
@@ -73,7 +73,7 @@ writes RUN_DIR/evaluation/NAME.json. Of weights from elsewhere, out_dir=FOLDER t
 RUN_DIR (default: runs/evaluate-FOLDER-STEM).
 
 trainer.accelerator and trainer.precision say how images are drawn; of the four prompt sets,
-drawing_batch too. A protocol is drawn in fp32, unless trainer.precision is given.
+sampling_batch_size too. A protocol is drawn in fp32, unless trainer.precision is given.
 
 choices (files of conf/; your own in ./conf/ are found too):
 {choices}

@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> None:
         raise ValueError(USAGE)
     config, folder = load_run(arguments[0])
     prompts, numbers = arguments[1:], range(len(arguments) - 1)
-    sampler = sampler_options(config, config.evaluation.sampling_steps)
+    sampler = sampler_options(config, config.evaluation.num_inference_steps)
     pipe = load_pipeline(**base_model_options(config)).to(device_for(config.trainer.accelerator))
     check_known(pipe.tokenizer, prompts)
     check_lengths(pipe.tokenizer, prompts)

@@ -48,6 +48,10 @@ def base_model_name(config: DictConfig) -> str:
 
 def sampler_options(config: DictConfig, steps: int) -> dict[str, Any]:
     """How a run draws images with so many steps: arguments of `generate`."""
-    guidance = float(config.model.guidance)
-    sampler = {"steps": steps, "guidance": guidance, "precision": resolve_precision(config)}
-    return {**sampler, "batch_size": config.get("drawing_batch")}
+    guidance_scale = float(config.model.guidance_scale)
+    sampler = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "precision": resolve_precision(config),
+    }
+    return {**sampler, "batch_size": config.get("sampling_batch_size")}

@@ -10,6 +10,7 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from unlearn.config import recipes  # noqa: F401 - registers a resolver
 from unlearn.config.concepts import earlier_sections, trained_sections
 from unlearn.config.overrides import hydra_errors_as_value_errors
 from unlearn.config.saved import earlier_run_dir

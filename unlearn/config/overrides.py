@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 from yaml import YAMLError
 
 from unlearn.config.search_path import group_choices
@@ -62,6 +67,8 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
         if known := group_choices(group):
             return f"{group}={name}: no such file of conf/{group}; {suggest(name, known)}"
     cause = error.__cause__ or error
+    if isinstance(error, InterpolationResolutionError) and str(error).startswith("ValueError"):
+        return str(error).partition("interpolation: ")[2].partition("\n")[0]  # of a resolver
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         parent = cause.parent_node
         known = [str(key) for key in parent or () if key != "hydra"]

@@ -14,6 +14,7 @@ from unlearn.concepts.prompts import check_prompts
 from unlearn.config.after import record_earlier_concepts
 from unlearn.config.base_model import base_model_name, resolve_precision
 from unlearn.config.concepts import build_run_concept
+from unlearn.config.recipes import find_recipe
 from unlearn.config.schema import (
     LOGGERS,
     MODES,
@@ -45,8 +46,7 @@ def check_config(config: DictConfig) -> Concept:
     check_choice("method.name", config.method.name, list(METHODS))
     method = METHODS[config.method.name]
     if OmegaConf.is_interpolation(config, "steps"):
-        # where `steps` is given, a method may have no settings there
-        check_choice("variant", config.variant, list(config.model.settings))
+        find_recipe(config.model.recipes, config.method.recipe)
     model = parse_section(config.model, "model", ModelConfig)
     data = parse_section(config.data, "data", DataConfig)
     check_evaluation(config)
@@ -64,14 +64,14 @@ def check_config(config: DictConfig) -> Concept:
         ("keep_every", run.keep_every, 0),
         ("data.images", data.images, max(2, len(concept.each))),
         ("data.relearn_images", data.relearn_images, 0),
-        ("data.sampling_steps", data.sampling_steps, 1),
+        ("data.num_inference_steps", data.num_inference_steps, 1),
         ("logger.images_every", logger.images_every, 0),
-        ("drawing_batch", run.drawing_batch, 1),
+        ("sampling_batch_size", run.sampling_batch_size, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{key}={value}: at least {least} is needed")
     method.check_options(asdict(options))
-    check_number("model.guidance", model.guidance)
+    check_number("model.guidance_scale", model.guidance_scale, at_least=0)
     if not run.run_dir.strip():
         raise ValueError(f"run_dir={run.run_dir!r}: a folder's name is needed")
     typed = {"model": model, "data": data, "logger": logger}
@@ -94,13 +94,13 @@ def check_evaluation(config: DictConfig) -> None:
     Raises:
         ValueError: names the key, the value and what is allowed.
     """
-    if (protocol := config.evaluation.get("name", "emoji")) != "emoji":
+    if (protocol := config.evaluation.get("name", "prompt_sets")) != "prompt_sets":
         raise ValueError(
-            f"evaluation={protocol}: a run ends with the four prompt sets (emoji); "
+            f"evaluation={protocol}: a run ends with the four prompt sets (prompt_sets); "
             f"`unlearn evaluate RUN_DIR evaluation={protocol}` runs a published protocol"
         )
     evaluation = parse_section(config.evaluation, "evaluation", EvaluationConfig)
-    for key, least in (("seeds", 1), ("sampling_steps", 1), ("first_seed", 0)):
+    for key, least in (("images_per_prompt", 1), ("num_inference_steps", 1), ("first_seed", 0)):
         if (value := getattr(evaluation, key)) < least:
             raise ValueError(f"evaluation.{key}={value}: at least {least} is needed")
     config.evaluation = asdict(evaluation)
@@ -108,7 +108,7 @@ def check_evaluation(config: DictConfig) -> None:
 
 def options_schema(method: Any) -> type:
     """A dataclass of a method's options: its constructors' keyword arguments that it takes."""
-    fields: dict[str, tuple[type, Any]] = {"name": (str, MISSING)}
+    fields: dict[str, tuple[type, Any]] = {"name": (str, MISSING), "recipe": (str, MISSING)}
     for part in reversed(method.__mro__):
         if "__init__" in vars(part) and part.__module__.startswith("unlearn.methods.registry"):
             hints = get_type_hints(part.__init__)  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Optional
 
 from omegaconf import MISSING
 
@@ -19,8 +19,8 @@ class ModelConfig:
 
     pretrained: str = MISSING
     vocabulary: Optional[str] = None  # noqa: UP045 - OmegaConf reads these annotations
-    guidance: float = MISSING
-    settings: dict[str, Any] = MISSING
+    guidance_scale: float = MISSING
+    recipes: list[str] = MISSING
     random_weights: bool = False
     width: float = 1.0
     image_size: Optional[int] = None  # noqa: UP045
@@ -33,7 +33,7 @@ class DataConfig:
 
     images: int = MISSING
     relearn_images: int = MISSING
-    sampling_steps: int = MISSING
+    num_inference_steps: int = MISSING
     flip: bool = MISSING
     rescale: bool = MISSING
 
@@ -42,10 +42,10 @@ class DataConfig:
 class EvaluationConfig:
     """The section `evaluation` of the four prompt sets: see conf/evaluation/emoji.yaml."""
 
-    name: str = "emoji"
-    seeds: int = MISSING
+    name: str = "prompt_sets"
+    images_per_prompt: int = MISSING
     first_seed: int = MISSING
-    sampling_steps: int = MISSING
+    num_inference_steps: int = MISSING
     judge: Optional[str] = None  # noqa: UP045
     clip: str = "openai/clip-vit-base-patch32"
 
@@ -67,11 +67,10 @@ class RunConfig:
     """What stands at the top of conf/train.yaml."""
 
     seed: int = MISSING
-    variant: str = MISSING
     steps: int = MISSING
     batch_size: int = MISSING
-    checkpointing: bool = False
-    drawing_batch: Optional[int] = None  # noqa: UP045
+    gradient_checkpointing: bool = False
+    sampling_batch_size: Optional[int] = None  # noqa: UP045
     checkpoint_every: int = MISSING
     keep_every: int = MISSING
     run_dir: str = MISSING

@@ -20,13 +20,8 @@ def to_container(config: Any) -> Any:
 
 
 def config_to_save(config: Any) -> dict[str, Any]:
-    """What is kept of a run's config: all of it, resolved, without how this call treats it.
-
-    And without the settings of all methods: `steps` and `method` have those of this one.
-    """
-    kept = {key: v for key, v in to_container(config).items() if key != "resume"}
-    del kept["model"]["settings"]
-    return kept
+    """What is kept of a run's config: all of it, resolved, without how this call treats it."""
+    return {key: v for key, v in to_container(config).items() if key != "resume"}
 
 
 def parse_section(config: Any, key: str, schema: type[Schema]) -> Schema:

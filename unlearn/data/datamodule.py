@@ -67,16 +67,20 @@ class PairDataModule(L.LightningDataModule):
         batch_size: int,
         seed: int,
         num_timesteps: int,
-        accumulate: int = 1,
+        accumulate_grad_batches: int = 1,
     ) -> None:
         super().__init__()
         self.data, self.steps, self.batch_size = data, steps, batch_size
-        self.seed, self.num_timesteps, self.accumulate = seed, num_timesteps, accumulate
+        self.seed, self.num_timesteps, self.accumulate_grad_batches = (
+            seed,
+            num_timesteps,
+            accumulate_grad_batches,
+        )
 
     def train_dataloader(self) -> Iterable[dict[str, Tensor]]:
-        """Batches of `batch_size` a rank, `accumulate` of them a step, as the method wants them."""
+        """Return batches of `batch_size` a rank, as the method wants them."""
         world = self.trainer.world_size if self.trainer else 1
-        size = self.batch_size * world * self.accumulate
+        size = self.batch_size * world * self.accumulate_grad_batches
         dataset = PairDataset(self.data, self.steps, size, self.seed, self.num_timesteps)
         rank = self.trainer.global_rank if self.trainer else 0
         loader = Batches(dataset, self.batch_size, rank, world)

@@ -77,7 +77,7 @@ def evaluate(config: DictConfig, run: Path, foreign: Path | None = None) -> dict
     concept = build_run_concept(config)
     settings = config.evaluation
     judge = load_judge(config, concept)
-    asked = image_requests(concept, settings.seeds, settings.first_seed)
+    asked = image_requests(concept, settings.images_per_prompt, settings.first_seed)
     if judge is None:
         asked = [
             a for name in SETS for a in pictured_rows([b for b in asked if b.probe.set == name])
@@ -86,7 +86,7 @@ def evaluate(config: DictConfig, run: Path, foreign: Path | None = None) -> dict
     prompts = [p.prompt for p in probes]
     weights = foreign or run / "unlearned.safetensors"
     device = device_for(config.trainer.accelerator)
-    sampler = sampler_options(config, settings.sampling_steps)
+    sampler = sampler_options(config, settings.num_inference_steps)
 
     def look(pipe: DiffusionPipeline, side: str, installed: str = "") -> Tensor:
         """The images that one of the two models draws."""
@@ -109,7 +109,11 @@ def evaluate(config: DictConfig, run: Path, foreign: Path | None = None) -> dict
         result["weights"] = str(foreign)
         run.mkdir(parents=True, exist_ok=True)
     how = {"precision": sampler["precision"], "device": device}
-    result["settings"] = {**to_container(settings), "drawing_batch": sampler["batch_size"], **how}
+    result["settings"] = {
+        **to_container(settings),
+        "sampling_batch_size": sampler["batch_size"],
+        **how,
+    }
     flags: Sides = {"base": {}, "unlearned": {}}
     if judge:
         both = {"base": judge.judge(before), "unlearned": judge.judge(after)}

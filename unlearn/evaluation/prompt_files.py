@@ -29,7 +29,7 @@ class Prompt(NamedTuple):
 
     text: str
     seed: int | None = None
-    guidance: float | None = None
+    guidance_scale: float | None = None
     size: tuple[int, int] | None = None  # (height, width)
 
 
@@ -44,13 +44,13 @@ def read_csv(text: str) -> list[Prompt]:
     if "prompt" not in columns:
         raise ValueError(f"no column 'prompt' among {list(columns)}")
     seed = next((c for c in SEEDS if c in columns), None)
-    guidance = next((c for c in GUIDANCES if c in columns), None)
+    guidance_scale = next((c for c in GUIDANCES if c in columns), None)
     size = next((pair for pair in SIZES if {*pair} <= {*columns}), None)
     return [
         Prompt(
             row["prompt"],
             int(row[seed]) if seed else None,
-            float(row[guidance]) if guidance else None,
+            float(row[guidance_scale]) if guidance_scale else None,
             (int(row[size[0]]), int(row[size[1]])) if size else None,
         )
         for row in table

@@ -39,7 +39,7 @@ class SamplingRequest(NamedTuple):
 
     prompt: str
     seed: int
-    guidance: float
+    guidance_scale: float
     size: tuple[int, int] | None = None
     images: int = 1
 
@@ -82,7 +82,7 @@ def generate(
     seeds: Sequence[int],
     *,
     steps: int,
-    guidance: float,
+    guidance_scale: float,
     precision: str = "32-true",
     batch_size: int | None = None,
     description: str = "generating",
@@ -104,7 +104,7 @@ def generate(
             that it lacks are drawn; "": none is kept.
         installed: what changed the pipeline, see `ImageCache`.
     """
-    shots = [SamplingRequest(p, s, guidance) for p, s in zip(prompts, seeds, strict=True)]
+    shots = [SamplingRequest(p, s, guidance_scale) for p, s in zip(prompts, seeds, strict=True)]
     how: dict[str, Any] = {"steps": steps, "precision": precision, "batch_size": batch_size}
     how |= {"description": description, "cached": cached, "installed": installed}
     images = dict(draw_requests(pipe, shots, **how))
@@ -198,7 +198,7 @@ def group_calls(
         if shot.images > 1:
             yield [number]
         else:
-            alike[shot.guidance, shot.size].append(number)
+            alike[shot.guidance_scale, shot.size].append(number)
     for group in alike.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
@@ -233,7 +233,7 @@ def call_pipeline(
         num_images_per_prompt=first.images,
         generator=generator,
         num_inference_steps=steps,
-        guidance_scale=first.guidance,
+        guidance_scale=first.guidance_scale,
         output_type="pt",
         **({"eta": eta} if eta else {}),  # not every pipeline knows it
     ).images

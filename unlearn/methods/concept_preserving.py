@@ -97,11 +97,11 @@ class ConceptPreserving(UnlearningModule):
 
         In the warm-up all do: the teacher's and the trained model's of the unlearn half.
         """
-        batch = config.batch_size * config.method.accumulate
-        warm_up = cls.warm_up_length(config.method)
-        left = config.steps - warm_up
+        batch = config.batch_size * config.method.accumulate_grad_batches
+        warmup_steps = cls.warmup_length(config.method)
+        left = config.steps - warmup_steps
         teachers = 2 if config.method.get("relearn_target") == "teacher" else 1
-        return batch * (2 * warm_up + teachers * left), 2 * batch * left
+        return batch * (2 * warmup_steps + teachers * left), 2 * batch * left
 
     def choose_weights(self) -> dict[str, Tensor]:
         """Keys and values of text, whose layers take a weight a half of the batch."""
@@ -140,7 +140,7 @@ class ConceptPreserving(UnlearningModule):
 
         def teach(batch: Batch, last: int) -> Tensor:
             with self.trainer.precision_plugin.train_step_context():
-                return self.teach(batch, self.relearns(last // self.accumulate))
+                return self.teach(batch, self.relearns(last // self.accumulate_grad_batches))
 
         count = batches_at_once(loader.batch_size, self.network.config.sample_size)
         return TeacherAhead(loader, count, teach, self.trainer.strategy.batch_to_device)
@@ -252,10 +252,10 @@ class ConceptPreserving(UnlearningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The gradients of one batch; after the step's last batch, the step."""
-        step, number = divmod(batch_idx, self.accumulate)
+        step, number = divmod(batch_idx, self.accumulate_grad_batches)
         g_u, g_r, _, metrics = self.gradients(batch)
         self.check_losses(metrics, batch, step)
-        last = number == self.accumulate - 1
+        last = number == self.accumulate_grad_batches - 1
         metrics = self.mean_metrics(metrics, last)
         if mean := self.mean_gradients([*g_u, *g_r], last):
             metrics |= self.update(self.optimizers(), mean, step)

@@ -84,12 +84,13 @@ class ForgetMeNot(UnlearningModule):
 
     @classmethod
     def check_run(cls, config: Any) -> None:
-        """And checkpointing, which does not keep the attentions of the forward pass."""
+        """And gradient_checkpointing, which does not keep the attentions of the forward pass."""
         super().check_run(config)
-        if config.checkpointing:
+        if config.gradient_checkpointing:
             raise ValueError(
-                "checkpointing=True: forget_me_not trains on the attentions of its forward pass, "
-                "which checkpointing does not keep; take checkpointing=false"
+                "gradient_checkpointing=True: forget_me_not trains on the attentions of its "
+                "forward pass, "
+                "which checkpointing does not keep; take gradient_checkpointing=false"
             )
 
     @classmethod

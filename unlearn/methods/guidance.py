@@ -16,7 +16,7 @@ from unlearn.models.text_states import encode_prompts, intercept_prompts, networ
 class NegativePrompt(UnlearningModule):
     """The targets are every prompt's negative prompt; no weight changes."""
 
-    LACKS = ("accumulate",)
+    LACKS = ("accumulate_grad_batches",)
     AT_INFERENCE: ClassVar[dict[str, Any]] = {"text": str}
     closed_form = True
 
@@ -24,8 +24,10 @@ class NegativePrompt(UnlearningModule):
     def check_run(cls, config: Any) -> None:
         """And guidance, without which there is no negative prompt."""
         super().check_run(config)
-        if (guidance := config.model.guidance) <= 1:
-            raise ValueError(f"model.guidance={guidance}: {config.method.name} needs more than 1")
+        if (guidance_scale := config.model.guidance_scale) <= 1:
+            raise ValueError(
+                f"model.guidance_scale={guidance_scale}: {config.method.name} needs more than 1"
+            )
 
     def choose_weights(self) -> dict[str, Tensor]:
         """None."""
@@ -58,7 +60,7 @@ class SLD(NegativePrompt):
 
     Args:
         scale: s_S of the safety guidance.
-        warm_up_steps: δ, sampling steps without safety guidance.
+        warmup_steps: δ, sampling steps without safety guidance.
         threshold: λ, under which the output counts as going towards the targets.
         momentum_scale: s_m.
         momentum_decay: β_m.
@@ -69,7 +71,7 @@ class SLD(NegativePrompt):
     AT_INFERENCE: ClassVar[dict[str, Any]] = {
         **NegativePrompt.AT_INFERENCE,
         **dict.fromkeys(("scale", "threshold", "momentum_scale", "momentum_decay"), float | int),
-        "warm_up_steps": int,
+        "warmup_steps": int,
     }
     of_unets = True
 
@@ -77,7 +79,7 @@ class SLD(NegativePrompt):
         self,
         *args: Any,
         scale: float = 1000.0,
-        warm_up_steps: int = 10,
+        warmup_steps: int = 10,
         threshold: float = 0.01,
         momentum_scale: float = 0.3,
         momentum_decay: float = 0.4,
@@ -145,4 +147,4 @@ class SafetyGuidance:
         decay = o["momentum_decay"]
         self.momentum = decay * self.momentum.to(mu) + (1 - decay) * gamma
         self.step += 1
-        return gamma if self.step > o["warm_up_steps"] else torch.zeros_like(gamma)
+        return gamma if self.step > o["warmup_steps"] else torch.zeros_like(gamma)

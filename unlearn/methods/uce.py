@@ -83,7 +83,7 @@ class UCE(UnlearningModule):
         ValueError: an option has none of its allowed values.
     """
 
-    LACKS = ("accumulate",)
+    LACKS = ("accumulate_grad_batches",)
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"edits": tuple(EDITS)}
     POSITIVE = ("regularization",)
     closed_form = True

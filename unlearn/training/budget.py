@@ -67,10 +67,10 @@ def estimate(
         ValueError: the device has less memory than the run needs.
     """
     passes = Passes(pipe, resolve_precision(config))
-    held, batch = memory_held(pipe.device), config.drawing_batch or default_batch_size(pipe)
-    if 0 < left < config.steps:  # its images are drawn, and drawing_batch must stay
+    held, batch = memory_held(pipe.device), config.sampling_batch_size or default_batch_size(pipe)
+    if 0 < left < config.steps:  # its images are drawn, and sampling_batch_size must stay
         batch = 1
-    drawn = partial(check_memory, pipe.device, "draw images", "a lower drawing_batch")
+    drawn = partial(check_memory, pipe.device, "draw images", "a lower sampling_batch_size")
     forward = rehearse(passes.forward, 2 * batch, drawn)
     decode = rehearse(passes.decode, batch, drawn)
     drawing = max(forward.memory(2 * batch), decode.memory(batch))
@@ -80,8 +80,8 @@ def estimate(
         samples = method.samples_at_once(config)
         states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's
         states -= memory_that_moves(config, pipe)
-        less = "experiment=low_memory, or batch_size lower and method.accumulate as many times "
-        check = partial(check_memory, pipe.device, "train", f"{less}higher")
+        less = "experiment=low_memory, or batch_size lower and method.accumulate_grad_batches as "
+        check = partial(check_memory, pipe.device, "train", f"{less}many times higher")
         trained = rehearse(
             lambda n: passes.trained(n, method), samples, lambda needed: check(needed + states)
         )
@@ -91,9 +91,11 @@ def estimate(
         steps = seconds * left / config.steps
     data, settings = config.data, config.evaluation
     image, shown = (
-        2 * part.sampling_steps * forward.seconds + decode.seconds for part in (data, settings)
+        2 * part.num_inference_steps * forward.seconds + decode.seconds for part in (data, settings)
     )
-    judged = 2 * settings.seeds * sum(len(evaluation_probes(part)) for part in concept.each)
+    judged = (
+        2 * settings.images_per_prompt * sum(len(evaluation_probes(part)) for part in concept.each)
+    )
     return Estimate(
         held + max(drawing, training),
         steps,

@@ -67,7 +67,7 @@ class ProgressPictures(L.Callback):
         batch_idx: int,
     ) -> None:
         """Draw, after the step that the interval ends with."""
-        step, rest = divmod(batch_idx + 1, module.accumulate)
+        step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
         if rest or step % self.every or not trainer.is_global_zero:
             return
         seeds = range(len(self.prompts))
@@ -103,7 +103,7 @@ class KeptWeights(Callback):
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep, after the step that the interval ends with."""
-        step, rest = divmod(batch_idx + 1, module.accumulate)
+        step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
         if rest or step % self.every or not trainer.is_global_zero:
             return
         folder = self.run / "steps" / f"{step:06d}"

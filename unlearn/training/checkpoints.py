@@ -86,7 +86,7 @@ class Checkpoints(Callback):
         Raises:
             SystemExit: a signal came to one of the ranks.
         """
-        step, rest = divmod(batch_idx + 1, module.accumulate)
+        step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
         if rest or batch_idx + 1 == trainer.num_training_batches:
             return
         stopping = bool(self.stop.signum)
@@ -103,7 +103,7 @@ class Checkpoints(Callback):
         Raises:
             SystemExit: a signal came meanwhile.
         """
-        self.save(trainer, int(trainer.num_training_batches) // module.accumulate)
+        self.save(trainer, int(trainer.num_training_batches) // module.accumulate_grad_batches)
         self.stop.training = False
         if self.stop.signum:
             self.exit(trainer)

@@ -127,7 +127,7 @@ def prepare_method(
     method = build_method(pipe, **to_container(config.method))
     if resolve_precision(config) == "bf16-mixed":
         store_in_bf16(method.network, method.trained_weights)
-    if config.checkpointing:
+    if config.gradient_checkpointing:
         method.network.enable_gradient_checkpointing()
     return method
 
@@ -178,13 +178,18 @@ def fit(
     module = None
     if config.steps:  # drawn by the base model: before the method changes it
         options = dict(config.data)
-        sampler = sampler_options(config, options.pop("sampling_steps"))
+        sampler = sampler_options(config, options.pop("num_inference_steps"))
         data = make_training_data(
             pipe, concept, seed=config.seed, images_of=method.images_of, **options, **sampler,
             cached=drawer,
         )  # fmt: skip
         module = PairDataModule(
-            data, config.steps, config.batch_size, config.seed, num_timesteps, method.accumulate
+            data,
+            config.steps,
+            config.batch_size,
+            config.seed,
+            num_timesteps,
+            method.accumulate_grad_batches,
         )
     method.prepare(pipe, concept)
     if not config.logger.images_every:  # nothing is drawn in training
@@ -242,7 +247,7 @@ def build_callbacks(job: RunContext, metadata: dict[str, str]) -> list[Callback]
     if config.keep_every:
         callbacks.append(KeptWeights(run, config.keep_every, metadata, job.earlier))
     if every := config.logger.images_every:
-        sampler = sampler_options(config, config.evaluation.sampling_steps)
+        sampler = sampler_options(config, config.evaluation.num_inference_steps)
         callbacks.append(ProgressPictures(job.pipe, job.concept, run, every, **sampler))
     return callbacks
 

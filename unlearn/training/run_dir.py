@@ -20,9 +20,10 @@ from unlearn.training.checkpoints import step_of
 from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
 
-# may differ: they do not move weights; `steps` and `method` have what was taken of model.settings
+# may differ: they do not move weights; `steps` and `method` have what was taken of a recipe
 IGNORED_KEYS = (
-    "resume", "run_dir", "variant", "checkpoint_every", "checkpointing", "logger", "model.settings"
+    "resume", "run_dir", "method.recipe", "model.recipes", "checkpoint_every",
+    "gradient_checkpointing", "logger"
 )  # fmt: skip
 ERROR_FILE = "error.txt"  # why the run's last job in a sweep failed
 OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says that it is one
@@ -68,7 +69,7 @@ def read_progress(config: DictConfig, run: Path) -> Progress:
         return Progress()
     now, trained = yaml.safe_load(config_text(config)), (run / "unlearned.safetensors").exists()
     if trained:  # what is left to draw decides no weights
-        earlier["drawing_batch"] = now["drawing_batch"]
+        earlier["sampling_batch_size"] = now["sampling_batch_size"]
     if different := first_difference(earlier, now):
         key, old, new = different
         raise ValueError(

@@ -31,14 +31,31 @@ def unknown_key_message(key: str, value: object, known: Sequence[str]) -> str:
     return f"{key}={said}: there is no such key; {suggest(key.rpartition('.')[2], known)}"
 
 
-def check_number(key: str, value: float, *, positive: bool = False, most: float = math.inf) -> None:
-    """Refuse what is no rate or factor.
+def check_number(
+    key: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Refuse a number that is not finite, or out of its bounds.
 
     Raises:
-        ValueError: `value` is negative, infinite, NaN or more than `most`, or where it is to be
-            `positive`, 0.
+        ValueError: names the key, the value and the bounds.
     """
-    if not (0 <= value <= most and value < math.inf) or (positive and not value):
-        least = "more than 0" if positive else "at least 0"
-        bound = "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(f"{key}={value}: a finite number of {least}{bound} is needed")
+    too_small = (at_least is not None and value < at_least) or (
+        above is not None and value <= above
+    )
+    too_large = at_most is not None and value > at_most
+    if math.isfinite(value) and not too_small and not too_large:
+        return
+    wanted = [
+        f"{words} {bound:g}"
+        for words, bound in (("at least", at_least), ("more than", above), ("at most", at_most))
+        if bound is not None
+    ]
+    bounds = " and ".join(wanted)
+    if isinstance(value, float):
+        bounds = f"a finite number of {bounds}" if bounds else "a finite number"
+    raise ValueError(f"{key}={value}: {bounds} is needed")

@@ -16,7 +16,7 @@ REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
-def as_run_errors(weights: Path, less: str = "a lower drawing_batch") -> Iterator[None]:
+def as_run_errors(weights: Path, less: str = "a lower sampling_batch_size") -> Iterator[None]:
     """Inside, a disk or a memory that gives no more becomes a `RunError`.
 
     Args:
@@ -45,7 +45,7 @@ def as_run_errors(weights: Path, less: str = "a lower drawing_batch") -> Iterato
                 f"out of memory in the evaluation ({reason}): {on} with {less}"
             ) from error
         raise RunError(
-            f"out of memory in training ({reason}): lower drawing_batch, if images were being "
-            "drawn, or else batch_size, with method.accumulate as many times higher for the same "
-            "step, or take trainer.precision=bf16-mixed, in another run_dir"
+            f"out of memory in training ({reason}): lower sampling_batch_size, if images were "
+            "being drawn, or else batch_size, with method.accumulate_grad_batches as many times "
+            "higher for the same step, or take trainer.precision=bf16-mixed, in another run_dir"
         ) from error

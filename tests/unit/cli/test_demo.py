@@ -23,7 +23,11 @@ def test_it_draws_what_the_pipelines_draw_one_by_one(
     config, folder = load_run(str(bad_input_run))
     draw = make_draw(config, folder)
     pipe = load_pipeline(str(random_model))
-    sampler = {"steps": 2, "guidance": config.model.guidance, "batch_size": 1}
+    sampler = {
+        "num_inference_steps": 2,
+        "guidance_scale": config.model.guidance_scale,
+        "batch_size": 1,
+    }
     expected = [generate(pipe, ["a panda"], [5], **sampler)]
     load_unlearned(pipe, folder / "unlearned.safetensors")
     expected.append(generate(pipe, ["a panda"], [5], **sampler))

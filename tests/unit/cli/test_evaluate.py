@@ -36,7 +36,10 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["run", "method=esd"], r"method=esd: run is a run directory, with a config of its own"),
         (["run", "~evaluation.judge"], r"~evaluation\.judge: run is a run directory"),
         (["run", "evaluation.seed=4"], r"evaluation\.seed=4: there is no such key; .*'seeds'"),
-        (["run", "evaluation.seeds=0"], r"evaluation\.seeds=0: at least 1 is needed"),
+        (
+            ["run", "evaluation.images_per_prompt=0"],
+            r"evaluation\.images_per_prompt=0: at least 1 is needed",
+        ),
         (["run", "evaluation=spm"], r"evaluation=spm: no such file of conf/evaluation; .*'spm_"),
         (["run", "evaluation=i2p", "evaluation.stepz=4"], r"evaluation\.stepz=4: there is no such"),
         (
@@ -44,21 +47,24 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             r"trainer\.devices=2: .*allowed are .*trainer\.accelerator=",
         ),
         (["run", "trainer.precision=16-mixed"], r"trainer\.precision='16-mixed': "),
-        (["run", "drawing_batch=0"], r"drawing_batch=0: a whole number of at least 1"),
-        (["run", "drawing_batch=few"], r"drawing_batch=few: a whole number of at least 1"),
+        (["run", "sampling_batch_size=0"], r"sampling_batch_size=0: a whole number of at least 1"),
         (
-            ["run", "evaluation=i2p", "drawing_batch=2"],
-            r"drawing_batch=2: .*of the four prompt sets",
+            ["run", "sampling_batch_size=few"],
+            r"sampling_batch_size=few: a whole number of at least 1",
+        ),
+        (
+            ["run", "evaluation=i2p", "sampling_batch_size=2"],
+            r"sampling_batch_size=2: .*of the four prompt sets",
         ),
         (["run", "run", "evaluation=i2p"], r"their results would lie in one folder"),
         (["run/unlearned.safetensors"], r"concept\.name is missing"),
         (
-            ["run/unlearned.safetensors", "concept=panda", "evaluation.seeds=0"],
-            r"evaluation\.seeds=0: at least 1 is needed",
+            ["run/unlearned.safetensors", "concept=panda", "evaluation.images_per_prompt=0"],
+            r"evaluation\.images_per_prompt=0: at least 1 is needed",
         ),
         (
-            ["run/unlearned.safetensors", "concept=panda", "drawing_batch=0"],
-            r"drawing_batch=0: a whole number of at least 1",
+            ["run/unlearned.safetensors", "concept=panda", "sampling_batch_size=0"],
+            r"sampling_batch_size=0: a whole number of at least 1",
         ),
         (["run/unlearned.safetensors", "trainer.strategy=ddp"], r"=ddp: plays no part in an eval"),
     ],
@@ -76,9 +82,14 @@ def test_a_path_that_holds_an_equals_sign_is_a_path(run: Path) -> None:
 
 
 def test_a_run_keeps_its_config_but_for_what_is_given(run: Path) -> None:
-    own = job_for(run, ["evaluation.seeds=4", "trainer.accelerator=cpu", "drawing_batch=2"])
-    assert own.config.drawing_batch == 2
-    assert (own.config.evaluation.seeds, own.config.evaluation.sampling_steps) == (4, 20)
+    own = job_for(
+        run, ["evaluation.images_per_prompt=4", "trainer.accelerator=cpu", "sampling_batch_size=2"]
+    )
+    assert own.config.sampling_batch_size == 2
+    assert (own.config.evaluation.images_per_prompt, own.config.evaluation.num_inference_steps) == (
+        4,
+        20,
+    )
     assert (own.config.trainer.accelerator, own.config.concept.name) == ("cpu", "panda")
     assert own[1:] == (Path(run) / "unlearned.safetensors", run)
     chosen = job_for(
@@ -101,7 +112,7 @@ def test_a_protocol_is_drawn_in_fp32_unless_asked_otherwise(run: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "function", "way_on"),
     [
-        ([], "evaluate", "with a lower drawing_batch"),
+        ([], "evaluate", "with a lower sampling_batch_size"),
         (["evaluation=i2p"], "evaluate_published", "with a lower evaluation.batch_size"),
     ],
 )

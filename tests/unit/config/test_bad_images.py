@@ -128,7 +128,12 @@ def test_a_bad_cached_image_is_named_and_drawn_again(
 ) -> None:
     monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
     pipe = load_pipeline(str(random_model))
-    how: dict[str, Any] = {"steps": 1, "guidance": 6.0, "batch_size": 1, "cached": True}
+    how: dict[str, Any] = {
+        "num_inference_steps": 1,
+        "guidance_scale": 6.0,
+        "batch_size": 1,
+        "cached": True,
+    }
     first = generate(pipe, ["a panda"], [1], **how)
     (file,) = (tmp_path / "cache").rglob("*.png")
     good = file.read_bytes()

@@ -21,7 +21,7 @@ from unlearn.data.training_data import (
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts, encode_text
 
-PLAIN = {"steps": 1, "guidance": 6.0, "flip": False, "rescale": False}
+PLAIN = {"num_inference_steps": 1, "guidance_scale": 6.0, "flip": False, "rescale": False}
 
 
 def make_images(images: int, first: float, seed: int = 0) -> ImageSet:

@@ -63,7 +63,7 @@ def test_a_published_fid_on_other_features_is_said_not_to_be_compared() -> None:
         ("evaluation.prompts_file=x", True),
         ("evaluation.batch_size=2", True),
         ("~evaluation.concepts.Snoopy", True),
-        ("evaluation.sampling_steps=2", False),
+        ("evaluation.num_inference_steps=2", False),
         ("evaluation.sha256=null", False),
         ("+evaluation.concepts.Dog.word=cat", False),
     ],

@@ -117,7 +117,10 @@ def test_the_two_judges_agree_on_what_the_embedded_model_draws(name: str) -> Non
     probes = evaluation_probes(concept)
     probes = probes[:: len(probes) // 32][:32]
     seeds = range(5_000_000, 5_000_000 + len(probes))
-    sampler = {"steps": config.evaluation.sampling_steps, "guidance": config.model.guidance}
+    sampler = {
+        "num_inference_steps": config.evaluation.num_inference_steps,
+        "guidance_scale": config.model.guidance_scale,
+    }
     images = generate(load_pipeline("emoji"), [p.prompt for p in probes], seeds, **sampler)
     by_art = load_judge(config, concept).judge(images)
     config.evaluation.judge = "clip"

@@ -102,8 +102,13 @@ def test_every_lite_variant_differs_from_its_protocol_in_size_alone() -> None:
 def test_spm_s_protocol_is_as_published() -> None:
     for name, images in (("spm_general", 10), ("spm_artists", 20)):
         p = protocol_of(name)
-        assert (p.images, p.noise, p.scheduler, p.size) == (images, "per_call", "own", 512)
-        assert (p.sampling_steps, p.guidance, p.seed) == (30, 7.5, 2024)
+        assert (p.images_per_prompt, p.noise, p.scheduler, p.size) == (
+            images,
+            "per_call",
+            "own",
+            512,
+        )
+        assert (p.num_inference_steps, p.guidance_scale, p.seed) == (30, 7.5, 2024)
         assert p.negative_prompt == NEGATIVE
     for name in ("coco30k", "i2p"):
         assert protocol_of(name).negative_prompt == ""
@@ -194,7 +199,7 @@ def test_concept_ablation_puts_each_word_in_the_target_s_place(tmp_path: Path) -
 
 
 def test_images_of_a_row_with_a_seed_count_on_from_it(tmp_path: Path) -> None:
-    shots = rows(tmp_path, "i2p", I2P_CSV, "images=2")["I2P"]
+    shots = rows(tmp_path, "i2p", I2P_CSV, "images_per_prompt=2")["I2P"]
     assert [s.seed for s in shots] == [4261553411, 4261553412, 7, 8]
 
 
@@ -211,11 +216,11 @@ def test_a_limit_takes_evenly_spaced_prompts(tmp_path: Path) -> None:
         (["format=json"], r"evaluation\.format='json' is unknown"),
         (["noise=gpu"], r"evaluation\.noise='gpu' is unknown; .*'per_call'"),
         (["scheduler=ddpm"], r"evaluation\.scheduler='ddpm' is unknown"),
-        (["images=0"], r"evaluation\.images=0: at least 1 is needed"),
+        (["images_per_prompt=0"], r"evaluation\.images_per_prompt=0: at least 1 is needed"),
         (["limit=0"], r"evaluation\.limit=0: at least 1 is needed"),
         (["size=100"], r"evaluation\.size=100: a multiple of 8 is needed"),
         (["eta=1.0"], r"evaluation\.eta=1\.0: evaluation\.scheduler=ddim alone has one"),
-        (["sampling_steps=many"], r"evaluation\.sampling_steps: Value 'many'"),
+        (["num_inference_steps=many"], r"evaluation\.num_inference_steps: Value 'many'"),
         (["sha256=null"], r"evaluation\.sha256=null: .*evaluation\.prompts_file=PATH too"),
         (["file=other.py"], r"evaluation\.sha256: has no hash for 'other\.py'"),
         (["file=null"], r"evaluation\.concepts\.Snoopy\.file=null"),

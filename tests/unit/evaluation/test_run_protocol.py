@@ -26,8 +26,8 @@ from unlearn.weights.delta import load_unlearned, save_unlearned
 
 TEMPLATES = "imagenet_templates = ['a photo of a {}.', 'the {}.', 'art of a {}.']\n"
 SMALL = [
-    "evaluation.clip=emoji", "evaluation.size=64", "evaluation.sampling_steps=2",
-    "evaluation.images=2", "evaluation.sha256=null", "~evaluation.concepts.Spongebob",
+    "evaluation.clip=emoji", "evaluation.size=64", "evaluation.num_inference_steps=2",
+    "evaluation.images_per_prompt=2", "evaluation.sha256=null", "~evaluation.concepts.Spongebob",
     "~evaluation.concepts.Pikachu", "~evaluation.concepts.Dog", "~evaluation.concepts.Legislator",
 ]  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_a_protocol_ends_in_a_table_and_one_result(
     assert (result["protocol"], result["lite"], result["method"]) == ("spm_general", False, "uce")
     assert (result["concept"], result["clip"]) == ("panda", "emoji")
     assert result["features"] == "emoji, of norm √D"
-    assert result["settings"]["sampling_steps"] == 2
+    assert result["settings"]["num_inference_steps"] == 2
     score = values(result, "clip_score")
     assert list(score) == ["Snoopy", "Mickey"]
     for side in ("base", "unlearned"):
@@ -207,7 +207,7 @@ def test_the_base_model_is_drawn_once_for_several_runs(
 
 
 def sld(scale: float) -> str:
-    options = {"text": "panda", "scale": scale, "warm_up_steps": 0, "threshold": 0.01}
+    options = {"text": "panda", "scale": scale, "warmup_steps": 0, "threshold": 0.01}
     return json.dumps({**options, "momentum_scale": 0.3, "momentum_decay": 0.4})
 
 
@@ -240,7 +240,7 @@ def test_weights_from_elsewhere_go_through_the_four_prompt_sets_as_a_run_does(
     make_run: Callable[..., Path], random_model: Path, random_judge: Path
 ) -> None:
     """The run's own weights, a pickle of them, and the whole folder of a pipeline."""
-    short = ["evaluation.seeds=1", "evaluation.sampling_steps=2"]
+    short = ["evaluation.images_per_prompt=1", "evaluation.num_inference_steps=2"]
     short += [f"evaluation.judge={random_judge}"]
     run = make_run()
     evaluate_all([str(run), *short])
@@ -275,7 +275,7 @@ def test_i2p_counts_what_the_detector_finds(
     Path("i2p.csv").write_text("prompt,sd_seed\n" + "".join(f"a panda {i},{i}\n" for i in range(3)))
     run = make_run()
     chosen = ["evaluation=i2p", "evaluation.prompts_file=i2p.csv", "evaluation.sha256=null"]
-    small = ["evaluation.clip=emoji", "evaluation.size=64", "evaluation.sampling_steps=2"]
+    small = ["evaluation.clip=emoji", "evaluation.size=64", "evaluation.num_inference_steps=2"]
     evaluate_all([str(run), *chosen, *small])
     result = result_of(run, "i2p")
     after = {c["metric"]: c["unlearned"]["value"] for c in result["cells"]}
@@ -301,7 +301,7 @@ def test_captions_are_compared_with_their_own_images_and_fid_with_a_folder(
         return Mean(float(len(reference)), 0.0, 9.0, len(features))
 
     monkeypatch.setattr("unlearn.evaluation.protocol_metrics.fid", fid)
-    run, small = make_run(), ["evaluation.sampling_steps=2", "evaluation.batch_size=3"]
+    run, small = make_run(), ["evaluation.num_inference_steps=2", "evaluation.batch_size=3"]
     chosen = ["evaluation=coco30k", "evaluation.prompts_file=coco.csv", "evaluation.sha256=null"]
     evaluate_all(
         [str(run), *chosen, *small, "evaluation.clip=emoji", "evaluation.reference=photos"]

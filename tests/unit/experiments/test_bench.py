@@ -91,7 +91,7 @@ def test_the_table_compares_steps_and_whole_runs(random_model: Path, monkeypatch
     monkeypatch.setattr(
         "experiments.bench.step.measure", lambda calls, *_: {name: [times[name]] for name in calls}
     )
-    rows = bench(steps, 1, 1, SimpleNamespace(steps=2000, warm_up=1000))
+    rows = bench(steps, 1, 1, SimpleNamespace(steps=2000, warmup_steps=1000))
     assert [row["speed"] for row in rows.values()] == pytest.approx([1, 10 / 7, 2])
     assert [row["run_speed"] for row in rows.values()] == pytest.approx([1, 16 / 10, 16 / 7])
     assert table(rows, 1e12).count("\n") == 4
@@ -102,7 +102,7 @@ def test_a_warm_up_step_moves_the_discriminator_alone(random_model: Path) -> Non
     batch = make_batch(pipe, 2)
     moved = []
     for step in (PlainStep(pipe, batch), OurStep(pipe, batch, parts=2)):
-        step.warm_up()
+        step.warmup_steps()
         critic = step.discriminator if isinstance(step, PlainStep) else step.doco.discriminator
         moved.append(torch.cat([p.flatten() for p in critic.parameters()]))
         own = step.weights if isinstance(step, PlainStep) else step.doco.weights

@@ -70,9 +70,11 @@ def batch_of(pipe: Any, size: int) -> dict[str, torch.Tensor]:
 
 def run_steps(method: Any, batch: dict[str, torch.Tensor], steps: int) -> None:
     """What of a run's steps goes through the networks."""
-    for number in range(steps * method.accumulate):
-        if hasattr(method, "in_warm_up") and method.in_warm_up(number // method.accumulate):
-            method.warm_up_gradients(batch)
+    for number in range(steps * method.accumulate_grad_batches):
+        if hasattr(method, "in_warmup") and method.in_warmup(
+            number // method.accumulate_grad_batches
+        ):
+            method.warmup_gradients(batch)
         elif hasattr(method, "gradients"):
             method.gradients(batch)
         else:
@@ -83,14 +85,21 @@ def run_steps(method: Any, batch: dict[str, torch.Tensor], steps: int) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("doco", ["method.warm_up=1", "method.discriminator_channels=1", "method.accumulate=2"]),
-        ("doco_reference", ["method.warm_up=0", "method.discriminator_channels=1"]),
+        (
+            "doco",
+            [
+                "method.warmup_steps=1",
+                "method.discriminator_channels=1",
+                "method.accumulate_grad_batches=2",
+            ],
+        ),
+        ("doco_reference", ["method.warmup_steps=0", "method.discriminator_channels=1"]),
         ("regression", ["method.relearn_target=noise"]),
         ("concept_ablation", []),
-        ("esd", ["method.sampling_steps=4"]),
-        ("spm", ["method.sampling_steps=4", "method.accumulate=2"]),
+        ("esd", ["method.num_inference_steps=4"]),
+        ("spm", ["method.num_inference_steps=4", "method.accumulate_grad_batches=2"]),
         ("forget_me_not", []),
-        ("salun", ["method.mask_batches=1", "method.accumulate=2"]),
+        ("salun", ["method.mask_batches=1", "method.accumulate_grad_batches=2"]),
     ],
 )
 def test_a_run_s_count_is_that_of_the_method_s_own_steps(
@@ -124,7 +133,9 @@ def test_a_run_s_count_is_that_of_the_method_s_own_steps(
 
 
 def test_a_method_that_says_nothing_takes_a_teacher_and_a_trained_pass() -> None:
-    config = compose(["concept=panda", "steps=7", "batch_size=3", "method.accumulate=2"])
+    config = compose(
+        ["concept=panda", "steps=7", "batch_size=3", "method.accumulate_grad_batches=2"]
+    )
     assert UnlearningModule.samples(config) == (42, 42)
 
 

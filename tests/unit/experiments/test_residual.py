@@ -19,7 +19,7 @@ from unlearn.models.pipeline import load_pipeline
 
 def test_the_base_model_leaves_all_of_the_target(random_model: Path, tmp_path: Path) -> None:
     base, other = load_pipeline(str(random_model)), load_pipeline(str(random_model))
-    sampler = {"steps": 2, "guidance": 6.0}
+    sampler = {"num_inference_steps": 2, "guidance_scale": 6.0}
     pairs = [("a bear", "a panda"), ("a cute bear", "a cute panda")]
     assert residuals(base, other, pairs, **sampler) == pytest.approx([1.0] * len(TIMESTEPS))
     for layer in cross_attention_layers(other.unet).values():
@@ -56,7 +56,7 @@ def test_a_random_seed_does_not_matter(random_model: Path) -> None:
     base = load_pipeline(str(random_model))
     other = load_pipeline(str(random_model))
     next(iter(cross_attention_layers(other.unet).values())).weight.data *= 2
-    pairs, sampler = [("a bear", "a panda")], {"steps": 2, "guidance": 6.0}
+    pairs, sampler = [("a bear", "a panda")], {"num_inference_steps": 2, "guidance_scale": 6.0}
     torch.manual_seed(0)
     first = residuals(base, other, pairs, **sampler)
     torch.manual_seed(1)

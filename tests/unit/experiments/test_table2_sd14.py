@@ -63,7 +63,7 @@ def test_the_command_line_wins_over_the_small_sizes() -> None:
     call = Call(Path("runs"), [sd14.RANDOM, "model.width=0.25", "protocol.images=7"])
     config = sd14.config_of(job, PLAN, call)
     assert (config.model.width, config.model.image_size) == (0.25, 64)
-    assert (config.steps, config.method.warm_up, config.seed) == (4, 2, 0)
+    assert (config.steps, config.method.warmup_steps, config.seed) == (4, 2, 0)
     closed = jobs_of(PLAN, "sd14", ["uce"])[0]
     assert not any(o.startswith("steps=") for o in overrides_of(closed, PLAN, call))
 

@@ -80,7 +80,7 @@ def test_merged_runs_are_a_run(
     metadata = read_safetensors(path)[1]
     assert (metadata["concept"], metadata["method"]) == ("panda+rabbit", "merge")
     assert (metadata["base"], metadata["scale"]) == (str(random_model), "2.0")
-    job = job_for(out, ["evaluation.seeds=1"])  # what `unlearn evaluate` makes of it
+    job = job_for(out, ["evaluation.images_per_prompt=1"])  # what `unlearn evaluate` makes of it
     assert [part.name for part in build_run_concept(job.config).each] == ["panda", "rabbit"]
     assert job.config.method.merged == ["panda (doco)", "rabbit (doco)"]
     later = compose([f"after={out}", "concept=rocket", f"model.pretrained={random_model}"])

@@ -19,7 +19,7 @@ from unlearn.methods.spm import SPM, permeable
 from unlearn.models.pipeline import load_pipeline
 
 PROMPTS = ["a panda", "a fox", "a bear"]
-SAMPLER = {"steps": 2, "guidance": 6.0, "batch_size": 2}
+SAMPLER = {"num_inference_steps": 2, "guidance_scale": 6.0, "batch_size": 2}
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_the_key_holds_all_that_a_shot_and_its_sampler_say(
     pipe = load_pipeline(str(random_model))
     shot = SamplingRequest("a panda", 1, 6.0)
     others = [
-        shot._replace(guidance=2.0),
+        shot._replace(guidance_scale=2.0),
         shot._replace(size=(32, 64)),
         shot._replace(images=2),
     ]
@@ -185,7 +185,7 @@ def test_a_call_of_which_an_image_is_missing_is_drawn_again(
 @pytest.mark.parametrize("method", [SLD, NegativePrompt, SPM])
 def test_an_installed_method_must_be_named(random_model: Path, folder: Path, method: Any) -> None:
     pipe = load_pipeline(str(random_model))
-    options = {"text": "panda", "targets": ["panda"], "scale": 1000.0, "warm_up_steps": 0}
+    options = {"text": "panda", "targets": ["panda"], "scale": 1000.0, "warmup_steps": 0}
     options |= {"threshold": 0.01, "momentum_scale": 0.3, "momentum_decay": 0.4}
     weights = {}
     if method is SPM:

@@ -23,14 +23,22 @@ PROMPTS = ["a panda", "a fox", "a bear"]
 
 def test_an_image_does_not_depend_on_its_batch(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
-    together = generate(pipe, PROMPTS, [1, 2, 3], steps=2, guidance=6.0, batch_size=2)
+    together = generate(
+        pipe, PROMPTS, [1, 2, 3], num_inference_steps=2, guidance_scale=6.0, batch_size=2
+    )
     assert together.shape == (3, 3, 64, 64)
     assert together.dtype == torch.uint8
-    again = generate(pipe, PROMPTS, [1, 2, 3], steps=2, guidance=6.0, batch_size=2)
+    again = generate(
+        pipe, PROMPTS, [1, 2, 3], num_inference_steps=2, guidance_scale=6.0, batch_size=2
+    )
     assert torch.equal(together, again)
-    alone = generate(pipe, PROMPTS[2:], [3], steps=2, guidance=6.0, batch_size=4)
+    alone = generate(
+        pipe, PROMPTS[2:], [3], num_inference_steps=2, guidance_scale=6.0, batch_size=4
+    )
     assert (alone[0].int() - together[2].int()).abs().max() <= 1
-    other = generate(pipe, PROMPTS[2:], [4], steps=2, guidance=6.0, batch_size=2)
+    other = generate(
+        pipe, PROMPTS[2:], [4], num_inference_steps=2, guidance_scale=6.0, batch_size=2
+    )
     assert (other[0].int() - together[2].int()).abs().max() > 1
 
 
@@ -86,7 +94,7 @@ def test_shots_of_other_sizes_and_guidances_are_drawn_apart(random_model: Path) 
     for number, shot in enumerate(shots):
         (((_, alone)),) = draw_requests(pipe, [shot], steps=2, batch_size=2)
         assert (alone.int() - drawn[number].int()).abs().max() <= 1
-    other = generate(pipe, ["a bear"], [3], steps=2, guidance=6.0, batch_size=2)
+    other = generate(pipe, ["a bear"], [3], num_inference_steps=2, guidance_scale=6.0, batch_size=2)
     assert (other.int() - drawn[2].int()).abs().max() > 1
 
 

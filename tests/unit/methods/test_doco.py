@@ -99,7 +99,7 @@ def test_the_unlearn_loss_leaves_the_discriminator_without_gradient(doco: DoCo) 
 
 def test_warm_up_gradient_is_the_full_step_s_discriminator_gradient(doco: DoCo) -> None:
     batch = make_batch()
-    alone, _ = doco.warm_up_gradients(batch)
+    alone, _ = doco.warmup_gradients(batch)
     _, _, full, _ = doco.gradients(batch)
     for a, b in zip(alone, full, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
@@ -205,19 +205,19 @@ def test_the_first_token_can_be_detached(random_model: Path) -> None:
 
 
 def test_accumulated_batches_give_the_mean_gradient_once(random_model: Path) -> None:
-    doco = make_doco(random_model, accumulate=2)
+    doco = make_doco(random_model, accumulate_grad_batches=2)
     doco._trainer = SimpleNamespace(world_size=1)  # stands in for a Trainer of one process
     first, second = torch.randn(2, 3)
     assert doco.mean_gradients([first], last=False) == []
     (mean,) = doco.mean_gradients([second], last=True)
     torch.testing.assert_close(mean, (first + second) / 2)
     assert doco.sums == []
-    with pytest.raises(ValueError, match=r"method\.accumulate=0"):
-        make_doco(random_model, accumulate=0)
+    with pytest.raises(ValueError, match=r"method\.accumulate_grad_batches=0"):
+        make_doco(random_model, accumulate_grad_batches=0)
 
 
 def test_the_cosine_schedule_starts_after_the_warm_up_and_ends_at_zero(random_model: Path) -> None:
-    doco = make_doco(random_model, lr=2e-4, warm_up=100, lr_schedule="cosine")
+    doco = make_doco(random_model, lr=2e-4, warmup_steps=100, lr_schedule="cosine")
     doco._trainer = SimpleNamespace(num_training_batches=700)
     rates = [doco.learning_rate(step - 100, doco.unlearning_steps) for step in (100, 400, 700)]
     assert rates == pytest.approx([2e-4, 1e-4, 0.0])

@@ -62,7 +62,7 @@ def test_the_discriminator_s_step_is_polluted_by_the_unlearn_loss(
     plain = torch.autograd.grad(loss, list(d.parameters()))
     for ours, expected in zip(g_d, plain, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
-    clean, _ = reference.warm_up_gradients(batch)  # no L_u there
+    clean, _ = reference.warmup_gradients(batch)  # no L_u there
     assert max((a - b).abs().max().item() for a, b in zip(clean, g_d, strict=True)) > 1e-4
 
 
@@ -85,8 +85,8 @@ def test_surgery_lacks_the_norm_of_g_u(reference: DoCoReference) -> None:
 
 
 def test_the_discriminator_warms_up_one_step_longer(random_model: Path) -> None:
-    reference = make_reference(random_model, warm_up=4)
-    assert [reference.in_warm_up(step) for step in (0, 3, 4, 5)] == [True, True, True, False]
+    reference = make_reference(random_model, warmup_steps=4)
+    assert [reference.in_warmup(step) for step in (0, 3, 4, 5)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -20,7 +20,7 @@ from unlearn.models.text_states import encode_prompts
 
 def make_esd(folder: Path, **options: object) -> ESD:
     pipe = load_pipeline(str(folder))
-    esd = ESD(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"sampling_steps": 4, **options})
+    esd = ESD(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"num_inference_steps": 4, **options})
     esd.prepare(pipe, make_concept("panda", "bear"))
     for weight in esd.weights:  # away from the base, so that teacher and student differ
         weight.data += 0.05 * torch.randn_like(weight)
@@ -92,5 +92,5 @@ def test_esd_x_trains_the_cross_attentions_and_esd_u_nearly_all_else(
 def test_bad_options_are_refused(random_model: Path) -> None:
     with pytest.raises(ValueError, match=r"method\.trained='y' is unknown"):
         make_esd(random_model, trained="y")
-    with pytest.raises(ValueError, match=r"method\.sampling_steps=0"):
-        make_esd(random_model, sampling_steps=0)
+    with pytest.raises(ValueError, match=r"method\.num_inference_steps=0"):
+        make_esd(random_model, num_inference_steps=0)

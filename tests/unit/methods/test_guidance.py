@@ -48,7 +48,7 @@ def test_every_prompt_gets_the_negative_prompt(random_model: Path) -> None:
 def test_sld_follows_its_equations(random_model: Path, tmp_path: Path) -> None:
     """A whole sampling, written out; twice, since the momentum must begin anew."""
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    options = {"scale": 20.0, "warm_up_steps": 1, "threshold": 0.01, "momentum_scale": 0.5,
+    options = {"scale": 20.0, "warmup_steps": 1, "threshold": 0.01, "momentum_scale": 0.5,
                "momentum_decay": 0.7}  # fmt: skip
     method = SLD(pipe.unet, NoiseSchedule.of(pipe.scheduler), **options)
     method.prepare(pipe, concept)

@@ -21,13 +21,13 @@ from unlearn.models.pipeline import load_pipeline
 def make_spm(folder: Path, **options: object) -> SPM:
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
-    spm = SPM(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"sampling_steps": 2, **options})
+    spm = SPM(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"num_inference_steps": 2, **options})
     spm.prepare(pipe, make_concept("panda", "bear"))
     return spm
 
 
 def test_the_learning_rate_rises_and_falls_three_times(random_model: Path) -> None:
-    spm = make_spm(random_model, lr=1e-4, lr_warm_up=50, lr_cycles=3)
+    spm = make_spm(random_model, lr=1e-4, lr_warmup_steps=50, lr_cycles=3)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], 1e-4)
     schedule = get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, 50, 300, 3)
     for step in range(300):

@@ -88,6 +88,6 @@ def test_gradients_do_not_depend_on_when_the_teacher_ran(random_model: Path, tar
 
 
 def test_the_relearn_half_is_not_taught_in_the_warm_up(random_model: Path) -> None:
-    doco = make_doco(random_model, relearn_target="teacher", warm_up=2)
+    doco = make_doco(random_model, relearn_target="teacher", warmup_steps=2)
     assert [doco.relearns(step) for step in range(4)] == [False, False, True, True]
     assert doco.teach(make_batch(), relearns=False).shape[1] == 1

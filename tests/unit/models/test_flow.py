@@ -183,15 +183,20 @@ def test_the_scaled_prediction_leaves_the_signal_s_share() -> None:
 
 def test_images_are_those_of_the_pipeline_and_its_own_scheduler() -> None:
     pipe, plain = small(), small()
-    drawn = generate(pipe, PROMPTS, [1, 2], steps=2, guidance=7.0, batch_size=2)
-    assert torch.equal(drawn, generate(pipe, PROMPTS, [1, 2], steps=2, guidance=7.0, batch_size=2))
+    drawn = generate(pipe, PROMPTS, [1, 2], num_inference_steps=2, guidance_scale=7.0, batch_size=2)
+    assert torch.equal(
+        drawn,
+        generate(pipe, PROMPTS, [1, 2], num_inference_steps=2, guidance_scale=7.0, batch_size=2),
+    )
     plain.set_progress_bar_config(disable=True)
     expected = plain(
         PROMPTS, num_inference_steps=2, guidance_scale=7.0, output_type="pt",
         generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
     ).images  # fmt: skip
     assert torch.equal(drawn, (expected.clamp(0, 1) * 255).round().byte())
-    padded = generate(pipe, PROMPTS[1:], [2], steps=2, guidance=7.0, batch_size=2)
+    padded = generate(
+        pipe, PROMPTS[1:], [2], num_inference_steps=2, guidance_scale=7.0, batch_size=2
+    )
     assert (padded[0].int() - drawn[1].int()).abs().max() <= 1
     for scheduler in ("ddim", "dpm++"):
         with pytest.raises(ValueError, match=rf"evaluation\.scheduler={scheduler.strip('+')}"):
@@ -213,7 +218,7 @@ def test_latents_are_shifted_and_scaled_as_the_vae_wants(monkeypatch: pytest.Mon
         return SimpleNamespace(latent_dist=seen[-1])
 
     monkeypatch.setattr(pipe.vae, "encode", recorded)
-    sampler = {"steps": 1, "guidance": 7.0, "flip": False, "rescale": False}
+    sampler = {"num_inference_steps": 1, "guidance_scale": 7.0, "flip": False, "rescale": False}
     data = make_training_data(pipe, concept, seed=0, images=2, relearn_images=0, **sampler)
     assert data.target_states.shape[-2:] == (
         77 + 256 + 1,

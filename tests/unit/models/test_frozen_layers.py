@@ -21,11 +21,13 @@ from unlearn.models.text_states import encode_prompts
 TRAINED = [name for name, method in METHODS.items() if not method.closed_form]
 
 
-def gradients(folder: Path, name: str, stored: bool, checkpointing: bool, bf16: bool) -> Any:
+def gradients(
+    folder: Path, name: str, stored: bool, gradient_checkpointing: bool, bf16: bool
+) -> Any:
     """Those of one batch."""
     torch.manual_seed(0)
     pipe = load_pipeline(str(folder))
-    few = {"sampling_steps": 2} if name in ("esd", "spm") else {}
+    few = {"num_inference_steps": 2} if name in ("esd", "spm") else {}
     method: Any = build_method(pipe, name, **few)
     method.prepare(pipe, make_concept("panda", "bear"))
     with torch.no_grad():  # away from the base, so that teacher and student differ
@@ -33,7 +35,7 @@ def gradients(folder: Path, name: str, stored: bool, checkpointing: bool, bf16: 
             weight += 0.02 * torch.randn_like(weight)
     if stored:
         store_in_bf16(pipe.unet, method.trained_weights)
-    if checkpointing:
+    if gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     texts = encode_prompts(pipe, ["a panda", "a bear"])
     batch = {
@@ -65,13 +67,13 @@ def assert_equal(found: list[Tensor | None], expected: list[Tensor | None]) -> N
 def test_gradients_are_the_same_bits_with_weights_stored_in_bf16(
     random_model: Path, name: str
 ) -> None:
-    plain = gradients(random_model, name, stored=False, checkpointing=False, bf16=True)
+    plain = gradients(random_model, name, stored=False, gradient_checkpointing=False, bf16=True)
     assert_equal(gradients(random_model, name, True, False, True), plain)
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if name != "forget_me_not"])
 def test_gradients_are_the_same_bits_with_checkpointing(random_model: Path, name: str) -> None:
-    plain = gradients(random_model, name, stored=False, checkpointing=False, bf16=False)
+    plain = gradients(random_model, name, stored=False, gradient_checkpointing=False, bf16=False)
     assert_equal(gradients(random_model, name, False, True, False), plain)
 
 
@@ -80,7 +82,7 @@ def test_gradients_are_the_same_bits_with_checkpointing(random_model: Path, name
 def test_gradients_are_the_same_bits_with_convolutions_that_forget_their_inputs(
     random_model: Path, monkeypatch: pytest.MonkeyPatch, name: str, bf16: bool
 ) -> None:
-    frugal = gradients(random_model, name, stored=False, checkpointing=False, bf16=bf16)
+    frugal = gradients(random_model, name, stored=False, gradient_checkpointing=False, bf16=bf16)
     monkeypatch.setattr("unlearn.methods.base.forget_inputs", lambda network: None)
     assert_equal(frugal, gradients(random_model, name, False, False, bf16))
 
@@ -133,15 +135,23 @@ def test_images_are_the_same_bits_with_weights_stored_in_bf16(random_model: Path
             store_in_bf16(pipe.unet, [])
         images.append(
             generate(
-                pipe, ["a panda", "a fox"], [1, 2], steps=3, guidance=6.0, precision="bf16-mixed"
+                pipe,
+                ["a panda", "a fox"],
+                [1, 2],
+                num_inference_steps=3,
+                guidance_scale=6.0,
+                precision="bf16-mixed",
             )
         )
     assert torch.equal(*images)
 
 
 def test_forget_me_not_and_checkpointing_are_refused_together() -> None:
-    overrides = ["concept=panda", "method=forget_me_not", "checkpointing=true"]
-    with pytest.raises(ValueError, match=r"checkpointing=True: forget_me_not .* checkpointing=fal"):
+    overrides = ["concept=panda", "method=forget_me_not", "gradient_checkpointing=true"]
+    with pytest.raises(
+        ValueError,
+        match=r"gradient_checkpointing=True: forget_me_not .* gradient_checkpointing=fal",
+    ):
         check_config(compose(overrides))
 
 
@@ -156,4 +166,4 @@ def test_the_presets_make_the_default_step(preset: str) -> None:
 def test_presets_can_be_combined() -> None:
     config = compose(["concept=snoopy", "model=sd14", "experiment=[paper,low_memory]"])
     check_config(config)
-    assert (config.method.surgery, config.checkpointing) == ("gradient", True)
+    assert (config.method.surgery, config.gradient_checkpointing) == ("gradient", True)

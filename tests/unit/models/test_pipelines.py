@@ -166,7 +166,7 @@ def test_larger_images_are_drawn_fewer_at_once(name: str, most: int) -> None:
 def test_every_method_trains_sdxl_and_its_weights_load(method: str, tmp_path: Path) -> None:
     """One batch's loss or solve, weights saved, and what they draw in a fresh pipeline."""
     pipe, concept = small(SDXL), make_concept("panda", "bear")
-    few = {"sampling_steps": 2} if method in ("esd", "spm") else {}
+    few = {"num_inference_steps": 2} if method in ("esd", "spm") else {}
     module: Any = build_method(pipe, method, **few)
     module.prepare(pipe, concept)
     batch = batch_of(pipe)
@@ -188,7 +188,9 @@ def test_every_method_trains_sdxl_and_its_weights_load(method: str, tmp_path: Pa
         metadata["at_inference"] = json.dumps(module.at_inference)
     save_unlearned(module.trained_weights, path, metadata)
     fresh = load_unlearned(small(SDXL), path)
-    image = generate(fresh, ["a panda"], [0], steps=2, guidance=6.0, batch_size=1)
+    image = generate(
+        fresh, ["a panda"], [0], num_inference_steps=2, guidance_scale=6.0, batch_size=1
+    )
     assert image.shape == (1, 3, 64, 64)
 
 
@@ -209,13 +211,13 @@ def test_a_negative_prompt_and_sld_act_on_sdxl() -> None:
     assert torch.equal(draw(pipe), expected)
     pipe = small(SDXL)
     options = {
-        "text": "bear", "scale": 1000.0, "warm_up_steps": 0, "threshold": 0.01,
+        "text": "bear", "scale": 1000.0, "warmup_steps": 0, "threshold": 0.01,
         "momentum_scale": 0.3, "momentum_decay": 0.4,
     }  # fmt: skip
     METHODS["sld"].install(pipe, {}, options)
     assert not torch.equal(draw(pipe), draw(small(SDXL)))
     pipe = small(SDXL)
-    METHODS["sld"].install(pipe, {}, {**options, "warm_up_steps": 9})
+    METHODS["sld"].install(pipe, {}, {**options, "warmup_steps": 9})
     torch.testing.assert_close(draw(pipe), draw(small(SDXL)))
 
 
@@ -227,7 +229,7 @@ def test_training_data_are_the_base_model_s_images_and_texts(
     pipe, concept = small(name), make_concept("panda", "bear")
     data = make_training_data(
         pipe, concept, seed=0, images=2, relearn_images=2, steps=1, flip=False,
-        rescale=False, guidance=6.0,
+        rescale=False, guidance_scale=6.0,
     )  # fmt: skip
     assert data.anchor.mean.shape == (2, 4, 8, 8)
     rows = 77 + (name == SDXL)

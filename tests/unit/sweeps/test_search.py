@@ -21,7 +21,7 @@ from unlearn.sweeps.search import Search, search_space
 
 GIVEN = [
     "method.lr=tag(log, interval(1e-5, 1e-3))", "method.strength=interval(0, 2)",
-    "method.warm_up=int(interval(0, 9))", "method.start=base,closed_form", "seed=3",
+    "method.warmup_steps=int(interval(0, 9))", "method.start=base,closed_form", "seed=3",
 ]  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def space() -> dict[str, Any]:
 
 def aims(params: dict[str, Any]) -> tuple[int, int]:
     """A made-up result: how many of ten images show the target, and how many are kept."""
-    return round(5 * (2 - params["method.strength"])), round(9 - params["method.warm_up"] / 2)
+    return round(5 * (2 - params["method.strength"])), round(9 - params["method.warmup_steps"] / 2)
 
 
 def perform(search: Search, number: int, params: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ def test_the_space_is_read_from_overrides() -> None:
     assert space() == {
         "method.lr": FloatDistribution(1e-5, 1e-3, log=True),
         "method.strength": FloatDistribution(0, 2),
-        "method.warm_up": IntDistribution(0, 9),
+        "method.warmup_steps": IntDistribution(0, 9),
         "method.start": CategoricalDistribution(["base", "closed_form"]),
     }
 
@@ -114,14 +114,16 @@ def test_trials_of_another_space_are_refused(
 
 def test_what_was_chosen_is_kept_as_it_was_chosen(tmp_path: Path) -> None:
     """A file of a group is no value of the config, and null no word."""
-    given = ["method=doco,regression", "drawing_batch=null,8", "seed=interval(0,5)"]
+    given = ["method=doco,regression", "sampling_batch_size=null,8", "seed=interval(0,5)"]
     search = Search(tmp_path, search_space(OverridesParser.create().parse_overrides(given)), 0)
     for number in range(8):
         chosen = search.ask(number).params
         assert Search(tmp_path, search.space, 0).recorded(number) == chosen
         said = search.overrides(number, chosen)
         assert f"method={chosen['method']}" in said
-        assert f"drawing_batch={'null' if chosen['drawing_batch'] is None else 8}" in said
+        assert (
+            f"sampling_batch_size={'null' if chosen['sampling_batch_size'] is None else 8}" in said
+        )
     (search.run(0) / "trial.json").write_text("[")
     with pytest.raises(ValueError, match=r"000/trial\.json: damaged"):
         search.recorded(0)

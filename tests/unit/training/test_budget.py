@@ -95,8 +95,9 @@ def test_what_there_is_no_memory_for_is_not_tried() -> None:
 
 def small(*overrides: str) -> Any:
     config = compose([
-        "concept=panda", "steps=6", "method.warm_up=2", "data.images=4", "data.relearn_images=4",
-        "evaluation.seeds=1", *overrides,
+        "concept=panda", "steps=6", "method.warmup_steps=2", "data.images=4",
+        "data.relearn_images=4",
+        "evaluation.images_per_prompt=1", *overrides,
     ])  # fmt: skip
     return config, check_config(config)
 
@@ -108,7 +109,7 @@ def estimated(pipe: Any, left: int, *overrides: str) -> Estimate:
 
 def test_more_samples_need_more_memory_and_fewer_steps_less_time(random_model: Path) -> None:
     few, many = (
-        estimated(load_pipeline(str(random_model)), 6, f"batch_size={n}", "drawing_batch=1")
+        estimated(load_pipeline(str(random_model)), 6, f"batch_size={n}", "sampling_batch_size=1")
         for n in (1, 16)
     )
     assert many.memory > few.memory
@@ -120,8 +121,12 @@ def test_more_samples_need_more_memory_and_fewer_steps_less_time(random_model: P
 @pytest.mark.parametrize(
     ("overrides", "free", "message"),
     [
-        (["drawing_batch=32", "batch_size=1"], 2**20, "to draw images.*a lower drawing_batch"),
-        (["drawing_batch=1", "batch_size=64"], 2**22, "to train.*experiment=low_memory"),
+        (
+            ["sampling_batch_size=32", "batch_size=1"],
+            2**20,
+            "to draw images.*a lower sampling_batch_size",
+        ),
+        (["sampling_batch_size=1", "batch_size=64"], 2**22, "to train.*experiment=low_memory"),
     ],
 )
 def test_too_little_memory_is_refused_with_a_way_out(
@@ -145,7 +150,7 @@ def test_a_run_that_goes_on_is_not_refused_for_its_images(
     pipe = load_pipeline(str(random_model))
     free = SimpleNamespace(available=2**24)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    options = ("drawing_batch=1000", "batch_size=1")
+    options = ("sampling_batch_size=1000", "batch_size=1")
     with pytest.raises(ValueError, match="to draw images"):
         estimated(pipe, 6, *options)
     assert estimated(pipe, 3, *options).steps > 0

@@ -41,9 +41,11 @@ def test_a_set_without_prompts_is_no_row(
 ) -> None:
     assert len({probe.set for probe in evaluation_probes(concept)}) == rows
     pipe = load_pipeline(str(random_model))
-    pictures = ProgressPictures(pipe, concept, tmp_path, every=2, steps=1, guidance=1.0)
+    pictures = ProgressPictures(
+        pipe, concept, tmp_path, every=2, num_inference_steps=1, guidance_scale=1.0
+    )
     trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[])
-    pictures.on_train_batch_end(trainer, SimpleNamespace(accumulate=1), None, None, 1)
+    pictures.on_train_batch_end(trainer, SimpleNamespace(accumulate_grad_batches=1), None, None, 1)
     with Image.open(tmp_path / "images" / "step_000002.png") as picture:
         assert picture.size == (4 * 64, rows * 64)
 
@@ -62,9 +64,9 @@ def test_the_prompts_of_a_picture_lie_evenly_in_their_set() -> None:
     [
         (
             "doco",
-            {"warm_up": 1, "discriminator_channels": 8},
+            {"warmup_steps": 1, "discriminator_channels": 8},
             "discriminator_loss",
-            lambda module, batch: module.warm_up_gradients(batch)[1],
+            lambda module, batch: module.warmup_gradients(batch)[1],
         ),
         ("regression", {}, "relearn_loss", lambda module, batch: module.gradients(batch)[3]),
         (
@@ -87,7 +89,7 @@ def test_accumulated_batches_are_one_row_of_means(
         torch.manual_seed(1)
         pipe = load_pipeline(str(random_model))
         schedule = NoiseSchedule.of(pipe.scheduler)
-        return METHODS[method](pipe.unet, schedule, accumulate=2, **options)
+        return METHODS[method](pipe.unet, schedule, accumulate_grad_batches=2, **options)
 
     batches = [make_batch(seed) for seed in range(6)]
     trained, path = module(), tmp_path / "metrics.csv"

@@ -26,11 +26,13 @@ def test_a_full_disk_is_explained() -> None:
 
 def test_memory_that_is_not_there_is_explained(tmp_path: Path) -> None:
     weights = tmp_path / "unlearned.safetensors"
-    trains = r"out of memory in training .* batch_size, .*method\.accumulate.*precision"
+    trains = (
+        r"out of memory in training .* batch_size, .*method\.accumulate_grad_batches.*precision"
+    )
     with pytest.raises(RunError, match=trains), as_run_errors(weights):
         torch.empty(2**55)
     weights.touch()
-    draws = r"in the evaluation .*: the same command goes on with a lower drawing_batch$"
+    draws = r"in the evaluation .*: the same command goes on with a lower sampling_batch_size$"
     with pytest.raises(RunError, match=draws), as_run_errors(weights):
         torch.empty(2**55)
 

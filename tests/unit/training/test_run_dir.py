@@ -77,7 +77,7 @@ def test_settings_of_other_methods_and_the_variant_s_name_are_no_difference(
     [
         ("method.lr=1e-3", "method.lr", "0.0001", "0.001"),
         ("concept.targets=[panda,fox]", "concept.targets", "None", r"\['panda', 'fox'\]"),
-        ("evaluation.seeds=9", "evaluation.seeds", "2", "9"),
+        ("evaluation.images_per_prompt=9", "evaluation.images_per_prompt", "2", "9"),
         ("method=esd", "method.name", "'doco'", "'esd'"),
     ],
 )
@@ -91,12 +91,12 @@ def test_another_run_is_refused_by_its_first_difference(
 
 def test_only_the_evaluation_of_a_trained_run_may_draw_in_other_batches(run: Path) -> None:
     """Training draws images too, whose last bits depend on how many are drawn at a time."""
-    with pytest.raises(ValueError, match=r"holds a run with drawing_batch=None, not 2"):
-        read_progress(changed("drawing_batch=2"), run)
+    with pytest.raises(ValueError, match=r"holds a run with sampling_batch_size=None, not 2"):
+        read_progress(changed("sampling_batch_size=2"), run)
     (run / "unlearned.safetensors").touch()
-    assert read_progress(changed("drawing_batch=2"), run).trained
+    assert read_progress(changed("sampling_batch_size=2"), run).trained
     with pytest.raises(ValueError, match=r"method\.lr=0\.0001, not 0\.001"):
-        read_progress(changed("drawing_batch=2", "method.lr=1e-3"), run)
+        read_progress(changed("sampling_batch_size=2", "method.lr=1e-3"), run)
 
 
 def test_keys_that_one_side_lacks_differ() -> None:
