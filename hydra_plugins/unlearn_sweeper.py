@@ -18,14 +18,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
+from unlearn.config.jobs import check_jobs, compose_job, read_jobs
+from unlearn.config.parse import parse_config
 from unlearn.reports.sweep import report_sweep
-from unlearn.sweeps.jobs import (
-    check_jobs,
-    compose_job,
-    is_job_finished,
-    raise_for_failures,
-    read_jobs,
-)
+from unlearn.sweeps.jobs import raise_for_failures
+from unlearn.training.run_dir import read_progress
 from unlearn.utils.errors import refuse
 
 
@@ -106,6 +103,14 @@ class UnlearnSweeper(Sweeper):
             HydraConfig.instance().set_config(config)  # for ${hydra:...}, as in the job
             config.pop("hydra")
         return compose_job(config, overrides)
+
+    def is_finished(self, overrides: Sequence[str]) -> bool:
+        """Return whether a job's run directory holds the whole run.
+
+        Raises:
+            ValueError: the configuration is not valid, or the folder holds another run.
+        """
+        return read_progress(parse_config(self.compose(overrides))).finished
 
     def launch(self, jobs: Sequence[Sequence[str]], first: int) -> None:
         """Run jobs, each given by its overrides; they are numbered from `first`."""

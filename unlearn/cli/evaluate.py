@@ -9,18 +9,17 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn.config.base_model import resolve_precision
 from unlearn.config.compose import compose
-from unlearn.config.concepts import build_run_concept
 from unlearn.config.overrides import hydra_errors_as_value_errors, split_arguments
-from unlearn.config.parse import check_evaluation
-from unlearn.config.saved import load_run
+from unlearn.config.run_config import ModelConfig
+from unlearn.config.saved import WEIGHTS_FILE, parse_model_config, read_run_config
 from unlearn.config.sections import to_container
 from unlearn.evaluation.evaluate import evaluate
-from unlearn.evaluation.protocol import read_protocol
+from unlearn.evaluation.protocol import Protocol, read_protocol
 from unlearn.evaluation.run_protocol import evaluate_published
 from unlearn.utils.errors import RunError, refuse
 from unlearn.utils.run_errors import as_run_errors
+from unlearn.weights.delta import check_base
 
 USAGE = "usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [overrides]"
 OF_TRAINER = r"trainer\.(accelerator|precision)=.*"  # overrides that decide how images are drawn
@@ -32,11 +31,17 @@ LESS = "a lower evaluation.batch_size or trainer.precision=bf16-mixed"  # memory
 
 
 class Job(NamedTuple):
-    """One model to evaluate: its config and weights, and the folder of its results."""
+    """One model to evaluate.
 
-    config: DictConfig
-    weights: Path
-    folder: Path
+    Attributes:
+        config: of the model; the results lie in its folder.
+        weights: weights from elsewhere; None: the run's.
+        protocol: a published one; None: the four prompt sets.
+    """
+
+    config: ModelConfig
+    weights: Path | None
+    protocol: Protocol | None
 
 
 def run(arguments: list[str]) -> None:
@@ -61,35 +66,31 @@ def evaluate_all(arguments: Sequence[str]) -> None:
     if not paths:
         raise ValueError(USAGE)
     jobs = [job_for(Path(path), overrides) for path in paths]
-    if len({job.folder for job in jobs}) < len(jobs):
+    if len({job.config.folder for job in jobs}) < len(jobs):
         raise ValueError(f"{', '.join(paths)}: their results would lie in one folder")
-
-    for config, *_ in jobs:
-        resolve_precision(config)
-        if config.evaluation.name != "prompt_sets":
-            read_protocol(config.evaluation, build_run_concept(config).name)
     changed = [o for o in overrides if re.match(r"[+~]{0,2}evaluation\.", o)]
-    for config, weights, folder in jobs:
-        if config.evaluation.name == "prompt_sets":
+    for config, external, protocol in jobs:
+        weights = external or config.weights
+        if protocol is None:
             with as_run_errors(weights):
-                evaluate(config, folder, None if "method" in config else weights)
+                evaluate(config, external)
         else:
             with as_run_errors(weights, LESS):
-                evaluate_published(config, weights, folder / "evaluation", changed)
+                evaluate_published(config, protocol, weights, changed)
 
 
 def job_for(path: Path, overrides: list[str]) -> Job:
-    """The model at a path: a run directory, or a weights file or diffusers folder.
+    """Return the model at a path: a run directory, or a weights file or diffusers folder.
 
     Raises:
         ValueError: it is neither, or an override is not valid.
     """
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
-    foreign = path.is_file() or any(
+    external = path.is_file() or any(
         (path / name).exists() for name in ("model_index.json", "config.json")
     )
-    if foreign and not (path / "unlearned.safetensors").exists():
+    if external and not (path / WEIGHTS_FILE).exists():
         return weights_job(path, overrides)
     chosen = any(o.startswith("evaluation=") for o in overrides)
     for override in overrides:
@@ -99,32 +100,30 @@ def job_for(path: Path, overrides: list[str]) -> Job:
                 "evaluation=NAME, evaluation.KEY=..., trainer.accelerator=..., "
                 "trainer.precision=... and, of the four prompt sets, sampling_batch_size=..."
             )
-    config, folder = load_run(str(path))
+    config = read_run_config(path)
     if chosen:
         of_trainer = [o for o in overrides if o.startswith("trainer.")]
-        config.evaluation = compose_evaluation(
-            [o for o in overrides if o not in of_trainer]
-        ).evaluation
+        others = [o for o in overrides if o not in of_trainer]
+        config.evaluation = compose_evaluation(others).evaluation
         config.trainer.precision = "32-true"  # as publications draw, unless another is asked for
         overrides = of_trainer
     OmegaConf.set_struct(config, True)
     with hydra_errors_as_value_errors(overrides):
         config.merge_with_dotlist(overrides)
-    check_drawing(config)
-    return Job(config, folder / "unlearned.safetensors", folder)
+    model = parse_model_config(config, path)
+    check_base(model.weights, model.base.name)
+    return Job(model, None, chosen_protocol(config, model))
 
 
-def check_drawing(config: DictConfig) -> None:
-    """Refuse a way to draw the four prompt sets, where they are what is drawn, that is not valid.
+def chosen_protocol(config: DictConfig, model: ModelConfig) -> Protocol | None:
+    """Return the published protocol that a configuration names, or None for the four prompt sets.
 
     Raises:
-        ValueError: names the key, the value and what is allowed.
+        ValueError: a value is not allowed, or the protocol has nothing for the concept.
     """
-    batch = config.get("sampling_batch_size")
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
-        raise ValueError(f"sampling_batch_size={batch}: a whole number of at least 1 is needed")
-    if config.evaluation.get("name", "prompt_sets") == "prompt_sets":
-        check_evaluation(config)
+    if model.evaluation is not None:
+        return None
+    return read_protocol(to_container(config.evaluation), model.concept.name)
 
 
 def weights_job(path: Path, overrides: list[str]) -> Job:
@@ -140,9 +139,9 @@ def weights_job(path: Path, overrides: list[str]) -> Job:
                 "trainer.accelerator and trainer.precision do"
             )
     config = compose_evaluation(overrides)
-    build_run_concept(config)
-    check_drawing(config)
-    return Job(config, path, Path(config.out_dir or default_folder(path)))
+    model = parse_model_config(config, Path(config.out_dir or default_folder(path)))
+    assert model.concept  # refused now, if it is not valid
+    return Job(model, path, chosen_protocol(config, model))
 
 
 def default_folder(path: Path) -> Path:
