@@ -150,9 +150,7 @@ class UnlearnSweeper(Sweeper):
         missing = []
         for number in range(self.trials):
             params = search.recorded(number)
-            if params and is_job_finished(
-                self.compose([*fixed, *search.overrides(number, params)])
-            ):
+            if params and self.is_finished([*fixed, *search.overrides(number, params)]):
                 search.add(number, params)
             else:
                 missing.append((number, params))
