@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.methods.base import Batch, UnlearningModule
+from unlearn.methods.base import UnlearningModule
+from unlearn.methods.manual_steps import Batch
+from unlearn.methods.options import MethodOptions, TrainingOptions
+from unlearn.methods.plan import TrainingPlan
 from unlearn.models.noise_schedule import add_noise, noise_target
+from unlearn.utils.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptAblationOptions(TrainingOptions):
+    """Hold the options of `ConceptAblation`."""
+
+    lr: float = option(1.6e-5, at_least=0, help="learning rate (AdamW)")
+    trained: str = option(
+        "keys_values",
+        choices=("keys_values", "attention"),
+        help="what trains: keys and values of the cross-attentions, or all weights of all "
+        "attentions (as the paper for explicit content)",
+    )
+    ablation_target: str = option(
+        "anchor",
+        choices=("anchor", "noise"),
+        help="what the target prompt's output regresses to: the model's own output for the anchor "
+        "prompt (model-based), or the anchor image's training target (noise-based)",
+    )
+    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW")
 
 
 class ConceptAblation(UnlearningModule):
-    """The target prompt's output is trained towards the anchor's, by mean squared error.
+    """Train the target prompt's output towards the anchor's, by mean squared error.
 
-    Nothing protects the rest of the model.
-
-    Args:
-        lr: learning rate (AdamW).
-        trained: "keys_values" of the cross-attentions, or "attention", all weights of all
-            attentions, as the paper does for explicit content.
-        ablation_target: "anchor" (model-based): what the current model itself outputs for the
-            anchor prompt, without gradient; "noise" (noise-based): the training target of the
-            anchor image.
-        weight_decay: of AdamW.
+    The model-based target is the output of the model as it stands, without gradient. Nothing
+    protects the rest of the model.
 
     Raises:
         ValueError: an option has none of its allowed values.
@@ -32,32 +49,22 @@ class ConceptAblation(UnlearningModule):
     Source: Kumari et al. 2023, equations 5 and 7.
     """
 
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "ablation_target": ("anchor", "noise"),
-        "trained": ("keys_values", "attention"),
-    }
+    Options: ClassVar[type[MethodOptions]] = ConceptAblationOptions
+    options: ConceptAblationOptions
     clip_norm = 1.0
 
-    def __init__(
-        self,
-        *args: Any,
-        lr: float = 1.6e-5,
-        trained: str = "keys_values",
-        ablation_target: str = "anchor",
-        weight_decay: float = 1e-2,
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
-
     @classmethod
-    def samples(cls, config: Any) -> tuple[float, float]:
-        """Noise-based, without the anchor's."""
-        forward, trained = super().samples(config)
-        return forward * (config.method.ablation_target == "anchor"), trained
+    def samples(cls, options: Any, plan: TrainingPlan) -> tuple[float, float]:
+        """Return how many samples a device's run takes through the network, see the base class.
+
+        Only the model-based target has samples that go forward without gradient.
+        """
+        forward, trained = super().samples(options, plan)
+        return forward * (options.ablation_target == "anchor"), trained
 
     def choose_weights(self) -> dict[str, Tensor]:
-        """The keys and values of text, or everything in the attentions."""
-        if self.hparams.trained == "keys_values":
+        """Return the keys and values of text, or every weight of the attentions."""
+        if self.options.trained == "keys_values":
             return super().choose_weights()
         return {
             name: weight
@@ -66,17 +73,17 @@ class ConceptAblation(UnlearningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        """AdamW."""
-        hp = self.hparams
-        return torch.optim.AdamW(self.weights, hp.lr, weight_decay=hp.weight_decay)
+        """Return AdamW for the trained weights."""
+        options = self.options
+        return torch.optim.AdamW(self.weights, options.lr, weight_decay=options.weight_decay)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The mean squared error on the unlearn half of a batch, see `PairDataset`."""
+        """Return the mean squared error on the unlearn half of a batch, a 0-dim tensor."""
         latents, noise, timesteps, states = (
             batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states")
         )
         z_t = add_noise(latents, noise, timesteps, self.schedule)
-        if self.hparams.ablation_target == "noise":
+        if self.options.ablation_target == "noise":
             target = noise_target(latents, noise, timesteps, self.schedule)
         else:
             with torch.no_grad():

@@ -2,146 +2,181 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unlearn.methods.base import Batch, Metrics, optimizer_step
 from unlearn.methods.concept_preserving import ConceptPreserving
+from unlearn.methods.concept_preserving_options import ConceptPreservingOptions
 from unlearn.methods.discriminator import PatchDiscriminator
+from unlearn.methods.gradients import Gradients
 from unlearn.methods.losses import discriminator_loss, domain_correction_loss
-from unlearn.models.noise_schedule import add_noise, predict_x0
+from unlearn.methods.manual_steps import Batch, Metrics, optimizer_step
+from unlearn.methods.options import MethodOptions
+from unlearn.models.noise_schedule import NoiseSchedule, add_noise, predict_x0
+from unlearn.utils.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoCoOptions(ConceptPreservingOptions):
+    """Hold the options of `DoCo`."""
+
+    discriminator_lr: float = option(
+        5e-4, at_least=0, help="learning rate of the discriminator (Adam 0.5, 0.999)"
+    )
+    warmup_steps: int = option(
+        100, at_least=0, help="first steps, in which the discriminator alone trains"
+    )
+    discriminator_input: str = option(
+        "x0",
+        choices=("x0", "scaled_x0"),
+        help="what the discriminator sees: x̂0 (as the paper), or x̂0 times the share of x0 in z_t",
+    )
+    discriminator_channels: int = option(
+        64, above=0, help="channels of the discriminator's first block"
+    )
 
 
 class DoCo(ConceptPreserving):
-    """Adversarial unlearning whose gradient never works against relearning.
+    """Unlearn against a discriminator, with a gradient that never works against relearning.
 
-    Args:
-        discriminator_lr: learning rate of the discriminator (Adam 0.5, 0.999).
-        warmup_steps: first steps, in which the discriminator alone trains.
-        discriminator_input: "x0" (as the paper), or "scaled_x0", x̂0 times the share of x0 in z_t
-            (√ᾱ; of a flow 1-σ), in which the noise that the prediction of an ε amplifies at high
-            timesteps (15 times at the last one) stays bounded.
-        discriminator_channels: channels of the discriminator's first block.
-        options: lr, strength, granularity, surgery, relearn_target, lr_schedule, weight_decay,
-            start, contexts, detach_first_token, accumulate_grad_batches: see `ConceptPreserving`.
+    The discriminator D tells the base model's anchor from the trained model's target. Where D sees
+    x̂0 times the share of x0 in z_t (√ᾱ; of a flow 1-σ), the noise in x̂0 stays bounded. At the last
+    timestep, the prediction of an ε amplifies that noise 15 times.
 
     Raises:
-        ValueError: an option has none of its allowed values.
+        ValueError: an option has none of its allowed values, or the network has no closed-form
+            start.
+
+    Source: DoCo (arXiv 2405.15304).
     """
 
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        **ConceptPreserving.CHOICES,
-        "discriminator_input": ("x0", "scaled_x0"),
-    }
-    POSITIVE = (*ConceptPreserving.POSITIVE, "discriminator_channels")
+    Options: ClassVar[type[MethodOptions]] = DoCoOptions
+    options: DoCoOptions
 
-    def __init__(
-        self,
-        *args: Any,
-        discriminator_lr: float = 5e-4,
-        warmup_steps: int = 100,
-        discriminator_input: str = "x0",
-        discriminator_channels: int = 64,
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, options: MethodOptions) -> None:
+        super().__init__(network, schedule, options)
         self.discriminator = self.build_discriminator()
 
     def build_discriminator(self) -> PatchDiscriminator:
-        """D, for latents of the network's size."""
-        config, width = self.network.config, self.hparams.discriminator_channels
+        """Return D, for latents of the network's size."""
+        config, width = self.network.config, self.options.discriminator_channels
         return PatchDiscriminator(config.in_channels, config.sample_size, width)
 
     def configure_optimizers(self) -> Any:
-        """AdamW for the keys and values, Adam for the discriminator."""
-        critic = torch.optim.Adam(
-            self.discriminator.parameters(), self.hparams.discriminator_lr, betas=(0.5, 0.999)
+        """Return AdamW for the keys and values, and Adam for the discriminator."""
+        for_discriminator = torch.optim.Adam(
+            self.discriminator.parameters(), self.options.discriminator_lr, betas=(0.5, 0.999)
         )
-        return super().configure_optimizers(), critic
+        return super().configure_optimizers(), for_discriminator
 
     @classmethod
     def warmup_length(cls, options: Any) -> int:
-        """`warmup_steps`."""
+        """Return in how many first steps the discriminator alone trains."""
         return int(options.warmup_steps)
 
     def in_warmup(self, step: int) -> bool:
-        """Whether the discriminator alone trains at this step."""
-        return step < self.warmup_length(self.hparams)
+        """Return whether the discriminator alone trains at a step."""
+        return step < self.warmup_length(self.options)
 
     def relearns(self, step: int) -> bool:
-        """Not in the warm-up."""
+        """Return whether the relearn half plays a part at a step: in all but the warm-up."""
         return not self.in_warmup(step)
 
     def views(
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the discriminator sees of the two outputs, real and fake, (B, C, h, w) each."""
+        """Return what the discriminator sees of the two outputs: real and fake.
+
+        Args:
+            teacher: the base model's output for the anchor prompts, (B, C, h, w).
+            student: the trained model's output for the target prompts, (B, C, h, w).
+            z_t: the noisy latents of both, (B, C, h, w).
+            timesteps: the timesteps of the latents, (B,).
+
+        Returns:
+            Two tensors (B, C, h, w).
+        """
         at = (z_t, timesteps, self.schedule)
         real, fake = (predict_x0(output, *at) for output in (teacher, student))
-        if self.hparams.discriminator_input == "x0":
+        if self.options.discriminator_input == "x0":
             return real, fake
         signal, _ = self.schedule.at(timesteps, z_t.ndim)
         return signal * real, signal * fake
 
-    def warmup_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
-        """g_D and metrics, with no graph through the network and no relearn half."""
+    def warmup_gradients(self, batch: Batch) -> tuple[Gradients, Metrics]:
+        """Return g_D alone and metrics of a batch, as a step of the warm-up needs them.
+
+        No graph goes through the network, and the relearn half plays no part.
+        """
         latents, noise, timesteps = (batch[k][:, 0] for k in ("latents", "noise", "timesteps"))
         z_t = add_noise(latents, noise, timesteps, self.schedule)
-        taught = batch["taught"] if "taught" in batch else self.teach(batch, False)
+        teacher = (
+            batch["teacher_outputs"]
+            if "teacher_outputs" in batch
+            else self.teacher_outputs(batch, relearns=False)
+        )
         with torch.no_grad():
             student = self.output(z_t, timesteps, batch["states"][:, 0])
-        return self.critic_gradients(*self.views(taught[:, 0], student, z_t, timesteps))
+        views = self.views(teacher[:, 0], student, z_t, timesteps)
+        g_d, metrics = self.discriminator_gradients(*views)
+        return Gradients(discriminator=g_d), metrics
 
-    def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """D's logits of both, from one pass."""
-        logits_real, logits_fake = self.discriminator(torch.cat([real, fake])).chunk(2)
-        return logits_real, logits_fake
+    def discriminator_logits(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return D's logits (B, 1, m, m) of real and of fake, from one pass over both."""
+        real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).chunk(2)
+        return real_logits, fake_logits
 
-    def critic_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
-        """g_D of L_D = BCE(D(real), 0) + BCE(D(sg fake), 1), and metrics."""
-        logits_real, logits_fake = self.judge(real, fake.detach())
-        loss = discriminator_loss(logits_real, logits_fake)
+    def discriminator_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
+        """Return g_D of L_D = BCE(D(real), 0) + BCE(D(sg fake), 1), and metrics.
+
+        Args:
+            real: what D sees of the base model's output for the anchor prompts, (B, C, h, w).
+            fake: what D sees of the trained model's output for the target prompts, (B, C, h, w).
+        """
+        real_logits, fake_logits = self.discriminator_logits(real, fake.detach())
+        loss = discriminator_loss(real_logits, fake_logits)
         metrics = {
             "discriminator_loss": loss.detach(),
-            "discriminator/real_accuracy": (logits_real < 0).float().mean(),
-            "discriminator/fake_accuracy": (logits_fake > 0).float().mean(),
-            "discriminator/pair_accuracy": (logits_fake > logits_real).float().mean(),
+            "discriminator/real_accuracy": (real_logits < 0).float().mean(),
+            "discriminator/fake_accuracy": (fake_logits > 0).float().mean(),
+            "discriminator/pair_accuracy": (fake_logits > real_logits).float().mean(),
         }
         return list(torch.autograd.grad(loss, list(self.discriminator.parameters()))), metrics
 
-    def joint_critic_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
-        """g_D in a step that also unlearns: L_u plays no part in it."""
-        return self.critic_gradients(real, fake)
+    def joint_discriminator_gradients(
+        self, real: Tensor, fake: Tensor
+    ) -> tuple[list[Tensor], Metrics]:
+        """Return g_D and metrics in a step that also unlearns; L_u plays no part in g_D."""
+        return self.discriminator_gradients(real, fake)
 
     def unlearn(
         self, output: Tensor, teacher: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, list[Tensor], Metrics]:
-        """L_u = BCE(D(fake), 0), g_D of the same D, and D's metrics."""
+        """Return L_u = BCE(D(fake), 0), g_D of the same D, and D's metrics."""
         real, fake = self.views(teacher, output, z_t, timesteps)
         loss = domain_correction_loss(self.discriminator(fake))
-        return loss, *self.joint_critic_gradients(real, fake)
+        return loss, *self.joint_discriminator_gradients(real, fake)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """The gradients of one batch; after the step's last batch, the step.
+        """Add the gradients of one batch; after the step's last batch, make the step.
 
-        In the warm-up that is a step of the discriminator alone.
+        A step of the warm-up moves the discriminator alone.
         """
         step, number = divmod(batch_idx, self.accumulate_grad_batches)
-        moved: list[Tensor] = []  # g_u and g_r
-        if self.in_warmup(step):
-            g_d, metrics = self.warmup_gradients(batch)
-        else:
-            g_u, g_r, g_d, metrics = self.gradients(batch)
-            moved = [*g_u, *g_r]
+        warmup = self.in_warmup(step)
+        gradients, metrics = self.warmup_gradients(batch) if warmup else self.gradients(batch)
         self.check_losses(metrics, batch, step)
         last = number == self.accumulate_grad_batches - 1
         metrics = self.mean_metrics(metrics, last)
-        if mean := self.mean_gradients([*moved, *g_d], last):
-            generator, critic = self.optimizers()  # type: ignore[misc]
-            if moved:
-                first = self.warmup_length(self.hparams)
-                metrics |= self.update(generator, mean, step - first)
-            optimizer_step(critic, list(self.discriminator.parameters()), mean[len(moved) :])
+        mean = self.mean_gradients(gradients, last)
+        if mean is not None:
+            for_weights, for_discriminator = self.optimizers()  # type: ignore[misc]
+            if not warmup:
+                first = self.warmup_length(self.options)
+                metrics |= self.update(for_weights, mean, step - first)
+            parameters = list(self.discriminator.parameters())
+            optimizer_step(for_discriminator, parameters, mean.discriminator)
             self.log_step(metrics, step, "discriminator_loss")

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unlearn.methods.base import Metrics, optimizer_step
 from unlearn.methods.concept_preserving import RELEARN_WEIGHT
 from unlearn.methods.discriminator import PatchDiscriminator
 from unlearn.methods.doco import DoCo
 from unlearn.methods.losses import domain_correction_loss
+from unlearn.methods.manual_steps import Metrics, optimizer_step
+from unlearn.methods.options import MethodOptions, TrainingOptions
 from unlearn.methods.surgery import SurgeryStats, clip_to_norm, project_reference
+from unlearn.utils.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoCoReferenceOptions(TrainingOptions):
+    """Hold the options of `DoCoReference`; the class attributes are DoCo's that it does not have.
+
+    The class attributes are no fields, so a configuration cannot set them.
+    """
+
+    granularity: ClassVar[str] = "tensor"
+    relearn_target: ClassVar[str] = "noise"
+    lr_schedule: ClassVar[str] = "constant"
+    start: ClassVar[str] = "base"
+    contexts: ClassVar[int] = 0
+    detach_first_token: ClassVar[bool] = True
+    discriminator_input: ClassVar[str] = "x0"
+
+    lr: float = option(1e-4, at_least=0, help="learning rate of the keys and values (AdamW)")
+    discriminator_lr: float = option(
+        5e-4, at_least=0, help="learning rate of the discriminator (Adam 0.5, 0.999)"
+    )
+    warmup_steps: int = option(
+        100, at_least=0, help="first steps, and one more, in which the discriminator alone trains"
+    )
+    strength: float = option(1.0, at_least=0, help="λ of the surgery")
+    surgery: str = option(
+        "gradient",
+        choices=("gradient", "weighted_sum"),
+        help="correct the gradient, or train on the one loss L_u + 0.1 L_r",
+    )
+    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW")
+    discriminator_channels: int = option(
+        64, above=0, help="channels of the discriminator's first block"
+    )
 
 
 class DoCoReference(DoCo):
-    """What the reference does where `DoCo` differs, to compare with published runs.
+    """Do what the reference does where `DoCo` differs, to compare with published runs.
 
     - D has BatchNorm, with a pass of its own for real and for fake. Its statistics are a rank's:
       under DDP this is not one process at the same global batch.
@@ -27,69 +65,57 @@ class DoCoReference(DoCo):
     - The first text token's key and value get no gradient; the learning rate is constant.
     - Without surgery (`weighted_sum`) the one loss is L_u + 0.1 L_r, its gradient clipped once.
 
-    Args:
-        surgery: "gradient" or "weighted_sum".
-        strength: λ.
-        options: lr, discriminator_lr, warmup_steps, weight_decay, discriminator_channels,
-            accumulate_grad_batches: see `DoCo`.
-
     Raises:
-        ValueError: an option is not one of the reference's.
+        ValueError: an option has none of its allowed values.
 
     Source: the behaviour of the reference implementation of DoCo (arXiv 2405.15304).
     """
 
-    LACKS = ("granularity", "relearn_target", "lr_schedule", "start", "contexts",
-             "discriminator_input", "detach_first_token")  # fmt: skip
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        **DoCo.CHOICES,
-        "surgery": ("gradient", "weighted_sum"),
-    }
-
-    def __init__(self, *args: Any, surgery: str = "gradient", **options: Any) -> None:
-        for key in self.LACKS:
-            if key in options:
-                raise ValueError(f"method.{key}={options[key]!r}: the reference has no such option")
-        super().__init__(*args, surgery=surgery, detach_first_token=True, **options)
+    Options: ClassVar[type[MethodOptions]] = DoCoReferenceOptions
+    options: Any  # a DoCoReferenceOptions, which has every attribute of DoCo's options
 
     def build_discriminator(self) -> PatchDiscriminator:
-        """D with BatchNorm."""
-        config, width = self.network.config, self.hparams.discriminator_channels
+        """Return D with BatchNorm, for latents of the network's size."""
+        config, width = self.network.config, self.options.discriminator_channels
         return PatchDiscriminator(config.in_channels, config.sample_size, width, norm="batch")
 
-    def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Each with the batch statistics of its own pass."""
+    def discriminator_logits(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return D's logits of real and of fake, each with the batch statistics of its own pass."""
         return self.discriminator(real), self.discriminator(fake)
 
     @classmethod
     def warmup_length(cls, options: Any) -> int:
-        """One step more than `warmup_steps`."""
+        """Return one step more than `warmup_steps`."""
         return super().warmup_length(options) + 1
 
     def relearn_targets(
-        self, taught: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor
+        self, teacher_outputs: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor
     ) -> Tensor:
-        """ε, for v models too."""
+        """Return ε, which is no training target of a model that predicts v."""
         return noise
 
-    def joint_critic_gradients(self, real: Tensor, fake: Tensor) -> tuple[list[Tensor], Metrics]:
-        """The gradient of L_u + L_D."""
-        g_d, metrics = super().joint_critic_gradients(real, fake)
+    def joint_discriminator_gradients(
+        self, real: Tensor, fake: Tensor
+    ) -> tuple[list[Tensor], Metrics]:
+        """Return the gradient of L_u + L_D in D, and D's metrics."""
+        g_d, metrics = super().joint_discriminator_gradients(real, fake)
         leaked = torch.autograd.grad(
             domain_correction_loss(self.discriminator(fake.detach())),
             list(self.discriminator.parameters()),
         )
         return [a + b for a, b in zip(g_d, leaked, strict=True)], metrics
 
-    def project(self, u: list[Tensor], r: list[Tensor]) -> tuple[list[Tensor], SurgeryStats]:
-        """u less λ cos(u, r) r/‖r‖ in every tensor where the two conflict."""
-        return project_reference(u, r, self.hparams.strength)
+    def project(
+        self, u: Sequence[Tensor], r: Sequence[Tensor]
+    ) -> tuple[list[Tensor], SurgeryStats]:
+        """Return u less λ cos(u, r) r/‖r‖ in every tensor where the two conflict."""
+        return project_reference(u, r, self.options.strength)
 
-    def step(self, optimizer: Any, g_u: list[Tensor], g_r: list[Tensor]) -> Metrics:
-        """As DoCo's; without surgery the joint gradient is clipped once."""
-        if self.hparams.surgery == "gradient":
-            return super().step(optimizer, g_u, g_r)
-        joint = [u + RELEARN_WEIGHT * r for u, r in zip(g_u, g_r, strict=True)]
+    def step(self, optimizer: Any, unlearn: Sequence[Tensor], relearn: Sequence[Tensor]) -> Metrics:
+        """Move θ as DoCo does; without surgery, clip the gradient of the one loss once."""
+        if self.options.surgery == "gradient":
+            return super().step(optimizer, unlearn, relearn)
+        joint = [u + RELEARN_WEIGHT * r for u, r in zip(unlearn, relearn, strict=True)]
         joint, norm = clip_to_norm(joint, 1.0)
         optimizer_step(optimizer, self.weights, joint)
         return {"norm/joint": norm}

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
-from unlearn.methods.base import Metrics
 from unlearn.methods.concept_preserving import ConceptPreserving
+from unlearn.methods.concept_preserving_options import ConceptPreservingOptions
 from unlearn.methods.losses import relearn_loss
+from unlearn.methods.manual_steps import Metrics
+from unlearn.methods.options import MethodOptions
 
 
 class Regression(ConceptPreserving):
-    """Mean squared error to the teacher, under the same shield: an ablation of DoCo.
+    """Train by the mean squared error to the teacher with the same surgery: an ablation of DoCo.
 
-    What a discriminator can at best do for a pair of outputs of one z_t, this loss does: it tells
+    For a pair of outputs of one z_t, this loss does what a discriminator can at best do. It tells
     what stands in the way of forgetting apart from what the discriminator fails to see.
     """
+
+    Options: ClassVar[type[MethodOptions]] = ConceptPreservingOptions
 
     def unlearn(
         self, output: Tensor, teacher: Tensor, z_t: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, list[Tensor], Metrics]:
-        """MSE(ε_θ(z_t, c_t), ε*(z_t, c_a))."""
+        """Return MSE(ε_θ(z_t, c_t), ε*(z_t, c_a)), with neither g_D nor metrics."""
         return relearn_loss(output, teacher), [], {}

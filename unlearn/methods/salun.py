@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from unlearn.methods.base import Batch, UnlearningModule
-from unlearn.models.noise_schedule import add_noise, noise_target
+from unlearn.methods.base import UnlearningModule
+from unlearn.methods.gradients import Gradients
+from unlearn.methods.manual_steps import Batch
+from unlearn.methods.options import MethodOptions, TrainingOptions
+from unlearn.methods.plan import TrainingPlan
+from unlearn.models.noise_schedule import NoiseSchedule, add_noise, noise_target
+from unlearn.utils.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SalUnOptions(TrainingOptions):
+    """Hold the options of `SalUn`."""
+
+    lr: float = option(1e-5, at_least=0, help="learning rate (Adam)")
+    alpha: float = option(0.1, at_least=0, help="weight of the loss on what must remain")
+    share: float = option(
+        0.5, above=0, at_most=1, help="share of the weights that train: the largest gradients'"
+    )
+    mask_batches: int = option(
+        16, above=0, help="batches over which the gradient that chooses the weights is averaged"
+    )
 
 
 def salient(gradients: list[Tensor], share: float) -> list[Tensor]:
-    """Masks of the `share` of all entries with the largest absolute gradient.
+    """Return masks of the `share` of all entries with the largest absolute gradient.
+
+    Args:
+        gradients: one tensor a weight.
+        share: in (0, 1].
+
+    Returns:
+        A bool tensor of each gradient's shape.
 
     Source: Fan et al. 2024, equation 4, with the median (share 0.5) for its threshold γ.
     """
@@ -24,15 +51,10 @@ def salient(gradients: list[Tensor], share: float) -> list[Tensor]:
 
 
 class SalUn(UnlearningModule):
-    """Relabels the target's images with the anchor's prompt, in the salient weights alone.
+    """Relabel the target's images with the anchor's prompt, in the salient weights alone.
 
-    Trains the whole network where the gradient of the target's images is large.
-
-    Args:
-        lr: learning rate (Adam).
-        alpha: weight of the loss on what must remain.
-        share: of the weights that train, those with the largest gradient.
-        mask_batches: batches that the gradient of the mask is the mean of.
+    The salient weights are those of the whole network where the gradient of the target's images is
+    large.
 
     Raises:
         ValueError: an option is out of its range.
@@ -40,50 +62,54 @@ class SalUn(UnlearningModule):
     Source: Fan et al. 2024, section 4 and equation 8.
     """
 
-    POSITIVE = (*UnlearningModule.POSITIVE, "share", "mask_batches")
-    MOST: ClassVar[dict[str, float]] = {"share": 1.0}
+    Options: ClassVar[type[MethodOptions]] = SalUnOptions
+    options: SalUnOptions
     images_of = "target"
 
-    def __init__(
-        self,
-        *args: Any,
-        lr: float = 1e-5,
-        alpha: float = 0.1,
-        share: float = 0.5,
-        mask_batches: int = 16,
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, options: MethodOptions) -> None:
+        super().__init__(network, schedule, options)
         self.masks: list[Tensor] = []
 
     @classmethod
-    def check_run(cls, config: Any) -> None:
-        """And that there are images of what must remain."""
-        super().check_run(config)
-        if not config.data.relearn_images:
-            raise ValueError("data.relearn_images=0: salun needs images of what must remain")
+    def check_plan(cls, options: Any, plan: TrainingPlan) -> None:
+        """Refuse a run without images of what must remain too.
+
+        Raises:
+            ValueError: names the key, the value and what is allowed.
+        """
+        super().check_plan(options, plan)
+        if not plan.relearn_images:
+            raise ValueError(f"data.relearn_images=0: {cls.name} needs images of what must remain")
 
     @classmethod
-    def samples_at_once(cls, config: Any) -> int:
-        """Both halves."""
-        return int(2 * config.batch_size)
+    def samples_at_once(cls, options: Any, plan: TrainingPlan) -> int:
+        """Return the samples of a batch's two halves."""
+        return 2 * plan.batch_size
 
     @classmethod
-    def samples(cls, config: Any) -> tuple[float, float]:
-        """Both halves are trained, and before the first step the mask's batches."""
-        forward, trained = super().samples(config)
-        return forward, 2 * trained + config.batch_size * config.method.mask_batches
+    def samples(cls, options: Any, plan: TrainingPlan) -> tuple[float, float]:
+        """Return how many samples a device's run takes through the network, see the base class.
+
+        Both halves are trained on, and before the first step the batches of the masks.
+        """
+        forward, trained = super().samples(options, plan)
+        return forward, 2 * trained + plan.batch_size * options.mask_batches
 
     def choose_weights(self) -> dict[str, Tensor]:
-        """The whole network."""
+        """Return every weight of the network."""
         return dict(self.network.named_parameters())
 
     def configure_optimizers(self) -> Any:
-        """Adam."""
-        return torch.optim.Adam(self.weights, self.hparams.lr)
+        """Return Adam for the trained weights."""
+        return torch.optim.Adam(self.weights, self.options.lr)
 
     def training_loss(self, batch: Batch, half: int) -> Tensor:
-        """The model's own training loss on one half's images and prompts."""
+        """Return the model's own training loss on the images and prompts of one half of a batch.
+
+        Args:
+            batch: of `PairDataset`.
+            half: 0, the unlearn half, or 1, the relearn half.
+        """
         parts = (batch[k][:, half] for k in ("latents", "noise", "timesteps", "states"))
         latents, noise, timesteps, states = parts
         z_t = add_noise(latents, noise, timesteps, self.schedule)
@@ -91,41 +117,43 @@ class SalUn(UnlearningModule):
         return F.mse_loss(self.output(z_t, timesteps, states).float(), target.float())
 
     def on_fit_start(self) -> None:
-        """Find the salient weights: the gradient of the training loss on the target's images.
+        """Find the salient weights by the gradient of the training loss on the target's images.
 
-        They are the base model's, so a resumed run takes them from its checkpoint.
+        They are those of the base model, so a resumed run takes them from its checkpoint.
         """
         if self.masks:
             self.masks = [mask.to(self.device) for mask in self.masks]
             return
         total = [torch.zeros_like(w) for w in self.weights]
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        for batch in islice(loader, self.hparams.mask_batches):
+        for batch in islice(loader, self.options.mask_batches):
             loss = self.training_loss({k: v.to(self.device) for k, v in batch.items()}, 0)
             for sum_, g in zip(total, torch.autograd.grad(loss, self.weights), strict=True):
                 sum_ += g
-        self.masks = salient(self.reduce(total), self.hparams.share)
+        self.masks = salient([*self.reduce(Gradients(unlearn=total)).unlearn], self.options.share)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """And the masks."""
+        """Keep the masks too."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["masks"] = self.masks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the masks."""
+        """Take the masks from the checkpoint."""
         self.masks = checkpoint["masks"]
 
     def loss(self, batch: Batch) -> Tensor:
-        """MSE(ε_θ(x_f, c_t), sg ε_θ(x_f, c_a)) + α L_remain."""
+        """Return MSE(ε_θ(x_f, c_t), sg ε_θ(x_f, c_a)) + α L_remain, a 0-dim tensor."""
         parts = (batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states"))
         latents, noise, timesteps, states = parts
         z_t = add_noise(latents, noise, timesteps, self.schedule)
         with torch.no_grad():
             relabelled = self.output(z_t, timesteps, batch["teacher_states"])
         forget = F.mse_loss(self.output(z_t, timesteps, states).float(), relabelled.float())
-        return forget + self.hparams.alpha * self.training_loss(batch, 1)
+        return forget + self.options.alpha * self.training_loss(batch, 1)
 
-    def mean_gradients(self, gradients: list[Tensor], last: bool) -> list[Tensor]:
-        """As every method's, nothing where the mask is off."""
+    def mean_gradients(self, gradients: Gradients, last: bool) -> Gradients | None:
+        """Return the mean as every method does, with zeros outside of the masks."""
         mean = super().mean_gradients(gradients, last)
-        return [g * mask for g, mask in zip(mean, self.masks, strict=True)] if mean else []
+        if mean is None:
+            return None
+        return Gradients([g * mask for g, mask in zip(mean.unlearn, self.masks, strict=True)])

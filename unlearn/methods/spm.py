@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,18 +13,37 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from unlearn.concepts.concept import Concept
-from unlearn.methods.base import Batch, batches_of
-from unlearn.methods.negative_guidance import NegativeGuidance
+from unlearn.methods.manual_steps import Batch
+from unlearn.methods.negative_guidance import NegativeGuidance, NegativeGuidanceOptions
+from unlearn.methods.options import MethodOptions
+from unlearn.methods.plan import TrainingPlan
 from unlearn.models.text_states import encode_prompts, intercept_prompts, pack_text, unpack_text
+from unlearn.utils.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPMOptions(NegativeGuidanceOptions):
+    """Hold the options of `SPM`."""
+
+    anchoring: float = option(
+        1000.0, at_least=0, help="λ, the weight of the loss that keeps other texts' outputs"
+    )
+    anchors: int = option(4, above=0, help="such texts a batch")
+    lr_warmup_steps: int = option(
+        0, at_least=0, help="first steps, in which the learning rate rises from zero to lr"
+    )
+    lr_cycles: int = option(
+        0, at_least=0, help="cosines from lr to zero in the steps after them; 0: lr is constant"
+    )
 
 
 class Membrane(nn.Module):
-    """A linear or convolutional layer beside a rank-1 path whose strength each sample can set.
+    """Add to a linear or convolutional layer a rank-1 path whose strength each sample can set.
 
-    `weight` and `bias` keep their names, so state dicts hold those of the plain network.
+    `weight` and `bias` keep their names, so state dicts name them as the plain network does.
 
     Args:
-        plain: the layer, which must not be grouped or padded by other than zeros.
+        plain: the layer. It must not be grouped, nor padded by other than zeros.
     """
 
     strength: Tensor | None = None  # (B,); None: 1 everywhere
@@ -40,7 +60,7 @@ class Membrane(nn.Module):
         self.down, self.up = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
 
     def forward(self, input: Tensor) -> Tensor:
-        """The layer's output plus strength times the path's."""
+        """Return the layer's output plus strength times the path's."""
         apply = F.conv2d if self.conv else F.linear
         path = apply(apply(input, self.down, None, *self.options), self.up)
         if self.strength is not None:
@@ -50,7 +70,7 @@ class Membrane(nn.Module):
 
 
 def permeable(unet: UNet2DConditionModel) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Every linear and convolutional layer of the transformer blocks, by its name."""
+    """Return the linear and convolutional layers of the transformer blocks, by name."""
     return {
         f"{block}.{name}": layer
         for block, module in unet.named_modules()
@@ -61,7 +81,7 @@ def permeable(unet: UNet2DConditionModel) -> dict[str, nn.Linear | nn.Conv2d]:
 
 
 def insert_membranes(unet: UNet2DConditionModel) -> dict[str, Membrane]:
-    """Replace every layer of `permeable`, and return the membranes."""
+    """Replace every layer of `permeable` by a membrane, and return the membranes by name."""
     membranes = {name: Membrane(layer) for name, layer in permeable(unet).items()}
     for name, membrane in membranes.items():
         parent, _, last = name.rpartition(".")
@@ -90,10 +110,10 @@ def check_membranes(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> N
 
 
 def strengths(pipe: DiffusionPipeline, prompts: list[str], targets: list[str]) -> Tensor:
-    """How strong the membrane is for each prompt (N,), in [0, 1].
+    """Return how strong the membrane is for each prompt (N,), in [0, 1].
 
-    The larger of the cosine of the text states and the share of the target's tokens that the
-    prompt holds, for the target where that is largest.
+    The strength for one target is the larger of two numbers: the cosine of the text states, and the
+    share of the target's tokens that the prompt holds. The result is the largest over the targets.
 
     Source: Lyu et al. 2024, section 3.3 (facilitated transport).
     """
@@ -106,15 +126,9 @@ def strengths(pipe: DiffusionPipeline, prompts: list[str], targets: list[str]) -
 
 
 class SPM(NegativeGuidance):
-    """Rank-1 membranes beside the transformer blocks' layers erase the target, and leave the rest.
+    """Erase the target by rank-1 membranes beside the transformer blocks' layers.
 
-    Args:
-        anchoring: λ, the weight of the loss that leaves other text states' outputs alone.
-        anchors: such states a batch.
-        lr_warmup_steps: steps in which the learning rate rises from zero to `lr`.
-        lr_cycles: falls from `lr` to zero, along a cosine each, in the steps after it; 0: none.
-        options: lr (AdamW), eta, guidance, num_inference_steps,
-            accumulate_grad_batches: see `NegativeGuidance`.
+    Latent anchoring leaves the rest of the model alone.
 
     Raises:
         ValueError: an option is out of its range.
@@ -122,34 +136,27 @@ class SPM(NegativeGuidance):
     Source: Lyu et al. 2024, equations 4 to 8.
     """
 
+    Options: ClassVar[type[MethodOptions]] = SPMOptions
+    options: SPMOptions
     AT_INFERENCE: ClassVar[dict[str, Any]] = {"targets": list}
-    POSITIVE = (*NegativeGuidance.POSITIVE, "anchors")
-
-    def __init__(
-        self,
-        *args: Any,
-        anchoring: float = 1000.0,
-        anchors: int = 4,
-        lr_warmup_steps: int = 0,
-        lr_cycles: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
 
     @classmethod
-    def samples_at_once(cls, config: Any) -> int:
-        """And the anchors."""
-        return int(config.batch_size + config.method.anchors)
+    def samples_at_once(cls, options: Any, plan: TrainingPlan) -> int:
+        """Return the samples of a batch and of its anchors."""
+        return int(plan.batch_size + options.anchors)
 
     @classmethod
-    def samples(cls, config: Any) -> tuple[float, float]:
-        """And the anchors of each batch, by the teacher and trained."""
-        forward, trained = super().samples(config)
-        anchors = config.method.anchors * batches_of(config)
+    def samples(cls, options: Any, plan: TrainingPlan) -> tuple[float, float]:
+        """Return how many samples a device's run takes through the network, see the base class.
+
+        The anchors of each batch are further samples of the teacher and of the trained model.
+        """
+        forward, trained = super().samples(options, plan)
+        anchors = options.anchors * plan.steps * options.accumulate_grad_batches
         return forward + anchors, trained + anchors
 
     def choose_weights(self) -> dict[str, Tensor]:
-        """The membranes' two factors; at the start the up-projections are zero."""
+        """Return the membranes' two factors; the up-projections begin at zero."""
         return {
             f"{name}.{part}": getattr(membrane, part)
             for name, membrane in insert_membranes(self.network).items()
@@ -157,31 +164,40 @@ class SPM(NegativeGuidance):
         }
 
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
-        """And the targets, which decide the strength at inference."""
+        """Take the targets too, which set the strength at inference."""
         super().prepare(pipe, concept)
         self.at_inference = {"targets": concept.targets}
 
     def configure_optimizers(self) -> Any:
-        """AdamW."""
-        return torch.optim.AdamW(self.weights, self.hparams.lr)
+        """Return AdamW for the membranes."""
+        return torch.optim.AdamW(self.weights, self.options.lr)
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """It rises in the warm-up, then falls along cosines that each begin at `lr` again."""
-        hp = self.hparams
-        if step < hp.lr_warmup_steps:
-            return float(hp.lr * step / hp.lr_warmup_steps)
-        progress = hp.lr_cycles * (step - hp.lr_warmup_steps) / max(1, steps - hp.lr_warmup_steps)
-        return float(hp.lr * (1 + math.cos(math.pi * (progress % 1))) / 2)
+        """Return the learning rate of the membranes.
+
+        It rises in the warm-up, then falls along cosines that each begin at `lr` again.
+        """
+        options = self.options
+        warmup_steps = options.lr_warmup_steps
+        if step < warmup_steps:
+            return float(options.lr * step / warmup_steps)
+        progress = options.lr_cycles * (step - warmup_steps) / max(1, steps - warmup_steps)
+        return float(options.lr * (1 + math.cos(math.pi * (progress % 1))) / 2)
 
     def other_states(self, states: Tensor, seeds: Tensor) -> Tensor:
-        """Texts (anchors, T, D) as large as the batch's, kept the likelier the less alike.
+        """Return random texts for the latent anchoring, (anchors, T, D).
 
-        A sample of the latent anchoring: a Gaussian direction of 0.8 to 1.2 times the target
-        states' norm, pooled ones for themselves, accepted with probability 1 - cosine.
+        Each is a Gaussian direction of 0.8 to 1.2 times the norm of a target text. Pooled states
+        are drawn for themselves. A text is accepted with probability 1 - cosine of the two, so the
+        likelier the less alike they are.
+
+        Args:
+            states: the batch's target texts, (B, T, D).
+            seeds: the samples' seeds (B,), of which the first seeds the draw.
         """
         generator = torch.Generator().manual_seed(int(seeds[0]))
         kept: list[Tensor] = []
-        while len(kept) < self.hparams.anchors:
+        while len(kept) < self.options.anchors:
             own = states[len(kept) % len(states)].cpu()
             noise = torch.randn(own.shape, generator=generator)
             size = 0.8 + 0.4 * torch.rand((), generator=generator)
@@ -196,21 +212,30 @@ class SPM(NegativeGuidance):
         return torch.stack(kept).to(states)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Erasing: ESD's. Anchoring: λ MSE(ε_θ(z_t, c), ε*(z_t, c)) for other text states c."""
+        """Return ESD's loss plus λ MSE(ε_θ(z_t, c), ε*(z_t, c)) for other texts c, 0-dim."""
         erase, z_t, timesteps = self.erase(batch)
         others = self.other_states(batch["states"][:, 0], batch["seed"])
         chosen = torch.arange(len(others)) % len(z_t)
         args = (z_t[chosen], timesteps[chosen], others)
         kept = F.mse_loss(self.output(*args).float(), self.teacher(*args).float())
-        return erase + self.hparams.anchoring * kept
+        return erase + self.options.anchoring * kept
 
     @staticmethod
     def install(
-        pipe: DiffusionPipeline, weights: dict[str, Tensor], options: dict[str, Any]
+        pipe: DiffusionPipeline, weights: dict[str, Tensor], at_inference: dict[str, Any]
     ) -> None:
-        """Membranes in the pipeline's UNet, whose strength each prompt sets."""
+        """Insert membranes in the pipeline's UNet, whose strength each prompt sets.
+
+        Args:
+            pipe: the pipeline, which changes in place.
+            weights: the membranes' factors, by their names in the UNet.
+            at_inference: "targets", what the pipeline forgets.
+
+        Raises:
+            ValueError: the factors are not those of this UNet; nothing is changed.
+        """
         check_membranes(pipe.unet, weights)
-        targets, membranes = options["targets"], insert_membranes(pipe.unet)
+        targets, membranes = at_inference["targets"], insert_membranes(pipe.unet)
         with torch.no_grad():
             for name, weight in weights.items():
                 layer, _, part = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""A loader whose batches bring what the frozen teacher says of them."""
+"""A loader whose batches hold the frozen teacher's outputs."""
 
 from __future__ import annotations
 
@@ -9,39 +9,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.methods.base import Batch
+from unlearn.methods.manual_steps import Batch
 
-LATENT_PIXELS = 32 * 16 * 16  # of latents that one pass of the teacher is for; more gain no time
+LATENT_PIXELS = 32 * 16 * 16  # of the latents of one pass of the teacher; more gain no time
 
 
 def batches_at_once(batch_size: int, side: int) -> int:
-    """How many batches the teacher takes at once, of latents with sides of `side`."""
+    """Return how many batches the teacher takes in one pass.
+
+    Args:
+        batch_size: the samples of a batch.
+        side: the side of a latent.
+    """
     return max(1, LATENT_PIXELS // (batch_size * side**2))
 
 
 class TeacherAhead:
-    """The batches of a loader, each with the teacher's outputs as "taught".
+    """Iterate over a loader's batches, each with the teacher's outputs as "teacher_outputs".
 
-    The teacher does not depend on what trains, so it can go ahead: one pass for the batches of
+    The teacher does not depend on what trains, so it can go ahead. One pass for the batches of
     several steps takes less time than a pass for each.
 
     Args:
-        loader: gives batches, see `PairDataset`.
-        count: batches at once.
-        teach: the teacher's outputs for a batch, one a sample on dimension 0; and its second
-            argument is the number of the last batch that they are for.
-        transfer: takes a batch to the device.
+        loader: gives batches of `PairDataset`.
+        count: how many batches the teacher takes in one pass.
+        teacher_outputs: returns the teacher's outputs for a batch, one a sample on dimension 0. Its
+            second argument is the number of the last batch that they are for.
+        transfer: moves a batch to the device.
     """
 
     def __init__(
         self,
         loader: Iterable[Batch],
         count: int,
-        teach: Callable[[Batch, int], Tensor],
+        teacher_outputs: Callable[[Batch, int], Tensor],
         transfer: Callable[[Any], Any],
     ) -> None:
         self.loader, self.count, self.done = loader, count, 0
-        self.teach, self.transfer = teach, transfer
+        self.teacher_outputs, self.transfer = teacher_outputs, transfer
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
@@ -52,21 +57,21 @@ class TeacherAhead:
             moved = [self.transfer(batch) for batch in group]
             joined = {key: torch.cat([batch[key] for batch in moved]) for key in moved[0]}
             sizes = [len(batch["latents"]) for batch in moved]
-            taught = self.teach(joined, first + len(group) - 1).split(sizes)
-            for number, (batch, outputs) in enumerate(zip(moved, taught, strict=True), first):
+            outputs = self.teacher_outputs(joined, first + len(group) - 1).split(sizes)
+            for number, (batch, own) in enumerate(zip(moved, outputs, strict=True), first):
                 if number == self.done:
                     self.done += 1
-                    yield {**batch, "taught": outputs}
+                    yield {**batch, "teacher_outputs": own}
             first += len(group)
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches were given."""
+        """Return how many batches were given."""
         return {"done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after so many batches.
+        """Go on after the batches that were given.
 
-        The teacher takes the group of the next one whole, as it did before: rounding depends on the
+        The teacher takes the whole group of the next batch again, since rounding depends on the
         batch that an output is computed in.
         """
         self.done = state["done"]

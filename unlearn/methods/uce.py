@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,14 +12,16 @@ from torch import Tensor
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import pairs_in_context, relearn_prompts, training_pairs
 from unlearn.methods.base import UnlearningModule
+from unlearn.methods.options import MethodOptions
 from unlearn.models.pipeline import denoiser
 from unlearn.models.text_states import encode_prompts, unpack_text
+from unlearn.utils.options import option
 
 
 def edit_matrix(
     edited: Tensor, guides: Tensor, kept: Tensor, regularization: float = 0.5
 ) -> Tensor:
-    """M (D, D), float64, so that W = W0 M is the closed form for every W0.
+    """Return M (D, D), float64, so that W = W0 M is the closed form for every W0.
 
     M = (λI + Σ_e g eᵀ + Σ_p p pᵀ)(λI + Σ_e e eᵀ + Σ_p p pᵀ)⁻¹.
 
@@ -36,15 +39,27 @@ def edit_matrix(
 
 
 def token_states(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
-    """The states (P, T, D) of the prompts' tokens up to the limit; keys and values are of them."""
+    """Return the states (P, T, D) of the prompts' tokens, which keys and values are computed from.
+
+    A prompt over the token limit is cut.
+    """
     return unpack_text(denoiser(pipe), encode_prompts(pipe, prompts, cut=True))[0]
 
 
 def prompt_states(
     pipe: DiffusionPipeline, concept: Concept, contexts: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All tokens of the target prompts and of the anchor prompts that methods train on, and of the
-    relearn prompts: states (N, D), (N, D) and (P, D); with those of `pairs_in_context`.
+    """Return the states of all tokens of the prompts that methods train on.
+
+    Args:
+        pipe: the pipeline whose text encoder makes the states.
+        concept: the concept, which has the prompts.
+        contexts: how many pairs also count before and after a relearn prompt, see
+            `pairs_in_context`.
+
+    Returns:
+        The states of the target prompts (N, D), of the anchor prompts (N, D), and of the relearn
+        prompts (P, D).
     """
     pairs, kept = pairs_in_context(concept, contexts)
     guides, edited = map(list, zip(*training_pairs(concept), *pairs, strict=True))
@@ -53,13 +68,17 @@ def prompt_states(
 
 
 def name_states(pipe: DiffusionPipeline, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
-    """The last tokens of the targets, of their anchors and of the neighbours, bare names."""
+    """Return the states of the last tokens of the concept's bare names.
+
+    Returns:
+        The states of the targets (N, D), of their anchors (N, D), and of the neighbours (P, D).
+    """
     words = (concept.targets, list(concept.anchors.values()), concept.neighbours)
     return tuple(last_tokens(pipe, names) for names in words)  # type: ignore[return-value]
 
 
 def last_tokens(pipe: DiffusionPipeline, names: list[str]) -> Tensor:
-    """The text state of each name's last token (N, D); of an empty name, the start token's."""
+    """Return the state of each name's last token (N, D); of an empty name, the start token's."""
     if not names:
         return token_states(pipe, [""])[0, :0]
     lengths: Any = pipe.tokenizer(names).input_ids
@@ -70,32 +89,41 @@ def last_tokens(pipe: DiffusionPipeline, names: list[str]) -> Tensor:
 EDITS = {"names": name_states, "prompts": prompt_states}
 
 
-class UCE(UnlearningModule):
-    """Keys and values for the target become those for the anchor, by one solve; no training.
+@dataclass(frozen=True, kw_only=True)
+class UCEOptions(MethodOptions):
+    """Hold the options of `UCE`."""
 
-    Args:
-        edits: "names" (as the paper): the last token of each target's bare name becomes that of
-            its anchor's, and those of the neighbours stay; "prompts": all tokens of the prompts
-            that other methods train on, and those of their relearn prompts stay.
-        regularization: λ.
+    edits: str = option(
+        "names",
+        choices=tuple(EDITS),
+        help="what is edited and kept: the last tokens of the bare names (as the paper), or all "
+        "tokens of the prompts that other methods train on",
+    )
+    regularization: float = option(0.5, above=0, help="λ, which holds the weights where they were")
+
+
+class UCE(UnlearningModule):
+    """Map keys and values of the target to those of the anchor, by one solve without training.
+
+    With `edits` "names", the last token of each target's name becomes that of its anchor's name,
+    and those of the neighbours stay. With "prompts", all tokens of the target prompts become those
+    of the anchor prompts, and those of the relearn prompts stay.
 
     Raises:
         ValueError: an option has none of its allowed values.
+
+    Source: Gandikota et al. 2024, equation 7.
     """
 
-    LACKS = ("accumulate_grad_batches",)
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"edits": tuple(EDITS)}
-    POSITIVE = ("regularization",)
+    Options: ClassVar[type[MethodOptions]] = UCEOptions
+    options: UCEOptions
     closed_form = True
     of_unets = True  # elsewhere keys and values are not of the text states themselves
 
-    def __init__(self, *args: Any, edits: str = "names", regularization: float = 0.5) -> None:
-        super().__init__(*args)
-
     @torch.no_grad()
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
-        """Solve, and change the weights."""
-        hp = self.hparams
-        matrix = edit_matrix(*EDITS[hp.edits](pipe, concept), hp.regularization)
+        """Solve for the edit, and change the weights by it."""
+        states = EDITS[self.options.edits](pipe, concept)
+        matrix = edit_matrix(*states, self.options.regularization)
         for weight in self.weights:
             weight.copy_(weight.double() @ matrix)

@@ -181,23 +181,24 @@ def inference_method(
             something else. Begins with `path`.
     """
 
-    acting = {name: method for name, method in METHODS.items() if method.AT_INFERENCE}
+    acting = [name for name, method in METHODS.items() if method.AT_INFERENCE]
     name = metadata.get("method", "")
-    check_choice(f"{path}: method", name, list(acting))
+    if name not in METHODS.broken:
+        check_choice(f"{path}: method", name, acting)
     try:
-        method_for(pipe, name)
+        method = method_for(pipe, name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     try:
         options = dict(json.loads(metadata["at_inference"]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: at_inference is no dictionary: {error}") from error
-    needed = acting[name].AT_INFERENCE
+    needed = method.AT_INFERENCE
     if options.keys() != needed.keys() or not all(
         isinstance(value, needed[key]) for key, value in options.items()
     ):
         raise ValueError(f"{path}: at_inference={options}: {name} needs {list(needed)}")
-    return acting[name], options
+    return method, options
 
 
 def read_weights_alone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
