@@ -27,6 +27,8 @@ from unlearn.evaluation.summary import (
 from unlearn.training.environment import write_environment
 from unlearn.training.metrics_file import MetricsFile
 
+HOSTILE = "\"'><script>hacked = 1</script><img src=x onerror='hacked=2'>{{ 7 * 7 }}</style>&amp;"
+
 
 def make_finished(
     folder: Path, trained: Path, *, judged: bool = True, prompt: str = "", **concept: str

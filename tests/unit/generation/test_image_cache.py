@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMParallelScheduler
+from unlearn.methods.guidance import SLD, NegativePrompt
 
 from unlearn.generation.image_cache import ImageCache, cache_folder, pipeline_fingerprint
 from unlearn.generation.sampling import SamplingRequest, draw_requests, generate
-from unlearn.methods.guidance import SLD, NegativePrompt
 from unlearn.methods.spm import SPM, permeable
 from unlearn.models.pipeline import load_pipeline
 

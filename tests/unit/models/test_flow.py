@@ -12,49 +12,20 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import T5TokenizerFast
 
 from tests.conftest import make_concept
+from tests.helpers.flow import PROMPTS, SD3, WITHOUT_T5, draw_one, small
 from unlearn.data.training_data import make_training_data
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.generation.sampling import SamplingRequest, draw_requests, generate
 from unlearn.methods.registry import METHODS, build_method
 from unlearn.models.frozen_layers import store_in_bf16
-from unlearn.models.pipeline import load_pipeline
 from unlearn.models.random_weights import PUBLISHED
 from unlearn.models.text_states import encode_prompts, unpack_text
 from unlearn.weights.delta import load_unlearned, save_unlearned
 
-SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
-PROMPTS = ["a panda", "a bear"]
 TAKEN = [name for name, method in METHODS.items() if not method.of_unets]
-WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
-PIECES = ["<pad>", "</s>", "<unk>", "▁a", "▁panda", "▁bear", "▁", *"abdenpr"]
-
-
-def small(t5: bool = False, **changes: Any) -> Any:
-    """Narrow, with two transformer blocks and always the same weights."""
-    pipe: Any = load_pipeline(SD3, random_weights=True, width=0.05, image_size=64)
-    torch.manual_seed(0)
-    config = {**pipe.transformer.config, "num_layers": 2, "pos_embed_max_size": 16, **changes}
-    pipe.transformer = type(pipe.transformer).from_config(config).eval().requires_grad_(False)
-    if t5:
-        width = config["joint_attention_dim"]
-        shape = {"d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-        encoder = T5EncoderModel(T5Config(vocab_size=len(PIECES), d_model=width, **shape))
-        vocabulary = [(piece, -float(i)) for i, piece in enumerate(PIECES)]
-        tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
-        pipe.register_modules(
-            text_encoder_3=encoder.eval().requires_grad_(False), tokenizer_3=tokenizer
-        )
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("flow") / "model"
-    small().save_pretrained(path)
-    return path
 
 
 def plain_call(pipe: Any, z_t: Tensor, sigma: Tensor, prompts: list[str]) -> Tensor:
@@ -254,12 +225,6 @@ def test_methods_train_and_their_weights_load(name: str, folder: Path, tmp_path:
     for name_, weight in module.trained_weights.items():
         assert torch.equal(plain.transformer.state_dict()[name_], weight)
     assert not torch.equal(draw_one(plain), base)
-
-
-def draw_one(pipe: Any) -> Tensor:
-    pipe.set_progress_bar_config(disable=True)
-    noise = torch.Generator().manual_seed(0)
-    return pipe("a panda", num_inference_steps=2, generator=noise, output_type="pt").images
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in TAKEN])

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.unit.models.test_flow import PROMPTS, WITHOUT_T5, draw_one, folder, small
-from tests.unit.models.test_loading import vae_name
+from tests.helpers.compvis import vae_name
+from tests.helpers.flow import PROMPTS, WITHOUT_T5, draw_one, small
 from unlearn.config.compose import compose
 from unlearn.config.saved import load_run
 from unlearn.exports.formats import ExportOptions, export_as
@@ -25,7 +25,6 @@ from unlearn.training.run import load_earlier_weights
 from unlearn.weights.delta import load_unlearned, save_unlearned
 from unlearn.weights.importing import load_weights
 
-__all__ = ["folder"]  # a fixture
 ENDS = {
     "pos_embed.pos_embed": "pos_embed", "pos_embed.proj": "x_embedder.proj",
     "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
