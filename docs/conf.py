@@ -10,7 +10,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]  # extensions.py and generate.py; t
 
 project = "unlearn"
 author = "the unlearn authors"
-copyright = "2026, the unlearn authors"  # noqa: A001 - Sphinx's name for it
+copyright = "2026, the unlearn authors"
 
 extensions = [
     "myst_parser",
