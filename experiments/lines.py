@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from unlearn.files import whole
+from unlearn.utils.atomic import atomic_path
 
 Lines = list[dict[str, str]]
 
@@ -21,7 +21,7 @@ def read_lines(path: Path) -> Lines:
 def add_lines(path: Path, lines: Lines) -> None:
     """Add lines, all at once, of the columns that the file has."""
     lines = [*read_lines(path), *lines]
-    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

@@ -19,17 +19,18 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from experiments.summary import finished_runs
-from unlearn.backbone import load_pipeline
-from unlearn.cache import fingerprint
-from unlearn.concepts import Concept
-from unlearn.config import base_of, concept_of, sampler_of
-from unlearn.data import encode_prompts
-from unlearn.diffusion import NoiseSchedule, add_noise
-from unlearn.export import load_unlearned
-from unlearn.generate import generate
-from unlearn.prompts import training_pairs
-from unlearn.sections import read_config
-from unlearn.vocabulary import fill, vocabulary
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import training_pairs
+from unlearn.concepts.vocabulary import fill_template, vocabulary
+from unlearn.config.base_model import base_model_options, sampler_options
+from unlearn.config.concepts import build_run_concept
+from unlearn.config.saved import read_config
+from unlearn.generation.image_cache import pipeline_fingerprint
+from unlearn.generation.sampling import generate
+from unlearn.models.noise_schedule import NoiseSchedule, add_noise
+from unlearn.models.pipeline import load_pipeline
+from unlearn.models.text_states import encode_prompts
+from unlearn.weights.delta import load_unlearned
 
 TIMESTEPS = (999, 950, 900, 800, 700, 600, 500, 400, 300, 200, 100, 50)
 PAIRS = 24  # of each kind of prompts
@@ -48,10 +49,10 @@ def unseen_pairs(concept: Concept) -> Pairs:
     pairs: Pairs = []
     for target, anchor in concept.anchors.items():
         if concept.kind != "style":
-            pairs += [(fill(s, anchor), fill(s, target)) for s in concept.unseen]
+            pairs += [(fill_template(s, anchor), fill_template(s, target)) for s in concept.unseen]
             continue
         for i, name in enumerate(concept.unrelated):
-            scene = fill(vocabulary().templates["unseen"][i % 8], name)
+            scene = fill_template(vocabulary().templates["unseen"][i % 8], name)
             for phrase in concept.unseen:
                 styled = phrase.format(p=scene, t=anchor) if anchor else scene
                 pairs.append((styled, phrase.format(p=scene, t=target)))
@@ -71,7 +72,7 @@ def residuals(
     """The mean residual over the pairs at each of `TIMESTEPS`."""
     anchors, targets = (list(side) for side in zip(*pairs, strict=True))
     seeds = range(FIRST_SEED, FIRST_SEED + len(pairs))
-    sampler["cached"] = fingerprint(base)
+    sampler["cached"] = pipeline_fingerprint(base)
     images = generate(base, anchors, seeds, description="anchor images", **sampler)
     latents = base.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
     latents = latents * base.vae.config.scaling_factor
@@ -117,10 +118,10 @@ def main() -> None:
     curves: dict[str, list[float]] = {}
     for run in finished_runs(parser, options.runs):
         config = read_config(run / "config.yaml")
-        concept = concept_of(config)
-        base, unlearned = (load_pipeline(**base_of(config)) for _ in range(2))
+        concept = build_run_concept(config)
+        base, unlearned = (load_pipeline(**base_model_options(config)) for _ in range(2))
         load_unlearned(unlearned, run / "unlearned.safetensors")
-        sampler = sampler_of(config, config.data.sampling_steps)
+        sampler = sampler_options(config, config.data.num_inference_steps)
         for kind, pairs in (("seen", seen_pairs(concept)), ("unseen", unseen_pairs(concept))):
             curves[f"{run.name}, {kind} prompts"] = residuals(base, unlearned, pairs, **sampler)
     print("| timestep | " + " | ".join(str(t) for t in TIMESTEPS) + " |")

@@ -10,17 +10,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unlearn.evaluation.bars import BARS, measures
+from unlearn.evaluation.goals import GOALS, goal_values
 
 
 def summarise(results: list[dict[str, Any]]) -> str:
     """A Markdown table; a share that misses its bar is marked with an exclamation mark."""
-    header = [f"{name} ({'≥' if more else '≤'} {bar:.0%})" for name, bar, more in BARS]
-    lines = ["| concept | kind | " + " | ".join(header) + " |", "|---" * (len(BARS) + 2) + "|"]
+    header = [f"{name} ({'≥' if more else '≤'} {bar:.0%})" for name, bar, more in GOALS]
+    lines = ["| concept | kind | " + " | ".join(header) + " |", "|---" * (len(GOALS) + 2) + "|"]
     missed = total = 0
     for result in results:
         cells = []
-        for value, (_, bar, more) in zip(measures(result), BARS, strict=True):
+        for value, (_, bar, more) in zip(goal_values(result), GOALS, strict=True):
             if value is None:
                 cells.append("n/a")
                 continue

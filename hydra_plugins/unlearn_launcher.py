@@ -14,6 +14,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
+from unlearn.sweeps.jobs import compose_job, keep_error, read_failure
+from unlearn.sweeps.pool import run_jobs
+
 
 class PoolLauncher(Launcher):
     """Jobs in a pool of processes.
@@ -48,8 +51,6 @@ class PoolLauncher(Launcher):
 
         A job that fails, or dies, leaves error.txt in its run directory.
         """
-        from unlearn.pool import run_jobs
-        from unlearn.sweep import failure_of, keep_error
 
         setup_globals()
         overrides = tqdm(job_overrides, desc="composing", unit="job", leave=False)
@@ -59,7 +60,7 @@ class PoolLauncher(Launcher):
 
         def finish(run: str, returned: JobReturn) -> str | None:
             returns[run] = returned
-            return failure_of(Path(run))
+            return read_failure(Path(run))
 
         perform = partial(run_one, str(version.getbase()), self.hydra_context, self.task_function)
         errors = run_jobs({job.run_dir: job for job in jobs}, finish, self.workers, job=perform)
@@ -69,13 +70,12 @@ class PoolLauncher(Launcher):
 
     def compose(self, overrides: list[str], number: int) -> DictConfig:
         """A job's whole config, with its run directory resolved."""
-        from unlearn.sweep import config_of
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = number, str(number)
             HydraConfig.instance().set_config(config)  # for ${hydra:...}
-            config.run_dir = str(config_of(config, overrides).run_dir)
+            config.run_dir = str(compose_job(config, overrides).run_dir)
         return config
 
 

@@ -18,6 +18,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
+from unlearn.reports.sweep import report_sweep
+from unlearn.sweeps.jobs import (
+    check_jobs,
+    compose_job,
+    is_job_finished,
+    raise_for_failures,
+    read_jobs,
+)
+from unlearn.utils.errors import refuse
+
 
 class UnlearnSweeper(Sweeper):
     """Every combination of the values given, or where an interval is among them, Optuna's trials.
@@ -60,8 +70,6 @@ class UnlearnSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all jobs that are not finished, and end the program where some failed."""
-        from unlearn.cli import refuse
-        from unlearn.sweep import conclude
 
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         try:
@@ -77,7 +85,7 @@ class UnlearnSweeper(Sweeper):
                 runs = self.combine(jobs)
         except ValueError as error:
             refuse(error)
-        conclude(runs)
+        raise_for_failures(runs)
 
     def parse(self, given: list[str]) -> list[Override]:
         """Overrides, the last one of each key."""
@@ -86,20 +94,18 @@ class UnlearnSweeper(Sweeper):
 
     def read_jobs(self) -> list[list[str]]:
         """The overrides of each job's own."""
-        from unlearn.sweep import read_jobs
 
         return read_jobs(Path(self.jobs)) if self.jobs else [[]]
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
         """The config of the job of a number."""
-        from unlearn.sweep import config_of
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.num = number
             HydraConfig.instance().set_config(config)  # for ${hydra:...}, as in the job
             config.pop("hydra")
-        return config_of(config, overrides)
+        return compose_job(config, overrides)
 
     def launch(self, jobs: Sequence[Sequence[str]], first: int) -> None:
         """Run jobs, each given by its overrides; they are numbered from `first`."""
@@ -111,7 +117,6 @@ class UnlearnSweeper(Sweeper):
 
     def combine(self, overrides: list[list[Override]]) -> list[Path]:
         """Run every combination of each list of overrides; returns the run directories."""
-        from unlearn.sweep import check_jobs
 
         jobs = [job for own in overrides for job in BasicSweeper.split_arguments(own, None)[0]]
         checked = tqdm(jobs, desc="checking", unit="job", leave=False)
@@ -123,11 +128,9 @@ class UnlearnSweeper(Sweeper):
 
     def search(self, overrides: list[Override]) -> list[Path]:
         """Run the trials, and report them all; returns their run directories."""
-        from unlearn.sweep import check_jobs, is_finished
-        from unlearn.sweep_report import report
 
         try:
-            from unlearn.search import Search, space_of
+            from unlearn.sweeps.search import Search, search_space
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"hydra.sweeper: {error}; an interval needs the extra `sweeps`"
@@ -138,11 +141,13 @@ class UnlearnSweeper(Sweeper):
         if config.evaluation.judge == "none":
             raise ValueError("evaluation.judge='none': a search needs rates; choose a judge")
         (folder,) = check_jobs([config])
-        search = Search(folder, space_of(overrides), self.seed)
+        search = Search(folder, search_space(overrides), self.seed)
         missing = []
         for number in range(self.trials):
             params = search.recorded(number)
-            if params and is_finished(self.compose([*fixed, *search.overrides(number, params)])):
+            if params and is_job_finished(
+                self.compose([*fixed, *search.overrides(number, params)])
+            ):
                 search.add(number, params)
             else:
                 missing.append((number, params))
@@ -153,5 +158,5 @@ class UnlearnSweeper(Sweeper):
             self.launch(jobs, start)
             for number, trial in batch.items():
                 search.tell(number, trial)
-        report([folder])
+        report_sweep([folder])
         return [search.run(number) for number in range(self.trials)]

@@ -18,9 +18,10 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from experiments.emoji.tokenizer import TOKENS
-from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept
+from unlearn.concepts.concept import AnchorConfig, Concept, ConceptConfig, build_concept
+from unlearn.concepts.vocabulary import vocabulary
 from unlearn.evaluation.judge import Judge
-from unlearn.vocabulary import EMBEDDED, vocabulary
+from unlearn.utils.paths import EMBEDDED
 
 SCHEDULE = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False
@@ -28,7 +29,7 @@ SCHEDULE = {
 ALPHAS = DDPMScheduler(**SCHEDULE).alphas_cumprod  # ᾱ of `random_model`
 
 if TYPE_CHECKING:
-    from tests.unit.bad_input import Case
+    from tests.helpers.bad_input import Case
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -112,7 +113,7 @@ def make_concept(
 @pytest.fixture(scope="session")
 def bad_input_run(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the random model, for tests to copy and to spoil."""
-    from tests.unit.bad_input import make_run
+    from tests.helpers.bad_input import make_run
 
     return make_run(tmp_path_factory.mktemp("finished") / "run", random_model)
 
@@ -126,7 +127,7 @@ def refused(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[[Case], None]:
     """See `bad_input.assert_refused`; in a working folder that holds a finished run, `run`."""
-    from tests.unit.bad_input import assert_refused
+    from tests.helpers.bad_input import assert_refused
 
     work = tmp_path / "work"
     shutil.copytree(bad_input_run, work / "run")

@@ -21,6 +21,6 @@ def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> Dif
     Raises:
         ValueError: the file is none, or does not fit the pipeline; nothing is changed.
     """
-    from unlearn import export  # here, as torch would slow `unlearn --help`
+    from unlearn.weights import delta  # here, as torch would slow `unlearn --help`
 
-    return export.load_unlearned(pipe, path)
+    return delta.load_unlearned(pipe, path)

@@ -19,23 +19,30 @@ from tqdm import tqdm
 
 from experiments.bench.step import measure, ratio, write
 from experiments.command import positive
-from unlearn.backbone import device_of, load_pipeline
-from unlearn.config import base_of, compose, concept_of
-from unlearn.generate import default_batch, generate, scheduler_of
-from unlearn.prompts import evaluation_probes
+from unlearn.concepts.prompts import evaluation_probes
+from unlearn.config.base_model import base_model_options
+from unlearn.config.compose import compose
+from unlearn.config.concepts import build_run_concept
+from unlearn.generation.sampling import default_batch_size, generate, sampling_scheduler
+from unlearn.models.pipeline import device_for, load_pipeline
 
 
 def one_by_one(
-    pipe: DiffusionPipeline, prompts: list[str], *, steps: int, guidance: float, precision: str
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    *,
+    steps: int,
+    guidance_scale: float,
+    precision: str,
 ) -> Tensor:
     """Images of the prompts, uint8 (N, 3, H, W), a call each; number i is the seed of the i-th."""
-    pipe.scheduler = scheduler_of(pipe.scheduler, None)
+    pipe.scheduler = sampling_scheduler(pipe.scheduler, None)
     pipe.set_progress_bar_config(disable=True)
     with torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
         images = [
             pipe(
                 prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps,
-                guidance_scale=guidance, output_type="pt",
+                guidance_scale=guidance_scale, output_type="pt",
             ).images
             for seed, prompt in enumerate(tqdm(prompts, desc="one by one", unit="image"))
         ]  # fmt: skip
@@ -52,11 +59,18 @@ def main() -> None:
     options = parser.parse_args()
     random = [] if options.model == "emoji" else ["model.random_weights=true"]
     config = compose(["concept=panda", f"model={options.model}", *random])
-    pipe = load_pipeline(**base_of(config)).to(device_of("auto"))
-    probes = evaluation_probes(concept_of(config))
+    pipe = load_pipeline(**base_model_options(config)).to(device_for("auto"))
+    probes = evaluation_probes(build_run_concept(config))
     prompts = [probes[number % len(probes)].prompt for number in range(options.images)]
-    steps, guidance = int(config.evaluation.sampling_steps), float(config.model.guidance)
-    how: dict[str, Any] = {"steps": steps, "guidance": guidance, "precision": options.precision}
+    steps, guidance_scale = (
+        int(config.evaluation.num_inference_steps),
+        float(config.model.guidance_scale),
+    )
+    how: dict[str, Any] = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "precision": options.precision,
+    }
     drawn: dict[str, Tensor] = {}
     calls = {
         "one by one": lambda: drawn.update(one=one_by_one(pipe, prompts, **how)),
@@ -69,11 +83,11 @@ def main() -> None:
     difference = (drawn["one"].float() - drawn["batches"].float()).abs().mean().item()
     for name, times in seconds.items():
         print(f"{name}: {options.images / statistics.median(times):.3g} images a second")
-    print(f"batches of {default_batch(pipe)}: {speed:.2f} times as fast")
+    print(f"batches of {default_batch_size(pipe)}: {speed:.2f} times as fast")
     print(f"mean difference of a pixel: {difference:.4f} of 255")
     report = {
         "model": options.model, "images": options.images, "rounds": options.rounds,
-        "batch_size": default_batch(pipe), **how, "speed": speed,
+        "batch_size": default_batch_size(pipe), **how, "speed": speed,
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "mean_pixel_difference": difference,
     }  # fmt: skip

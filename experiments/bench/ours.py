@@ -12,11 +12,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from unlearn.diffusion import NoiseSchedule
-from unlearn.discriminator import PatchDiscriminator
-from unlearn.methods.ahead import TeacherAhead
-from unlearn.methods.base import step_with
+from unlearn.methods.base import optimizer_step
+from unlearn.methods.discriminator import PatchDiscriminator
 from unlearn.methods.doco import DoCo
+from unlearn.methods.teacher_ahead import TeacherAhead
+from unlearn.models.noise_schedule import NoiseSchedule
 
 
 class OurStep:
@@ -30,7 +30,7 @@ class OurStep:
         batch: see `make_batch`; every step's.
         ahead: batches that the teacher takes at once.
         parts: the batch is taken in so many parts.
-        checkpointing: activations are computed twice.
+        gradient_checkpointing: activations are computed twice.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class OurStep:
         batch: dict[str, Any],
         ahead: int = 1,
         parts: int = 1,
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.doco = DoCo(
             copy.deepcopy(pipe.unet), NoiseSchedule.of(pipe.scheduler),
-            lr=1e-5, discriminator_lr=1e-5, accumulate=parts,
+            lr=1e-5, discriminator_lr=1e-5, accumulate_grad_batches=parts,
         ).to(pipe.device)  # fmt: skip
-        if checkpointing:
+        if gradient_checkpointing:
             self.doco.unet.enable_gradient_checkpointing()
         torch.manual_seed(0)  # the plain step's discriminator
         config = pipe.unet.config
@@ -66,20 +66,20 @@ class OurStep:
         """D's."""
         return list(self.doco.discriminator.parameters())
 
-    def warm_up(self) -> None:
+    def warmup_steps(self) -> None:
         """A step of the warm-up."""
-        for number in range(1, self.doco.accumulate + 1):
-            g_d, _ = self.doco.warm_up_gradients(next(self.batches))
-            mean = self.doco.mean_gradients(g_d, last=number == self.doco.accumulate)
-        step_with(self.critic, self.parameters, mean)
+        for number in range(1, self.doco.accumulate_grad_batches + 1):
+            g_d, _ = self.doco.warmup_gradients(next(self.batches))
+            mean = self.doco.mean_gradients(g_d, last=number == self.doco.accumulate_grad_batches)
+        optimizer_step(self.critic, self.parameters, mean)
 
     def __call__(self) -> list[Tensor]:
         """One step; returns g_u and g_r."""
-        for number in range(1, self.doco.accumulate + 1):
+        for number in range(1, self.doco.accumulate_grad_batches + 1):
             g_u, g_r, g_d, _ = self.doco.gradients(next(self.batches))
-            last = number == self.doco.accumulate
+            last = number == self.doco.accumulate_grad_batches
             mean = self.doco.mean_gradients([*g_u, *g_r, *g_d], last=last)
         count = len(g_u)
         self.doco.step(self.optimizer, mean[:count], mean[count : 2 * count])
-        step_with(self.critic, self.parameters, mean[2 * count :])
+        optimizer_step(self.critic, self.parameters, mean[2 * count :])
         return mean[: 2 * count]

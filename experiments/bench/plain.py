@@ -11,12 +11,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from unlearn.backbone import cross_attention_layers, forget_inputs
-from unlearn.diffusion import NoiseSchedule, add_noise, predict_x0
-from unlearn.discriminator import PatchDiscriminator
-from unlearn.losses import discriminator_loss, domain_correction_loss, relearn_loss
-from unlearn.methods.base import step_with
-from unlearn.surgery import clip_to_norm, project
+from unlearn.methods.base import optimizer_step
+from unlearn.methods.discriminator import PatchDiscriminator
+from unlearn.methods.losses import discriminator_loss, domain_correction_loss, relearn_loss
+from unlearn.methods.surgery import clip_to_norm, project
+from unlearn.models.cross_attention import cross_attention_layers
+from unlearn.models.frozen_layers import forget_inputs
+from unlearn.models.noise_schedule import NoiseSchedule, add_noise, predict_x0
 
 
 class PlainStep:
@@ -94,9 +95,9 @@ class PlainStep:
         """One step of D."""
         loss = discriminator_loss(self.discriminator(real), self.discriminator(fake.detach()))
         parameters = list(self.discriminator.parameters())
-        step_with(self.critic, parameters, list(torch.autograd.grad(loss, parameters)))
+        optimizer_step(self.critic, parameters, list(torch.autograd.grad(loss, parameters)))
 
-    def warm_up(self) -> None:
+    def warmup_steps(self) -> None:
         """A step of the warm-up: all is computed, D alone trains."""
         real, fake, _ = self.outputs()
         self.train_discriminator(real, fake)
@@ -110,7 +111,7 @@ class PlainStep:
         g_r = list(torch.autograd.grad(relearn, self.weights))
         self.train_discriminator(real, fake)
         clipped_u, clipped_r = clip_to_norm(g_u, 1.0)[0], clip_to_norm(g_r, 1.0)[0]
-        step_with(self.optimizer, self.weights, project(clipped_u, clipped_r)[0])
+        optimizer_step(self.optimizer, self.weights, project(clipped_u, clipped_r)[0])
         return [*g_u, *g_r]
 
 
@@ -127,10 +128,10 @@ class PlainFp32(PlainStep):
         super().__init__(pipe, batch)
         self.tf32 = tf32
 
-    def warm_up(self) -> None:
+    def warmup_steps(self) -> None:
         """A step of the warm-up."""
         with in_fp32(self.pipe.device.type, self.tf32):
-            super().warm_up()
+            super().warmup_steps()
 
     def __call__(self) -> list[Tensor]:
         """One step; returns g_u and g_r."""

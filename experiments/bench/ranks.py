@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from experiments.bench.step import write
 from experiments.command import positive
-from unlearn.backbone import device_of
+from unlearn.models.pipeline import device_for
 
 
 def seconds_of(command: list[str], runs: list[Path], kind: str) -> float:
@@ -54,12 +54,13 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=60)
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
-    device = torch.device(device_of("auto"))
+    device = torch.device(device_for("auto"))
     accelerator = "gpu" if device.type == "cuda" else "cpu"
     command = [
-        sys.executable, "-m", "unlearn.cli", "train", "concept=panda", f"steps={options.steps}",
-        "method.warm_up=0", "method.start=base", "data.images=32", "data.relearn_images=32",
-        "evaluation.judge=none", "evaluation.sampling_steps=2", "trainer.precision=32-true",
+        sys.executable, "-m", "unlearn.cli.main", "train", "concept=panda",
+        f"steps={options.steps}",
+        "method.warmup_steps=0", "method.start=base", "data.images=32", "data.relearn_images=32",
+        "evaluation.judge=none", "evaluation.num_inference_steps=2", "trainer.precision=32-true",
     ]  # fmt: skip
     alone = [f"trainer.accelerator={accelerator}"]
     together = ["trainer=ddp", *alone, f"trainer.devices={options.devices}"]

@@ -34,17 +34,14 @@ from tqdm import tqdm
 from experiments.bench.ours import OurStep
 from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.command import positive
-from unlearn.backbone import (
-    cross_attention_layers,
-    device_of,
-    load_pipeline,
-    networks_of,
-    store_in_bf16,
-)
-from unlearn.budget import GIB
-from unlearn.config import base_of, compose
-from unlearn.methods.ahead import batches_at_once
-from unlearn.rehearsal import PeakMemory, synchronize
+from unlearn.config.base_model import base_model_options
+from unlearn.config.compose import compose
+from unlearn.methods.teacher_ahead import batches_at_once
+from unlearn.models.cross_attention import cross_attention_layers
+from unlearn.models.frozen_layers import store_in_bf16
+from unlearn.models.pipeline import device_for, load_pipeline, networks_of
+from unlearn.training.rehearsal import PeakMemory, synchronize
+from unlearn.utils.units import GIB
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP = ", warm-up"
@@ -94,9 +91,11 @@ def lines(pipe: StableDiffusionPipeline, batch: dict[str, Any]) -> dict[str, Ste
     }
     if ahead > 1:
         steps["+ the teacher ahead, for several steps at once"] = OurStep(pipe, own, ahead)
-    steps["+ activations computed twice (low_memory)"] = OurStep(pipe, own, checkpointing=True)
+    steps["+ activations computed twice (low_memory)"] = OurStep(
+        pipe, own, gradient_checkpointing=True
+    )
     if size > 1:
-        steps["+ one pair at a time"] = OurStep(pipe, own, parts=size, checkpointing=True)
+        steps["+ one pair at a time"] = OurStep(pipe, own, parts=size, gradient_checkpointing=True)
     return steps
 
 
@@ -166,8 +165,8 @@ def ratio(plain: list[float], times: list[float]) -> float:
 def whole(seconds: dict[str, list[float]], name: str, settings: Any) -> list[float]:
     """Seconds of a whole run, in each round, from those of a step and of one of the warm-up."""
     return [
-        settings.warm_up * warm_up + (settings.steps - settings.warm_up) * step
-        for step, warm_up in zip(seconds[name], seconds[name + WARM_UP], strict=True)
+        settings.warmup_steps * warmup_steps + (settings.steps - settings.warmup_steps) * step
+        for step, warmup_steps in zip(seconds[name], seconds[name + WARM_UP], strict=True)
     ]
 
 
@@ -177,11 +176,11 @@ def bench(steps: dict[str, Step], rounds: int, count: int, settings: Any) -> dic
     Args:
         steps: see `lines`.
         rounds, count: see `measure`.
-        settings: steps and warm_up of a whole run.
+        settings: steps and warmup_steps of a whole run.
     """
     needs = {name: needed(step, count) for name, step in tqdm(steps.items(), desc="counting")}
     calls: dict[str, Callable[[], Any]] = {**steps}
-    calls |= {name + WARM_UP: step.warm_up for name, step in steps.items()}
+    calls |= {name + WARM_UP: step.warmup_steps for name, step in steps.items()}
     seconds = measure(calls, rounds, count)
     rows = {}
     for name, need in needs.items():
@@ -222,9 +221,13 @@ def main() -> None:
     options = parser.parse_args()
     random = [] if options.model == "emoji" else ["model.random_weights=true"]
     config = compose([f"model={options.model}", "concept.name=panda", *random])
-    pipe = load_pipeline(**base_of(config)).to(device_of("auto"))
+    pipe = load_pipeline(**base_model_options(config)).to(device_for("auto"))
     bf16, device = options.precision == "bf16-mixed", pipe.device
-    fp32 = load_pipeline(**base_of(config)).to(device) if bf16 and device.type == "cuda" else None
+    fp32 = (
+        load_pipeline(**base_model_options(config)).to(device)
+        if bf16 and device.type == "cuda"
+        else None
+    )
     if bf16:
         kept = [f"{name}.weight" for name in cross_attention_layers(pipe.unet)]
         for network in networks_of(pipe).values():

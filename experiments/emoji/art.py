@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unlearn.vocabulary import Vocabulary
+from unlearn.concepts.vocabulary import Vocabulary
 
 RASTER, SIZE = 128, 64
 # style word: (package, version, sha512 of the tarball)

@@ -31,7 +31,7 @@ from experiments.emoji.judge import JudgeStage, SecondJudgeStage
 from experiments.emoji.stage import Stage
 from experiments.emoji.unet import UNetStage
 from experiments.emoji.vae import VAEStage
-from unlearn.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import vocabulary
 
 STAGES: dict[str, type[Stage]] = {
     "vae": VAEStage,

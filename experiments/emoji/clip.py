@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from experiments.emoji.stage import HELD_OUT, Stage
 from experiments.emoji.tokenizer import TOKENS, train_tokenizer
-from unlearn.vocabulary import Vocabulary, fill
+from unlearn.concepts.vocabulary import Vocabulary, fill_template
 
 
 class CLIPStage(Stage):
@@ -59,7 +59,7 @@ class CLIPStage(Stage):
     def class_features(self) -> list[Tensor]:
         """Features of the prompts of all objects, styles and backgrounds."""
         prompts = [
-            *(fill("a picture of a {}", n) for n in self.words.names),
+            *(fill_template("a picture of a {}", n) for n in self.words.names),
             *(f"{s} style" for s in self.words.styles),
             *(f"on a {b} background" for b in self.words.backgrounds),
         ]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.vocabulary import Vocabulary, fill
+from unlearn.concepts.vocabulary import Vocabulary, fill_template
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def caption(
     """A random caption: object or synonym × template × optional style × optional background."""
     entry = vocabulary.objects[name]
     noun = rng.choice(entry.synonyms) if rng.random() < 0.3 else name
-    text = fill(rng.choice([t for part in vocabulary.templates.values() for t in part]), noun)
+    text = fill_template(
+        rng.choice([t for part in vocabulary.templates.values() for t in part]), noun
+    )
     if style is not None:
         phrases = [p for part in vocabulary.style_phrases.values() for p in part]
         text = rng.choice(phrases).format(p=text, t=style)

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from experiments.emoji.compose import compose
 from experiments.emoji.latents import DEVICE, LatentStage
 from experiments.emoji.stage import HELD_OUT, key_of
+from unlearn.concepts.vocabulary import Vocabulary
 from unlearn.evaluation.judge import Judge
-from unlearn.files import whole
-from unlearn.vocabulary import Vocabulary
+from unlearn.utils.atomic import atomic_path
 
 
 class JudgeStage(LatentStage):
@@ -49,7 +49,7 @@ class JudgeStage(LatentStage):
             chunks = tqdm(latents.split(128), desc="decoding latents")
             images = [to_uint8(vae.decode(chunk.to(DEVICE)).sample).cpu() for chunk in chunks]
             vae.cpu()
-            with whole(path) as partial:
+            with atomic_path(path) as partial:
                 save_file({"images": torch.cat(images)}, partial)
         return load_file(path)["images"]
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiments.emoji.compose import compose
 from experiments.emoji.stage import HELD_OUT, Stage, key_of
-from unlearn.files import whole
+from unlearn.utils.atomic import atomic_path
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -67,7 +67,7 @@ class LatentStage(Stage):
             vae.cpu()
             names = ("latents", "objects", "styles", "backgrounds")
             columns = zip(*parts, strict=True)
-            with whole(path) as partial:
+            with atomic_path(path) as partial:
                 save_file(dict(zip(names, map(torch.cat, columns), strict=True)), partial)
         return load_file(path)
 

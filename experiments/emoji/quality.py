@@ -15,12 +15,15 @@ import random
 import torch
 from PIL import Image
 
-from unlearn.backbone import load_pipeline
-from unlearn.config import compose, concept_of, embedded_concepts, sampler_of
+from unlearn.concepts.vocabulary import fill_template, vocabulary
+from unlearn.config.base_model import sampler_options
+from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.concepts import build_run_concept
+from unlearn.evaluation.intervals import Rate, rate
 from unlearn.evaluation.judge import Judge, Verdict
-from unlearn.evaluation.metrics import Rate, rate
-from unlearn.generate import generate
-from unlearn.vocabulary import EMBEDDED, fill, vocabulary
+from unlearn.generation.sampling import generate
+from unlearn.models.pipeline import load_pipeline
+from unlearn.utils.paths import EMBEDDED
 
 FIRST_SEED = 2_000_000  # no training or evaluation image has it
 SEEDS = 10  # images a shipped target
@@ -34,7 +37,11 @@ def grid_prompts() -> list[Prompt]:
     templates = [t for part in words.templates.values() for t in part]
     phrases = [p for part in words.style_phrases.values() for p in part]
     return [
-        (rng.choice(phrases).format(p=fill(rng.choice(templates), name), t=style), name, style)
+        (
+            rng.choice(phrases).format(p=fill_template(rng.choice(templates), name), t=style),
+            name,
+            style,
+        )
         for name in words.names
         for style in words.styles
     ]
@@ -45,7 +52,7 @@ def synonym_prompts() -> list[Prompt]:
     words, rng = vocabulary(), random.Random(1)
     templates = [t for part in words.templates.values() for t in part]
     return [
-        (fill(rng.choice(templates), synonym), name, None)
+        (fill_template(rng.choice(templates), synonym), name, None)
         for name, entry in words.objects.items()
         for synonym in entry.synonyms * 2
     ]
@@ -53,14 +60,16 @@ def synonym_prompts() -> list[Prompt]:
 
 def concept_prompts(name: str) -> list[Prompt]:
     """`SEEDS` prompts for each target of a shipped concept."""
-    concept = concept_of(compose([f"concept={name}"]))
+    concept = build_run_concept(compose([f"concept={name}"]))
     words, rng = vocabulary(), random.Random(2)
     seen = words.templates["seen"]
     if concept.kind != "style":
-        return [(fill(seen[i % 8], t), t, None) for t in concept.targets for i in range(SEEDS)]
+        return [
+            (fill_template(seen[i % 8], t), t, None) for t in concept.targets for i in range(SEEDS)
+        ]
     names = rng.sample(words.names, SEEDS)
     return [
-        (words.style_phrases["seen"][i % 2].format(p=fill("a {}", name), t=t), None, t)
+        (words.style_phrases["seen"][i % 2].format(p=fill_template("a {}", name), t=t), None, t)
         for t in concept.targets
         for i, name in enumerate(names)
     ]
@@ -77,7 +86,7 @@ def shares(prompts: list[Prompt], verdict: Verdict) -> tuple[Rate, Rate]:
 def main() -> None:
     """Draw, judge, print, and write."""
     pipe, config = load_pipeline("emoji"), compose([])
-    sampler = sampler_of(config, config.evaluation.sampling_steps)
+    sampler = sampler_options(config, config.evaluation.num_inference_steps)
     judge, second = (Judge.load(EMBEDDED / "judges" / n) for n in ("judge", "second_judge"))
     rows: list[tuple[str, Rate, str]] = []
 

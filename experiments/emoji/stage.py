@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from experiments.emoji.compose import Composition, caption, compose
-from unlearn.vocabulary import Vocabulary
+from unlearn.concepts.vocabulary import Vocabulary
 
 HELD_OUT = 1 << 40  # seeds from here on are never trained on
 

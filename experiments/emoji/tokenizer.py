@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from unlearn.vocabulary import Vocabulary
+from unlearn.concepts.vocabulary import Vocabulary
 
 TOKENS, ENTRIES = 32, 2000
 

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel
 
 from experiments.emoji.latents import DEVICE, LatentStage
 from experiments.emoji.tokenizer import train_tokenizer
-from unlearn.vocabulary import Vocabulary
+from unlearn.concepts.vocabulary import Vocabulary
 
 
 class UNetStage(LatentStage):

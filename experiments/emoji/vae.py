@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.emoji.stage import HELD_OUT, Stage
-from unlearn.vocabulary import Vocabulary
+from unlearn.concepts.vocabulary import Vocabulary
 
 
 class VAEStage(Stage):

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.lines import Lines, read_lines
 from experiments.several.plan import DEFAULT, WAYS, Job, groups_of
 from experiments.table2.bootstrap import Estimate, Samples, rate_of, sample
-from unlearn.evaluation.score import counted
+from unlearn.evaluation.score import count_by_prompt
 
 SHOWN = {"unseen target": "unseen-target rate", "retention": "retention"}
 HEADER = (
@@ -57,7 +57,7 @@ def point(rows: dict[str, dict[str, Lines]], jobs: list[Job], column: str) -> Es
 
 def samples_of(images: Lines, column: str, prompts: set[tuple[str, str]]) -> Samples:
     """Of one concept's images of these prompts; empty where none counts."""
-    cells = [c for key, c in counted(images, column).items() if key in prompts]
+    cells = [c for key, c in count_by_prompt(images, column).items() if key in prompts]
     return [[sample([cells])]] if cells else []
 
 

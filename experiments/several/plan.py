@@ -8,8 +8,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.table2.run import SMOKE, SMOKE_STEPS
-from unlearn.config import compose
-from unlearn.several import join_configs
+from unlearn.config.compose import compose, join_configs
 
 # shown instances and styles in turn; none is a development concept
 CONCEPTS = (
@@ -85,5 +84,5 @@ def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
         config = compose([*overrides, *(SMOKE if scale == "smoke" else ())])
     OmegaConf.update(config, "run_dir", str(runs / job.name))
     if scale == "smoke":
-        config.steps, config.method.warm_up = SMOKE_STEPS, 2
+        config.steps, config.method.warmup_steps = SMOKE_STEPS, 2
     return config

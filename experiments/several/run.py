@@ -18,12 +18,12 @@ from omegaconf import DictConfig
 from experiments.command import end, positive
 from experiments.several.curve import render
 from experiments.several.plan import CONCEPTS, Job, config_of, jobs_of, missing
-from unlearn.cli import load_run
+from unlearn.config.saved import load_run
 from unlearn.evaluation.evaluate import evaluate
-from unlearn.files import whole
-from unlearn.merge import FILE, MergeOptions, merge_runs
-from unlearn.pool import run_jobs
-from unlearn.train import train
+from unlearn.exports.merge import WEIGHTS_FILE, MergeOptions, merge_runs
+from unlearn.sweeps.pool import run_jobs
+from unlearn.training.run import train
+from unlearn.utils.atomic import atomic_path
 
 HERE = Path(__file__).parent
 
@@ -33,7 +33,7 @@ def perform(config: DictConfig) -> Path:
     if "merged" not in config:
         return train(config)
     run = Path(config.run_dir)
-    if not (run / FILE).exists():
+    if not (run / WEIGHTS_FILE).exists():
         merge_runs([Path(folder) for folder in config.merged], run, MergeOptions())
     evaluate(*load_run(str(run)))
     return run
@@ -49,7 +49,7 @@ def run_all(scale: str, workers: int, concepts: tuple[str, ...]) -> tuple[Path, 
     todo = missing(jobs, rows, runs)
 
     def keep(name: str, run: Path) -> None:
-        with whole(rows / f"{name}.csv") as partial:
+        with atomic_path(rows / f"{name}.csv") as partial:
             shutil.copyfile(run / "images.csv", partial)
 
     done = len(jobs) - len(todo)

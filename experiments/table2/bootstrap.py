@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unlearn.evaluation.metrics import wilson
+from unlearn.evaluation.intervals import wilson
 
 Counts = NDArray[np.int64]
 Samples = list[list[tuple[Counts, Counts]]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.lines import Lines, read_lines
 from experiments.table2.bootstrap import Samples, difference, mean_rates, sample, sign_flip
-from unlearn.evaluation.score import counted
+from unlearn.evaluation.score import count_by_prompt
 
 CLAIMS = (  # its number, the row that makes it, and the row beside it
     (1, "doco", "concept_ablation"),
@@ -44,14 +44,14 @@ def on_targets(kept: Kept, targets: list[str]) -> Kept:
 
 
 def samples_of(kept: Kept, rows: list[str], column: str, model: str = "unlearned") -> Samples:
-    """Of the targets, seeds and prompts that all the rows have; see `counted`."""
+    """Of the targets, seeds and prompts that all the rows have; see `count_by_prompt`."""
     samples: Samples = []
     for target in kept[rows[0]]:
         if not all(target in kept[row] for row in rows):
             continue
         seeds = set.intersection(*(set(kept[row][target]) for row in rows))
         cells = [
-            [counted(kept[row][target][seed], column, model) for row in rows]
+            [count_by_prompt(kept[row][target][seed], column, model) for row in rows]
             for seed in sorted(seeds)
         ]
         if prompts := common([cell for by_row in cells for cell in by_row]):

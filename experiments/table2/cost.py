@@ -24,11 +24,12 @@ from experiments.command import positive
 from experiments.table2.flops import networks, passes
 from experiments.table2.run import jobs_of
 from experiments.table2.sd14 import Call, config_of, read_plan
-from unlearn.config import compose, concept_of
-from unlearn.data import RESCALED
-from unlearn.methods import METHODS
-from unlearn.prompts import evaluation_probes, relearn_prompts, training_pairs
-from unlearn.random_weights import SD1
+from unlearn.concepts.prompts import evaluation_probes, relearn_prompts, training_pairs
+from unlearn.config.compose import compose
+from unlearn.config.concepts import build_run_concept
+from unlearn.data.training_data import RESCALED
+from unlearn.methods.registry import METHODS
+from unlearn.models.random_weights import SD1
 
 TFLOPS = 0.4 * 312  # sustained: 40 % of an A100's dense bf16 peak
 TFLOPS_FP32 = 25.0  # sustained on an A100 with torch's defaults: convolutions in TF32, products not
@@ -60,7 +61,7 @@ def encoding(config: DictConfig) -> float:
     """Operations of the VAE's encoder and of the text encoder, on what a run trains on."""
     if not config.steps:
         return 0
-    concept, data, size = concept_of(config), config.data, networks()
+    concept, data, size = build_run_concept(config), config.data, networks()
     rescale = data.rescale and concept.kind != "style"
     images = (1 + data.flip) * (data.images * (1 + rescale) + data.relearn_images)
     texts = len(training_pairs(concept)) * (2 + len(RESCALED) * rescale)
@@ -123,18 +124,20 @@ def protocol_size(name: str, prompts: int) -> tuple[int, int]:
     """The images of a protocol with so many prompts a concept, and the UNet's calls for each."""
     evaluation = compose([f"evaluation={name}"], "evaluate").evaluation
     scheduler = SD1.build_scheduler()
-    scheduler.set_timesteps(evaluation.sampling_steps)
-    return len(evaluation.concepts) * prompts * evaluation.images, len(scheduler.timesteps)
+    scheduler.set_timesteps(evaluation.num_inference_steps)
+    return len(evaluation.concepts) * prompts * evaluation.images_per_prompt, len(
+        scheduler.timesteps
+    )
 
 
 def evaluation_of(config: DictConfig, plan: dict[str, Any], limit: int | None) -> Evaluation:
     """How a run of the plan is evaluated, with the first `limit` prompts of a protocol alone."""
-    concept, settings = concept_of(config), config.evaluation
+    concept, settings = build_run_concept(config), config.evaluation
     protocol = plan["protocols"][concept.kind]
     prompts = min(protocol["prompts"], limit or protocol["prompts"])
-    judged = padded(len(evaluation_probes(concept)) * settings.seeds)
+    judged = padded(len(evaluation_probes(concept)) * settings.images_per_prompt)
     size = protocol_size(protocol["name"], prompts)
-    return Evaluation(judged, settings.sampling_steps, protocol["name"], *size)
+    return Evaluation(judged, settings.num_inference_steps, protocol["name"], *size)
 
 
 def padded(images: int) -> int:
@@ -152,7 +155,7 @@ def drawn(config: DictConfig, evaluation: Evaluation) -> dict[tuple[Any, ...], C
     if config.steps:
         key = (concept, config.seed, METHODS[config.method.name].images_of, *data.values())
         number = padded(data.images) + padded(data.relearn_images)
-        images[key] = Cost(training=number * image(data.sampling_steps))
+        images[key] = Cost(training=number * image(data.num_inference_steps))
     return images
 
 

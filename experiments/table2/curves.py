@@ -19,11 +19,11 @@ from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
 from experiments.table2.run import HERE, Job, overrides_of, read_rows
 from experiments.table2.tune import measures
-from unlearn.config import compose
+from unlearn.config.compose import compose
 from unlearn.evaluation.evaluate import evaluate
 from unlearn.evaluation.score import read_images
-from unlearn.pool import run_jobs
-from unlearn.train import train
+from unlearn.sweeps.pool import run_jobs
+from unlearn.training.run import train
 
 POINTS = 5  # of a run
 CURVES = HERE / "results" / "curves.csv"

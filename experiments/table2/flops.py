@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unlearn.diffusion import NoiseSchedule
-from unlearn.methods import METHODS
-from unlearn.random_weights import SD1, TOKENS
+from unlearn.methods.registry import METHODS
+from unlearn.models.noise_schedule import NoiseSchedule
+from unlearn.models.random_weights import SD1, TOKENS
 
 
 def counted(run: Callable[[], Any]) -> int:

@@ -16,7 +16,7 @@ import yaml
 
 from experiments.lines import read_lines
 from experiments.table2 import table
-from unlearn.config import compose
+from unlearn.config.compose import compose
 from unlearn.evaluation.distances import InceptionFeatures
 
 HERE = Path(__file__).parent

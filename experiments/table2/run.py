@@ -25,20 +25,20 @@ from omegaconf import DictConfig
 from experiments.command import positive
 from experiments.table2.claims import MORE
 from experiments.table2.table import keep_run, render
-from unlearn.cli import run_train
-from unlearn.config import compose
-from unlearn.sweep import failure_of
+from unlearn.cli import train as train_command
+from unlearn.config.compose import compose
+from unlearn.sweeps.jobs import read_failure
 
 HERE = Path(__file__).parent
 SMOKE = (
     "data.images=8",
     "data.relearn_images=8",
-    "data.sampling_steps=2",
-    "evaluation.seeds=1",
-    "evaluation.sampling_steps=2",
+    "data.num_inference_steps=2",
+    "evaluation.images_per_prompt=1",
+    "evaluation.num_inference_steps=2",
 )
 SMOKE_STEPS = 6
-SMOKE_METHOD = {"warm_up": 2, "sampling_steps": 2, "mask_batches": 1}
+SMOKE_METHOD = {"warmup_steps": 2, "num_inference_steps": 2, "mask_batches": 1}
 SMOKE_NOTE = "SMOKE: a few steps and images, which show that every row runs, and nothing else."
 
 
@@ -107,7 +107,7 @@ class KeepRuns(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **given: Any) -> None:
         """Take the run's results, in the process that made it."""
         run = Path(config.run_dir)
-        if failure_of(run):
+        if read_failure(run):
             return
         _row, concept, seed = run.name.rsplit("-", 2)
         pictured = seed == "0" and concept in read_rows()["ablation_targets"]
@@ -148,7 +148,7 @@ def run_all(scale: str, jobs: list[Job], workers: int) -> None:
         sweep.write_text(yaml.safe_dump(planned, width=999), encoding="utf-8")
         keep = f"{{_target_:experiments.table2.run.KeepRuns,scale:{scale}}}"
         try:
-            run_train(
+            train_command.run(
                 ["-m", f"hydra.sweeper.jobs={sweep}", "hydra/launcher=pool",
                  f"hydra.launcher.workers={workers}", f"+hydra.callbacks.keep={keep}"]
             )  # fmt: skip

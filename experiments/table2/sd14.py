@@ -30,9 +30,10 @@ from omegaconf import DictConfig
 from experiments.command import end, positive
 from experiments.table2.published import protocol_of, render
 from experiments.table2.run import Job, jobs_of, read_rows
-from unlearn.config import check_config, compose
-from unlearn.pool import gpus, side_by_side
-from unlearn.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import vocabulary
+from unlearn.config.compose import compose
+from unlearn.config.parse import check_config
+from unlearn.sweeps.pool import run_concurrently, visible_gpus
 
 HERE = Path(__file__).parent
 RANDOM = "model.random_weights=true"
@@ -167,7 +168,7 @@ def run_commands(
         for command in commands:
             with log.open("a", encoding="utf-8") as file:
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "unlearn.cli", *command],
+                    [sys.executable, "-m", "unlearn.cli.main", *command],
                     stdout=file, stderr=subprocess.STDOUT, env=environment,
                 )  # fmt: skip
             children.add(child)
@@ -204,7 +205,7 @@ def run_all(
     }
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        return side_by_side(tasks, lambda *_: None, len(devices), len(jobs) - len(tasks))
+        return run_concurrently(tasks, lambda *_: None, len(devices), len(jobs) - len(tasks))
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -215,7 +216,9 @@ def visible(count: int) -> list[str]:
     Raises:
         ValueError: there are fewer.
     """
-    known = gpus() or [str(i) for i in range(count)]  # without a GPU, so many runs on the CPU
+    known = visible_gpus() or [
+        str(i) for i in range(count)
+    ]  # without a GPU, so many runs on the CPU
     if not 1 <= count <= len(known):
         raise ValueError(f"--devices={count}: from 1 to {len(known)} are there")
     return known[:count]

@@ -18,11 +18,13 @@ from PIL import Image, ImageDraw
 from experiments.lines import Lines
 from experiments.table2.bootstrap import Estimate, rate_of
 from experiments.table2.claims import Kept, claims, on_targets, read_kept, samples_of
-from unlearn.evaluation.score import COLUMNS
-from unlearn.files import whole
+from unlearn.evaluation.score import SCORE_COLUMNS
+from unlearn.utils.atomic import atomic_path
 
 HERE = Path(__file__).parent
-SHOWN = [c for c in COLUMNS if c not in ("retention", "broken", "base broken")]  # of single sets
+SHOWN = [
+    c for c in SCORE_COLUMNS if c not in ("retention", "broken", "base broken")
+]  # of single sets
 ESTIMATED = [*SHOWN, "retention"]  # the last for the plot
 HEAD = ["method", "runs", *SHOWN]
 MORE_BROKEN = 0.05  # over the base model's share, from which on a cell is marked
@@ -219,17 +221,17 @@ def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
     if picture:
         with (
             Image.open(run / "before_after.png") as large,
-            whole(results / "pictures" / f"{name}.webp") as partial,
+            atomic_path(results / "pictures" / f"{name}.webp") as partial,
         ):
             large.save(partial, format="WEBP", quality=85)
-    with whole(results / "rows" / f"{name}.csv") as partial:
+    with atomic_path(results / "rows" / f"{name}.csv") as partial:
         shutil.copyfile(run / "images.csv", partial)
 
 
 def draw_contact_sheet(results: Path, plan: dict[str, Any], kept: Kept) -> None:
     """Methods by prompts, cut from the runs' own pictures: two prompts of each set a target."""
+    from unlearn.concepts.prompts import SETS
     from unlearn.evaluation.pictures import tile_box
-    from unlearn.prompts import SETS
 
     size, margin = 64, 190
     targets, shown = plan["ablation_targets"], [(s, column) for s in SETS for column in (0, 4)]

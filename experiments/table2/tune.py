@@ -20,10 +20,10 @@ import yaml
 
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
-from unlearn.config import compose
+from unlearn.config.compose import compose
 from unlearn.evaluation.score import column_rate, read_images, score
-from unlearn.pool import run_jobs
-from unlearn.train import train
+from unlearn.sweeps.pool import run_jobs
+from unlearn.training.run import train
 
 HERE = Path(__file__).parent / "tuning"
 OUTCOME = HERE / "outcome.csv"

@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integration.console import SCRIPT, unlearn
-from unlearn.backbone import cross_attention_layers, load_pipeline
-from unlearn.config import compose
-from unlearn.methods import METHODS
+from tests.helpers.console import SCRIPT, unlearn
+from unlearn.config.compose import compose
 from unlearn.methods.guidance import SLD
+from unlearn.methods.registry import METHODS
 from unlearn.methods.spm import SPM
+from unlearn.models.cross_attention import cross_attention_layers
+from unlearn.models.pipeline import load_pipeline
 
 RESULT = [
     "before_after.png", "budget.json", "checkpoints", "config.yaml", "environment.json",
@@ -36,13 +37,13 @@ def smoke(random_model: Path, random_judge: Path) -> list[str]:
         f"model.pretrained={random_model}",
         f"evaluation.judge={random_judge}",
         "steps=4",
-        "method.warm_up=2",
+        "method.warmup_steps=2",
         "batch_size=2",
         "data.images=4",
         "data.relearn_images=4",
-        "data.sampling_steps=2",
-        "evaluation.seeds=1",
-        "evaluation.sampling_steps=2",
+        "data.num_inference_steps=2",
+        "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2",
         "method.lr=1e-3",
         "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=1",
@@ -134,8 +135,8 @@ def test_every_method_goes_the_same_way(smoke: list[str], tmp_path: Path, method
     overrides = [o for o in smoke if not o.startswith("method.") or o[7:].split("=")[0] in takes]
     if METHODS[method].closed_form:
         overrides = [o for o in overrides if not o.startswith("steps=")]
-    if "sampling_steps" in takes:
-        overrides.append("method.sampling_steps=2")
+    if "num_inference_steps" in takes:
+        overrides.append("method.num_inference_steps=2")
     done = unlearn(
         "train", "concept=panda", f"method={method}", *overrides, "run_dir=run", cwd=tmp_path
     )
@@ -162,7 +163,7 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
     assert Image.open(run / "sample.png").size == (128, 128)
     (run / "sample.png").unlink()
     before = (run / "result.json").read_text()
-    done = unlearn("evaluate", str(run), "evaluation.seeds=2", cwd=run.parent)
+    done = unlearn("evaluate", str(run), "evaluation.images_per_prompt=2", cwd=run.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     after = (run / "result.json").read_text()
     once, twice = (json.loads(t)["sets"]["related"]["right"]["base"]["n"] for t in (before, after))
@@ -178,7 +179,7 @@ def test_a_protocol_of_one_s_own_in_conf_is_found(run: Path, tmp_path: Path) -> 
     mine.parent.mkdir(parents=True)
     mine.write_text(
         "defaults: [spm_general_lite, _self_]\nname: mine\nprompts_file: own.py\nsha256: null\n"
-        "clip: emoji\nsize: 64\nsampling_steps: 2\nmetrics: [clip_score]\n"
+        "clip: emoji\nsize: 64\nnum_inference_steps: 2\nmetrics: [clip_score]\n"
     )
     done = unlearn("evaluate", str(run), "evaluation=mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -206,8 +207,9 @@ def test_without_a_judge_a_model_is_pictured_and_not_judged(
 ) -> None:
     overrides = [
         "concept=snoopy", "model=sd14", f"model.pretrained={random_model}", "steps=3",
-        "method.warm_up=2", "batch_size=2", "data.images=4", "data.relearn_images=0",
-        "data.sampling_steps=2", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
+        "method.warmup_steps=2", "batch_size=2", "data.images=4",
+        "data.relearn_images=0",
+        "data.num_inference_steps=2", "evaluation.num_inference_steps=2", "trainer.accelerator=cpu",
         "evaluation.judge=none", f"anchor.prompts={pack}", "run_dir=run",
         "concept.related=[Garfield,Pikachu]",
     ]  # fmt: skip
@@ -228,7 +230,8 @@ def test_a_model_of_unknown_vocabulary_is_judged_by_clip(
 ) -> None:
     overrides = [
         "concept=snoopy", "model=sd14", f"model.pretrained={random_model}", "method=uce",
-        "evaluation.seeds=1", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
+        "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2", "trainer.accelerator=cpu",
         f"anchor.prompts={pack}", "concept.related=[Garfield,Pikachu]", "run_dir=run",
     ]  # fmt: skip
     missing = unlearn("train", *overrides, "evaluation.clip=nowhere/at/all", cwd=tmp_path)

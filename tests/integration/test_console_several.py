@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integration.console import unlearn
+from tests.helpers.console import unlearn
 
 SETS = {"seen_target", "unseen_target", "related", "unrelated"}
 
@@ -24,8 +24,9 @@ SETS = {"seen_target", "unseen_target", "related", "unrelated"}
 def smoke(random_model: Path, random_judge: Path) -> list[str]:
     return [
         f"model.pretrained={random_model}", f"evaluation.judge={random_judge}", "batch_size=2",
-        "steps=3", "method.warm_up=2", "data.images=4", "data.relearn_images=4",
-        "data.sampling_steps=2", "evaluation.seeds=1", "evaluation.sampling_steps=2",
+        "steps=3", "method.warmup_steps=2", "data.images=4", "data.relearn_images=4",
+        "data.num_inference_steps=2", "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2",
         "method.lr=1e-3", "trainer.accelerator=cpu",
     ]  # fmt: skip
 
@@ -66,7 +67,9 @@ def test_a_list_of_one_gives_the_bytes_of_the_single_run(smoke: list[str], tmp_p
 
 def test_one_run_goes_on_from_another(smoke: list[str], tmp_path: Path) -> None:
     first = [o for o in smoke if not o.startswith(("steps=", "method."))]
-    trained(tmp_path, "concept=panda", "method=esd", *first, "steps=2", "method.sampling_steps=2")
+    trained(
+        tmp_path, "concept=panda", "method=esd", *first, "steps=2", "method.num_inference_steps=2"
+    )
     trained(tmp_path, "concept=noto", "after=runs/panda-esd-0", *smoke, "keep_every=3")
     run = tmp_path / "runs" / "panda-esd-0-then-noto-doco-0"
     before = load_file(tmp_path / "runs" / "panda-esd-0" / "unlearned.safetensors")

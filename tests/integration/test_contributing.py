@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:^`([^`\n]+)`\n\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = [
-    "batch_size=2", "data.images=4", "data.relearn_images=2", "data.sampling_steps=2",
-    "evaluation.seeds=1", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
+    "batch_size=2", "data.images=4",
+        "data.relearn_images=2", "data.num_inference_steps=2",
+    "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2", "trainer.accelerator=cpu",
 ]  # fmt: skip
 PROMPTS = "imagenet_templates = ['a photo of a {}.', 'the {}.']\n"
 
@@ -80,7 +82,7 @@ def carry_out(tree: Path, name: str, *small: str) -> None:
     program, *arguments = recipes()[name].command
     assert program == "unlearn"
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    command = [sys.executable, "-m", "unlearn.cli", *arguments, *small]
+    command = [sys.executable, "-m", "unlearn.cli.main", *arguments, *small]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -92,7 +94,7 @@ def test_the_page_has_four_recipes() -> None:
 @pytest.mark.slow
 def test_a_concept(tree: Path, random_judge: Path) -> None:
     embedded = ("model.pretrained=models/mine", f"evaluation.judge={random_judge}")
-    carry_out(tree, "concept", *SMALL, *embedded, "steps=2", "method.warm_up=1")
+    carry_out(tree, "concept", *SMALL, *embedded, "steps=2", "method.warmup_steps=1")
     result = json.loads((tree / "runs/fox-doco-0/result.json").read_text())
     assert (result["concept"], result["kind"]) == ("fox", "instance")
 
@@ -106,7 +108,13 @@ def test_a_method_and_a_metric(tree: Path, random_judge: Path) -> None:
     original = load_file(base / "diffusion_pytorch_model.safetensors")
     moved = [(w - original[k.removeprefix("unet.")]).abs().max() for k, w in weights.items()]
     assert moved and all(0 < m < 1e-3 for m in moved)  # Adam, two steps at 1e-4
-    chosen = ["size=64", "sampling_steps=2", "images=2", "sha256=null", "clip=emoji"]
+    chosen = [
+        "size=64",
+        "num_inference_steps=2",
+        "images_per_prompt=2",
+        "sha256=null",
+        "clip=emoji",
+    ]
     small = [f"evaluation.{key}" for key in (*chosen, "prompts_file=templates.py")]
     left_out = [f"~evaluation.concepts.{c}" for c in ("Spongebob", "Pikachu", "Dog", "Legislator")]
     carry_out(tree, "metric", *small, *left_out)
@@ -116,7 +124,7 @@ def test_a_method_and_a_metric(tree: Path, random_judge: Path) -> None:
 
 @pytest.mark.slow
 def test_a_backbone(tree: Path) -> None:
-    carry_out(tree, "backbone", *SMALL, "steps=2", "method.warm_up=1")
+    carry_out(tree, "backbone", *SMALL, "steps=2", "method.warmup_steps=1")
     config = (tree / "runs/panda-doco-0/config.yaml").read_text()
     assert "pretrained: models/mine" in config
     assert "lr: 2.0e-05" in config

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.console import SCRIPT, unlearn
+from tests.helpers.console import SCRIPT, unlearn
 
 LR, STEPS = 1e-3, 5
 
@@ -24,8 +24,9 @@ LR, STEPS = 1e-3, 5
 def smoke(random_model: Path, random_judge: Path) -> list[str]:
     return [
         "concept=panda", f"model.pretrained={random_model}", f"evaluation.judge={random_judge}",
-        "method.warm_up=2", f"method.lr={LR}", "data.images=6", "data.relearn_images=4",
-        "data.sampling_steps=2", "evaluation.seeds=1", "evaluation.sampling_steps=2",
+        "method.warmup_steps=2", f"method.lr={LR}", "data.images=6", "data.relearn_images=4",
+        "data.num_inference_steps=2", "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2",
         "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
     ]  # fmt: skip
 
@@ -96,9 +97,9 @@ train(compose(sys.argv[1:-1]))
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("doco", ["method.warm_up=2"]),
-        ("esd", ["method.sampling_steps=2"]),
-        ("spm", ["method.sampling_steps=2"]),
+        ("doco", ["method.warmup_steps=2"]),
+        ("esd", ["method.num_inference_steps=2"]),
+        ("spm", ["method.num_inference_steps=2"]),
         ("salun", ["method.mask_batches=2"]),
     ],
 )
@@ -108,7 +109,7 @@ def test_all_ranks_hold_the_same_weights(
     """Networks and discriminator, byte for byte, after the last step."""
     script = tmp_path / "train_and_hash.py"
     script.write_text(CHECK)
-    shared = [o for o in smoke if o != "method.warm_up=2"]
+    shared = [o for o in smoke if o != "method.warmup_steps=2"]
     overrides = [*shared, f"method={method}", *options, *ranks(3), f"run_dir={tmp_path / 'run'}"]
     command = [sys.executable, str(script), *overrides, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)

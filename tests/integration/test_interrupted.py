@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.console import SCRIPT, unlearn
+from tests.helpers.console import SCRIPT, unlearn
 
 LR, STEPS = 1e-3, 16
 
@@ -24,9 +24,9 @@ LR, STEPS = 1e-3, 16
 def smoke(random_model: Path, random_judge: Path) -> list[str]:
     return [
         "concept=panda", f"model.pretrained={random_model}", f"evaluation.judge={random_judge}",
-        f"steps={STEPS}", "method.warm_up=2", "batch_size=3", "data.images=4",
-        "data.relearn_images=4", "data.sampling_steps=2", "evaluation.seeds=1",
-        "evaluation.sampling_steps=2", f"method.lr={LR}", "trainer.accelerator=cpu",
+        f"steps={STEPS}", "method.warmup_steps=2", "batch_size=3", "data.images=4",
+        "data.relearn_images=4", "data.num_inference_steps=2", "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2", f"method.lr={LR}", "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=1", "checkpoint_every=1", "keep_every=4",
     ]  # fmt: skip
 
@@ -57,7 +57,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_every_method_ends_with_the_same_bytes_however_often_it_is_killed(
     smoke: list[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "tests.integration.kills", str(tmp_path), *smoke]
+    command = [sys.executable, "-m", "tests.helpers.kills", str(tmp_path), *smoke]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     kills = json.loads((tmp_path / "kills.json").read_text())
@@ -82,7 +82,13 @@ def test_a_signal_writes_a_checkpoint_that_the_same_command_goes_on_from(
     smoke: list[str], tmp_path: Path, signum: signal.Signals
 ) -> None:
     """With no checkpoint on the way; the steps are accumulated, and taught in groups."""
-    overrides = [*smoke, "steps=100", "method.accumulate=2", "batch_size=1", "keep_every=0"]
+    overrides = [
+        *smoke,
+        "steps=100",
+        "method.accumulate_grad_batches=2",
+        "batch_size=1",
+        "keep_every=0",
+    ]
     overrides += ["checkpoint_every=1000", "run_dir=run"]
     with started(overrides, tmp_path) as process:
         wait_for(tmp_path / "run" / "metrics.csv", process)
@@ -175,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_inputs(
     smoke: list[str], tmp_path: Path
 ) -> None:
     overrides = [*smoke, "method=concept_ablation", "method.lr=1e30", "run_dir=run"]
-    overrides = [o for o in overrides if o not in ("method.warm_up=2", f"method.lr={LR}")]
+    overrides = [o for o in overrides if o not in ("method.warmup_steps=2", f"method.lr={LR}")]
     done = unlearn("train", *overrides, cwd=tmp_path)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("unlearn:")]

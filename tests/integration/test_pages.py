@@ -18,9 +18,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.unit.finished_runs import make_finished
-from tests.unit.test_report import HOSTILE
-from unlearn.report import report_runs
+from tests.helpers.finished_runs import make_finished
+from tests.unit.reports.test_page import HOSTILE
+from unlearn.reports.page import report_runs
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.integration.console import unlearn
-from tests.unit.bad_input import Case, train
-from unlearn.config import compose
-from unlearn.credentials import hide
-from unlearn.sweep import attempt, check_jobs
+from tests.helpers.bad_input import Case, train
+from tests.helpers.console import unlearn
+from unlearn.config.compose import compose
+from unlearn.sweeps.jobs import check_jobs, run_job
+from unlearn.utils.credentials import hide_secrets
 
 SECRETS = {"WANDB_API_KEY": "f00d" * 10, "HF_TOKEN": "hf_verySecretIndeed123"}
 
@@ -22,8 +22,9 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(
 ) -> None:
     overrides = [
         f"model.pretrained={random_model}", f"evaluation.judge={random_judge}", "steps=3",
-        "method.warm_up=1", "batch_size=2", "data.images=2", "data.relearn_images=2",
-        "data.sampling_steps=1", "evaluation.seeds=1", "evaluation.sampling_steps=1",
+        "method.warmup_steps=1", "batch_size=2", "data.images=2", "data.relearn_images=2",
+        "data.num_inference_steps=1", "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=1",
         "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
         "logger=wandb", "logger.mode=offline", "logger.images_every=0",
     ]  # fmt: skip
@@ -74,7 +75,7 @@ def test_no_job_of_a_sweep_writes_a_secret(
     config = compose(["concept=panda", "run_dir=run"])
     OmegaConf.set_struct(config, False)
     config.logger.api_key = "mine alone"  # an unknown key, found as the job begins
-    attempt(config, ["concept=panda", "+logger.api_key=mine alone", f"logger.project={secret}"])
+    run_job(config, ["concept=panda", "+logger.api_key=mine alone", f"logger.project={secret}"])
     text = (tmp_path / "run" / "error.txt").read_text()
     assert "overrides: concept=panda +logger.api_key=*** logger.project=$WANDB_API_KEY" in text
     assert secret not in text + capsys.readouterr().err
@@ -86,4 +87,4 @@ def test_a_message_names_the_variable_in_the_place_of_its_value(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
     monkeypatch.setenv("MY_PASSWORD", "short")  # a word that any text may hold
-    assert hide("hf_verySecretIndeed123 and short") == "$HF_TOKEN and short"
+    assert hide_secrets("hf_verySecretIndeed123 and short") == "$HF_TOKEN and short"

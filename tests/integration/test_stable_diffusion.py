@@ -11,18 +11,19 @@ from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integration.console import unlearn
-from unlearn.config import compose
-from unlearn.methods import METHODS
+from tests.helpers.console import unlearn
+from unlearn.config.compose import compose
+from unlearn.methods.registry import METHODS
 
 pytestmark = pytest.mark.slow
 SMALL = [
     "model=sd14", "model.random_weights=true", "model.width=0.125", "model.image_size=64",
-    "batch_size=2", "data.images=4", "data.relearn_images=4", "data.sampling_steps=2",
-    "evaluation.sampling_steps=2", "evaluation.judge=none", "trainer.accelerator=cpu",
+    "batch_size=2", "data.images=4",
+        "data.relearn_images=4", "data.num_inference_steps=2",
+    "evaluation.num_inference_steps=2", "evaluation.judge=none", "trainer.accelerator=cpu",
     "run_dir=run",
 ]  # fmt: skip
-FEW = {"warm_up": 1, "sampling_steps": 2, "mask_batches": 1}
+FEW = {"warmup_steps": 1, "num_inference_steps": 2, "mask_batches": 1}
 
 
 def train(method: str, folder: Path, *others: str) -> Path:
@@ -56,7 +57,7 @@ def test_a_run_with_random_weights_says_so_wherever_it_goes(tmp_path: Path) -> N
 
 
 def test_a_flow_runs_and_loads_into_a_pipeline_of_plain_diffusers(tmp_path: Path) -> None:
-    run = train("doco", tmp_path, "model=sd3", "model.width=0.05", "evaluation.seeds=1")
+    run = train("doco", tmp_path, "model=sd3", "model.width=0.05", "evaluation.images_per_prompt=1")
     for arguments in (["evaluate", "run"], ["sample", "run", "a dog"], ["export", "run"]):
         done = unlearn(*arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from tests.integration.console import SCRIPT, unlearn
+from tests.helpers.console import SCRIPT, unlearn
 from tests.integration.test_tracking import values_of, wandb_records
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -27,8 +27,10 @@ LAUNCHERS = {
     "ray": ["+hydra.launcher.ray.init.num_cpus=2"],
 }
 EMBEDDED = [  # the embedded model, which obeys prompts, so that there is something to score
-    "concept=panda", "steps=4", "batch_size=2", "data.images=4", "data.relearn_images=4",
-    "data.sampling_steps=2", "evaluation.seeds=1", "evaluation.sampling_steps=2",
+    "concept=panda", "steps=4", "batch_size=2", "data.images=4",
+        "data.relearn_images=4",
+    "data.num_inference_steps=2", "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2",
     "trainer.accelerator=cpu",
 ]  # fmt: skip
 
@@ -36,9 +38,11 @@ EMBEDDED = [  # the embedded model, which obeys prompts, so that there is someth
 @pytest.fixture(scope="module")
 def smoke(random_model: Path) -> list[str]:
     return [
-        "concept=panda", f"model.pretrained={random_model}", "steps=3", "method.warm_up=1",
-        "batch_size=2", "data.images=4", "data.relearn_images=4", "data.sampling_steps=2",
-        "evaluation.seeds=1", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
+        "concept=panda", f"model.pretrained={random_model}", "steps=3", "method.warmup_steps=1",
+        "batch_size=2", "data.images=4",
+        "data.relearn_images=4", "data.num_inference_steps=2",
+        "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2", "trainer.accelerator=cpu",
     ]  # fmt: skip
 
 
@@ -162,7 +166,7 @@ def test_a_job_whose_process_dies_stops_no_other(smoke: list[str], tmp_path: Pat
 def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     """Killed in trial 1 of 3: trial 0 is not run again, and trial 1 keeps its settings."""
     call = [
-        SCRIPT, "train", "sweep=pareto", *EMBEDDED, "method.warm_up=int(interval(0, 2))",
+        SCRIPT, "train", "sweep=pareto", *EMBEDDED, "method.warmup_steps=int(interval(0, 2))",
         "run_dir=search", "hydra.sweeper.trials=3",
     ]  # fmt: skip
     runs = [tmp_path / "search" / number for number in ("000", "001", "002")]

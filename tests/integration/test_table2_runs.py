@@ -15,10 +15,11 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.table2.run import jobs_of, overrides_of, read_rows
-from unlearn.config import compose
-from unlearn.faults import NotFiniteError, Stop
-from unlearn.pool import run_jobs
-from unlearn.train import train
+from unlearn.config.compose import compose
+from unlearn.sweeps.pool import run_jobs
+from unlearn.training.run import train
+from unlearn.training.signals import SignalHandler
+from unlearn.utils.errors import NotFiniteError
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,7 +112,7 @@ def test_the_reason_of_a_run_that_fails_is_its_own(tmp_path: Path) -> None:
 
 def waits(config: DictConfig) -> None:
     """A run that says which process it is, and waits for a signal."""
-    with Stop() as stop:
+    with SignalHandler() as stop:
         stop.training = True
         Path(config.run_dir, "process").write_text(str(os.getpid()))
         while not stop.signum:
@@ -125,7 +126,7 @@ def test_runs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = (
         "from omegaconf import DictConfig\n"
         "from tests.integration.test_table2_runs import waits\n"
-        "from unlearn.pool import run_jobs\n"
+        "from unlearn.sweeps.pool import run_jobs\n"
         "if __name__ == '__main__':\n"
         f"    runs = {{n: DictConfig({{'run_dir': '{tmp_path}/' + n}}) for n in 'ab'}}\n"
         "    run_jobs(runs, lambda *_: None, workers=2, job=waits)\n"

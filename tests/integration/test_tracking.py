@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.integration.console import unlearn
+from tests.helpers.console import unlearn
 
 README = Path(__file__).parents[2] / "README.md"
 SCORES = {"eval/score", "eval/retention"}  # not here: a random model draws nothing right
@@ -37,8 +37,10 @@ def documented() -> set[str]:
 def smoke(random_model: Path, random_judge: Path) -> list[str]:
     return [
         "concept=panda", f"model.pretrained={random_model}", f"evaluation.judge={random_judge}",
-        "steps=4", "method.warm_up=2", "batch_size=2", "data.images=4", "data.relearn_images=4",
-        "data.sampling_steps=2", "evaluation.seeds=1", "evaluation.sampling_steps=2",
+        "steps=4", "method.warmup_steps=2", "batch_size=2", "data.images=4",
+        "data.relearn_images=4",
+        "data.num_inference_steps=2", "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2",
         "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "logger.images_every=2",
     ]  # fmt: skip
 
@@ -156,7 +158,7 @@ def test_tensorboard_holds_curves_by_step_pictures_and_texts(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    overrides = ["logger=tensorboard", "method.accumulate=2", "run_dir=run"]
+    overrides = ["logger=tensorboard", "method.accumulate_grad_batches=2", "run_dir=run"]
     done = unlearn("train", *smoke, *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
@@ -181,5 +183,5 @@ def test_tensorboard_holds_curves_by_step_pictures_and_texts(
         for content in events.PluginTagToContent("hparams").values()
         if (parsed := HParamsPluginData.FromString(content)).HasField("session_start_info")
     ]
-    assert start.hparams["method/accumulate"].number_value == 2
+    assert start.hparams["method/accumulate_grad_batches"].number_value == 2
     assert start.hparams["concept/name"].string_value == "panda"

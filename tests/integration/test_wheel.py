@@ -23,11 +23,13 @@ def test_the_wheel_runs_from_another_folder(
     elsewhere.mkdir()
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
     command = [
-        sys.executable, "-m", "unlearn.cli", "train", "concept=rabbit",
+        sys.executable, "-m", "unlearn.cli.main", "train", "concept=rabbit",
         f"model.pretrained={random_model}", f"evaluation.judge={random_judge}",
-        "steps=2", "method.warm_up=1", "batch_size=2", "data.images=4", "data.relearn_images=2",
-        "data.sampling_steps=2",
-        "evaluation.seeds=1", "evaluation.sampling_steps=2", "trainer.accelerator=cpu",
+        "steps=2", "method.warmup_steps=1", "batch_size=2", "data.images=4",
+        "data.relearn_images=2",
+        "data.num_inference_steps=2",
+        "evaluation.images_per_prompt=1",
+        "evaluation.num_inference_steps=2", "trainer.accelerator=cpu",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(site)}
     subprocess.run(command, cwd=elsewhere, env=environment, check=True)

@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import unlearn
-from tests.unit.test_importing import base_of, state_of
-from unlearn.backbone import cross_attention_layers
-from unlearn.concepts import AnchorConfig, Concept, ConceptConfig, build_concept
-from unlearn.export import save_unlearned
-from unlearn.importing import load_weights
-from unlearn.packs import mentions
-from unlearn.prompts import (
+from tests.unit.weights.test_importing import base_of, state_of
+from unlearn.concepts.concept import AnchorConfig, Concept, ConceptConfig, build_concept
+from unlearn.concepts.prompt_packs import mentions
+from unlearn.concepts.prompts import (
     check_prompts,
     evaluation_probes,
-    own_pairs,
+    member_pairs,
+    mentions_none,
+    proportional_order,
     relearn_prompts,
-    shares,
     training_pairs,
-    without,
 )
-from unlearn.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import vocabulary
+from unlearn.models.cross_attention import cross_attention_layers
+from unlearn.weights.delta import save_unlearned
+from unlearn.weights.importing import load_weights
 
 QUICK = settings(
     max_examples=60,
@@ -107,7 +107,7 @@ def test_the_order_of_a_pack_is_the_order_of_its_pairs_alone(
     one, two = (built(target, anchor, order, tmp_path) for order in (prompts, shuffled))
     assert (one is None) == (two is None)
     if one and two:
-        assert {*own_pairs(one)} == {*own_pairs(two)}
+        assert {*member_pairs(one)} == {*member_pairs(two)}
         assert relearn_prompts(one) == relearn_prompts(two)
 
 
@@ -127,7 +127,7 @@ def test_every_object_of_the_vocabulary_expands(target: str, anchor: str) -> Non
     for anchored, targeted in training_pairs(concept):
         assert mentions(anchor, anchored)
         assert mentions(target, targeted)
-    spared = without([target])
+    spared = mentions_none([target])
     assert all(map(spared, relearn_prompts(concept)))
     assert all(spared(p.prompt) for p in evaluation_probes(concept) if "target" not in p.set)
 
@@ -136,7 +136,7 @@ def test_every_object_of_the_vocabulary_expands(target: str, anchor: str) -> Non
 @given(st.integers(1, 200))
 def test_every_image_has_a_prompt_and_all_are_used_alike(images: int) -> None:
     concept = build_concept(ConceptConfig(name="panda"), AnchorConfig(name="bear"), vocabulary())
-    order = shares(concept, training_pairs, images)
+    order = proportional_order(concept, training_pairs, images)
     counts = [order.count(i) for i in range(len(training_pairs(concept)))]
     assert sum(counts) == images
     assert max(counts) - min(counts) <= 1

@@ -1,1 +1,1 @@
-"""How well a concept is forgotten, and what it cost: the four prompt sets, published protocols."""
+"""Measure what a model forgot and kept."""

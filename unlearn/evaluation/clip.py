@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from unlearn.vocabulary import EMBEDDED
+from unlearn.utils.paths import EMBEDDED
 
 WEIGHT = 2.5  # of CLIPScore (Hessel 2021, arXiv 2104.08718)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.concepts import Concept
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import evaluation_probes
+from unlearn.concepts.vocabulary import fill_template
 from unlearn.evaluation.clip import ClipScorer
 from unlearn.evaluation.judge import Verdict
-from unlearn.prompts import evaluation_probes
-from unlearn.vocabulary import fill
 
 OBJECTS = ("a photo of a {}", "a painting of a {}", "a drawing of a {}")
 STYLES = tuple(f"{p} in the style of {{}}" for p in ("a painting", "a picture", "artwork"))
@@ -31,7 +31,7 @@ def texts_of(name: str, templates: tuple[str, ...]) -> list[str]:
     """The templates filled with a name; for "", the prompts of `STYLES` without a style."""
     if not name:
         return [t.removesuffix(" in the style of {}") for t in templates]
-    return [fill(t, name) for t in templates]
+    return [fill_template(t, name) for t in templates]
 
 
 class ClipJudge:

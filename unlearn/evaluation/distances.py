@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from unlearn.evaluation.metrics import Mean
+from unlearn.evaluation.intervals import Mean
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID: the defaults of its authors and of torchmetrics
 BLOCKS, T_BLOCKS = 10, 2.262157  # of FID's jackknife; the t quantile of its 9 degrees of freedom

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel
 
-from unlearn.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import vocabulary
 
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {
     "resnet": (ResNetConfig, ResNetModel),

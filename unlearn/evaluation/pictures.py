@@ -8,14 +8,14 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unlearn.files import whole
-from unlearn.prompts import SETS, Probe
+from unlearn.concepts.prompts import SETS, Probe
+from unlearn.utils.atomic import atomic_path
 
 PICTURED = 8  # prompts of each set in the picture
 TILE, MARGIN, GAP = (128, 256), 150, 12  # pixels of the picture; tiles of images, least and most
 
 
-def pictured(items: list[Any]) -> list[Any]:
+def pictured_rows(items: list[Any]) -> list[Any]:
     """Up to `PICTURED` of the items: every n-th from the first on, n being len // `PICTURED`.
 
     A finished run's picture is read back by it, so that which these are must stay.
@@ -44,7 +44,7 @@ def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -
     picture = Image.new("RGB", (width, len(SETS) * (2 * tile + GAP)), "white")
     draw = ImageDraw.Draw(picture)
     for name in SETS:
-        chosen = pictured([i for i, p in enumerate(probes) if p.set == name])
+        chosen = pictured_rows([i for i, p in enumerate(probes) if p.set == name])
         for side, images in enumerate((base, after)):
             label = f"{name.replace('_', ' ')}\n{('base', 'unlearned')[side]}"
             top = tile_box(width, name, side, 0)[1]
@@ -52,5 +52,5 @@ def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -
             for column, i in enumerate(chosen):
                 image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((tile, tile))
                 picture.paste(image, tile_box(width, name, side, column))
-    with whole(path) as partial:
+    with atomic_path(path) as partial:
         picture.save(partial, format="PNG")

@@ -14,8 +14,8 @@ from urllib.request import urlopen
 
 from tqdm import tqdm
 
-from unlearn.cache import cache_folder
-from unlearn.files import whole
+from unlearn.generation.image_cache import cache_folder
+from unlearn.utils.atomic import atomic_path
 
 ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{file}"
 TIMEOUT = 30  # seconds without an answer
@@ -29,7 +29,7 @@ class Prompt(NamedTuple):
 
     text: str
     seed: int | None = None
-    guidance: float | None = None
+    guidance_scale: float | None = None
     size: tuple[int, int] | None = None  # (height, width)
 
 
@@ -44,13 +44,13 @@ def read_csv(text: str) -> list[Prompt]:
     if "prompt" not in columns:
         raise ValueError(f"no column 'prompt' among {list(columns)}")
     seed = next((c for c in SEEDS if c in columns), None)
-    guidance = next((c for c in GUIDANCES if c in columns), None)
+    guidance_scale = next((c for c in GUIDANCES if c in columns), None)
     size = next((pair for pair in SIZES if {*pair} <= {*columns}), None)
     return [
         Prompt(
             row["prompt"],
             int(row[seed]) if seed else None,
-            float(row[guidance]) if guidance else None,
+            float(row[guidance_scale]) if guidance_scale else None,
             (int(row[size[0]]), int(row[size[1]])) if size else None,
         )
         for row in table
@@ -156,7 +156,7 @@ def published_file(repository: str, commit: str, file: str, expected: str) -> by
         ) from error
     check_hash(data, expected, address)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with whole(kept) as partial:
+    with atomic_path(kept) as partial:
         partial.write_bytes(data)
     return data
 

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from unlearn.config.sections import parse_section
 from unlearn.evaluation.nudity import PRESETS
 from unlearn.evaluation.prompt_files import (
     FORMATS,
@@ -16,9 +17,8 @@ from unlearn.evaluation.prompt_files import (
     published_file,
     read_prompts,
 )
-from unlearn.generate import SCHEDULERS, Shot
-from unlearn.names import check
-from unlearn.sections import section
+from unlearn.generation.sampling import SCHEDULERS, SamplingRequest
+from unlearn.utils.checks import check_choice
 
 NOISE = ("per_image", "per_call")
 METRICS = (
@@ -43,7 +43,7 @@ class DrawnConcept:
         replaces: the word of the file's prompts in whose place `word` is put.
         caption: the text that CLIP compares images with; null: the protocol's `caption`.
         anchor: the word that CLIP may choose instead, for `clip_accuracy`.
-        images: a prompt; null: the protocol's.
+        images_per_prompt: null: the protocol's.
         metrics: null: the protocol's.
         erased: it is drawn only for models that forgot the concept of this name; null: for all.
     """
@@ -53,7 +53,7 @@ class DrawnConcept:
     replaces: Optional[str] = None  # noqa: UP045
     caption: Optional[str] = None  # noqa: UP045
     anchor: Optional[str] = None  # noqa: UP045
-    images: Optional[int] = None  # noqa: UP045
+    images_per_prompt: Optional[int] = None  # noqa: UP045
     metrics: Optional[list[str]] = None  # noqa: UP045
     erased: Optional[str] = None  # noqa: UP045
 
@@ -90,12 +90,12 @@ class Protocol:
         file: what the concepts read.
         prompts_file: where the files lie: a file, or a folder; null: they are fetched.
         limit: prompts a concept, evenly spaced; null: all.
-        images: a prompt.
+        images_per_prompt: how many.
         noise: "per_image" (a generator each) or "per_call" (one draws all images of a prompt, and
             is seeded anew for each prompt).
         seed: where the file gives none. With a generator an image, the following images count on.
         size: pixels, where the file gives none; null: the model's own.
-        scheduler, sampling_steps, eta, guidance, negative_prompt: how images are drawn.
+        scheduler, num_inference_steps, eta, guidance_scale, negative_prompt: how images are drawn.
         batch_size: images a call, where noise is `per_image`.
         concepts: by name.
         caption: the text that CLIP compares images with, of {word} and {prompt}.
@@ -118,14 +118,14 @@ class Protocol:
     file: Optional[str] = None  # noqa: UP045
     prompts_file: Optional[str] = None  # noqa: UP045
     limit: Optional[int] = None  # noqa: UP045
-    images: int = 1
+    images_per_prompt: int = 1
     noise: str = MISSING
     seed: int = MISSING
     size: Optional[int] = None  # noqa: UP045
     scheduler: str = MISSING
-    sampling_steps: int = MISSING
+    num_inference_steps: int = MISSING
     eta: float = 0.0
-    guidance: float = MISSING
+    guidance_scale: float = MISSING
     negative_prompt: str = ""
     batch_size: int = 8
     concepts: dict[str, DrawnConcept] = MISSING
@@ -141,7 +141,7 @@ class Protocol:
     def sampler(self) -> dict[str, Any]:
         """Keyword arguments of `draw`."""
         keys = ("scheduler", "eta", "negative_prompt", "batch_size")
-        return {"steps": self.sampling_steps, **{key: getattr(self, key) for key in keys}}
+        return {"steps": self.num_inference_steps, **{key: getattr(self, key) for key in keys}}
 
     def file_of(self, concept: str) -> str:
         """The prompt file of a concept."""
@@ -165,11 +165,11 @@ def read_protocol(config: Any, erased: str) -> Protocol:
         ValueError: a value is missing, of the wrong type, or out of its range, or the protocol has
             nothing for the erased concept.
     """
-    protocol = section(config, "evaluation", Protocol)
-    check("evaluation.format", protocol.format, list(FORMATS))
-    check("evaluation.noise", protocol.noise, list(NOISE))
-    check("evaluation.scheduler", protocol.scheduler, list(SCHEDULERS))
-    for key in ("images", "sampling_steps", "batch_size", "limit", "size"):
+    protocol = parse_section(config, "evaluation", Protocol)
+    check_choice("evaluation.format", protocol.format, list(FORMATS))
+    check_choice("evaluation.noise", protocol.noise, list(NOISE))
+    check_choice("evaluation.scheduler", protocol.scheduler, list(SCHEDULERS))
+    for key in ("images_per_prompt", "num_inference_steps", "batch_size", "limit", "size"):
         value = getattr(protocol, key)
         if value is not None and value < 1:
             raise ValueError(f"evaluation.{key}={value}: at least 1 is needed")
@@ -180,7 +180,7 @@ def read_protocol(config: Any, erased: str) -> Protocol:
     if protocol.reference is not None and not Path(protocol.reference).is_dir():
         raise ValueError(f"evaluation.reference={protocol.reference!r}: there is no such folder")
     if protocol.nudity is not None:
-        check("evaluation.nudity", protocol.nudity, list(PRESETS))
+        check_choice("evaluation.nudity", protocol.nudity, list(PRESETS))
     if protocol.sha256 is None and protocol.prompts_file is None:
         raise ValueError(
             "evaluation.sha256=null: takes files of one's own, so evaluation.prompts_file=PATH too"
@@ -211,8 +211,10 @@ def check_drawn(protocol: Protocol, name: str) -> None:
         raise ValueError(f"{key}.file=null: it or evaluation.file must name a prompt file")
     if protocol.sha256 is not None and file not in protocol.sha256:
         raise ValueError(f"evaluation.sha256: has no hash for {file!r}, the file of {key}")
-    if concept.images is not None and concept.images < 1:
-        raise ValueError(f"{key}.images={concept.images}: at least 1 is needed")
+    if concept.images_per_prompt is not None and concept.images_per_prompt < 1:
+        raise ValueError(
+            f"{key}.images_per_prompt={concept.images_per_prompt}: at least 1 is needed"
+        )
     try:
         protocol.caption_of(name, "")
     except (KeyError, IndexError, ValueError) as error:
@@ -221,14 +223,14 @@ def check_drawn(protocol: Protocol, name: str) -> None:
             f"evaluation.caption={caption!r}: may hold {{word}} and {{prompt}} only"
         ) from error
     for metric in protocol.metrics_of(name):
-        check("evaluation.metrics", metric, METRICS)
+        check_choice("evaluation.metrics", metric, METRICS)
         if metric == "clip_accuracy" and concept.anchor is None:
             raise ValueError(f"{key}.anchor=null: clip_accuracy needs one")
         if metric == "nudity" and protocol.nudity is None:
             raise ValueError("evaluation.nudity=null: the metric nudity needs a preset")
 
 
-def rows_of(protocol: Protocol) -> dict[str, list[Shot]]:
+def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
     """What to draw for each concept, in the order of its prompt file.
 
     Raises:
@@ -260,22 +262,24 @@ def read_file(protocol: Protocol, file: str) -> bytes:
     return published_file(protocol.repository, protocol.commit, file, expected)
 
 
-def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[Shot]:
+def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[SamplingRequest]:
     """The shots of a concept: one a prompt, or one an image, as the noise policy says."""
     concept = protocol.concepts[name]
-    images, word = concept.images or protocol.images, concept.word or name
+    images, word = concept.images_per_prompt or protocol.images_per_prompt, concept.word or name
     square = (protocol.size, protocol.size) if protocol.size else None
     shots = []
     for number, prompt in enumerate(prompts):
         text = prompt.text.replace("{}", word) if protocol.format == "templates" else prompt.text
         text = text.replace(concept.replaces, word) if concept.replaces else text
-        guidance = protocol.guidance if prompt.guidance is None else prompt.guidance
+        guidance_scale = (
+            protocol.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale
+        )
         # the VAE's factor, as the repositories round
         size = (prompt.size[0] // 8 * 8, prompt.size[1] // 8 * 8) if prompt.size else square
         if protocol.noise == "per_call":
             seed = protocol.seed if prompt.seed is None else prompt.seed
-            shots.append(Shot(text, seed, guidance, size, images))
+            shots.append(SamplingRequest(text, seed, guidance_scale, size, images))
         else:
             first = protocol.seed + number * images if prompt.seed is None else prompt.seed
-            shots += [Shot(text, first + i, guidance, size) for i in range(images)]
+            shots += [SamplingRequest(text, first + i, guidance_scale, size) for i in range(images)]
     return shots

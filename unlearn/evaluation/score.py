@@ -6,25 +6,25 @@ import csv
 from pathlib import Path
 from statistics import harmonic_mean, mean
 
-from unlearn.evaluation.metrics import Rate, rate
-from unlearn.prompts import SETS
+from unlearn.concepts.prompts import SETS
+from unlearn.evaluation.intervals import Rate, rate
 
-TARGET_SETS, REST = SETS[:2], SETS[2:]
+TARGET_SETS, KEPT_SETS = SETS[:2], SETS[2:]
 Images = list[dict[str, str]]  # rows of images.csv
 # column: the sets that it counts over, the flag of an image, and of which images
-COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
+SCORE_COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "unseen target": (("unseen_target",), "unlearned_right", "counts"),
     "seen target": (("seen_target",), "unlearned_right", "counts"),
     "anchor": (TARGET_SETS, "unlearned_anchor", "counts"),
-    "broken": ((*TARGET_SETS, *REST), "unlearned_broken", "counts"),
-    "base broken": ((*TARGET_SETS, *REST), "base_broken", "counts"),
+    "broken": ((*TARGET_SETS, *KEPT_SETS), "unlearned_broken", "counts"),
+    "base broken": ((*TARGET_SETS, *KEPT_SETS), "base_broken", "counts"),
     **{
         f"broken, {part.replace('_', ' ')}": ((part,), "unlearned_broken", "counts")
         for part in SETS
     },
     "retention, related": (("related",), "unlearned_right", "base_right"),
     "retention, unrelated": (("unrelated",), "unlearned_right", "base_right"),
-    "retention": (REST, "unlearned_right", "base_right"),
+    "retention": (KEPT_SETS, "unlearned_right", "base_right"),
 }
 
 
@@ -37,7 +37,7 @@ def read_images(run: Path) -> Images:
         return list(csv.DictReader(file))
 
 
-def counted(
+def count_by_prompt(
     images: Images, column: str, model: str = "unlearned"
 ) -> dict[tuple[str, str], tuple[int, int]]:
     """Hits and count of a column, by set and prompt; those of which no image counts are left out.
@@ -46,10 +46,10 @@ def counted(
 
     Args:
         images: rows of images.csv.
-        column: a key of `COLUMNS`.
+        column: a key of `SCORE_COLUMNS`.
         model: whose images to count, "unlearned" or "base".
     """
-    sets, flag, among = COLUMNS[column]
+    sets, flag, among = SCORE_COLUMNS[column]
     flag = flag.replace("unlearned", model)
     prompts: dict[tuple[str, str], list[int]] = {}
     for image in images:
@@ -63,7 +63,7 @@ def counted(
 
 def column_rate(images: Images, column: str) -> Rate:
     """The rate of a column over all its images."""
-    cells = counted(images, column).values()
+    cells = count_by_prompt(images, column).values()
     return rate(sum(hits for hits, _ in cells), sum(count for _, count in cells))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -12,15 +11,16 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearn.backbone import cross_attention_layers, forget_inputs, part_of
-from unlearn.batches import Batches
-from unlearn.concepts import Concept
-from unlearn.conditions import arguments, predict
-from unlearn.diffusion import NoiseSchedule
-from unlearn.faults import NotFiniteError
-from unlearn.names import check
-from unlearn.sections import check_number
-from unlearn.surgery import clip_to_norm
+from unlearn.concepts.concept import Concept
+from unlearn.data.resumable_loader import Batches
+from unlearn.methods.surgery import clip_to_norm
+from unlearn.models.cross_attention import cross_attention_layers
+from unlearn.models.frozen_layers import forget_inputs
+from unlearn.models.noise_schedule import NoiseSchedule
+from unlearn.models.pipeline import denoiser_name
+from unlearn.models.text_states import network_arguments, predict_output
+from unlearn.utils.checks import check_choice, check_number
+from unlearn.utils.errors import NotFiniteError
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -49,7 +49,8 @@ class UnlearningModule(L.LightningModule):
         network: the base network; its trained weights change in place. It is registered under the
             pipeline's name for it, `part`, so checkpoints name weights as the pipeline does.
         schedule: of the noise.
-        accumulate: batches a step; their gradients are averaged before the one collective.
+        accumulate_grad_batches: batches a step; their gradients are averaged before the one
+            collective.
 
     Raises:
         ValueError: see `check_options`.
@@ -58,7 +59,7 @@ class UnlearningModule(L.LightningModule):
     LACKS: ClassVar[tuple[str, ...]] = ()
     AT_INFERENCE: ClassVar[dict[str, Any]] = {}
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
-    POSITIVE: ClassVar[tuple[str, ...]] = ("accumulate",)
+    POSITIVE: ClassVar[tuple[str, ...]] = ("accumulate_grad_batches",)
     MOST: ClassVar[dict[str, float]] = {}
     closed_form: ClassVar[bool] = False
     of_unets: ClassVar[bool] = False
@@ -70,7 +71,7 @@ class UnlearningModule(L.LightningModule):
         network: nn.Module,
         schedule: NoiseSchedule,
         *,
-        accumulate: int = 1,
+        accumulate_grad_batches: int = 1,
     ) -> None:
         super().__init__()
         networks = ["network", "schedule"]
@@ -78,7 +79,11 @@ class UnlearningModule(L.LightningModule):
         self.check_options(self.hparams)
         self.automatic_optimization = False
         self.strict_loading = False
-        self.accumulate, self.part, self.schedule = accumulate, part_of(network), schedule
+        self.accumulate_grad_batches, self.part, self.schedule = (
+            accumulate_grad_batches,
+            denoiser_name(network),
+            schedule,
+        )
         self.add_module(self.part, network.requires_grad_(False))
         self.trained_weights = self.choose_weights()
         for number, weight in enumerate(self.weights):
@@ -98,10 +103,11 @@ class UnlearningModule(L.LightningModule):
         """
         for key, value in options.items():
             if key in cls.CHOICES:
-                check(f"method.{key}", value, cls.CHOICES[key])
+                check_choice(f"method.{key}", value, cls.CHOICES[key])
             elif isinstance(value, int | float):
-                most = cls.MOST.get(key, math.inf)
-                check_number(f"method.{key}", value, positive=key in cls.POSITIVE, most=most)
+                above, least = (0, None) if key in cls.POSITIVE else (None, 0)
+                most = cls.MOST.get(key)
+                check_number(f"method.{key}", value, above=above, at_least=least, at_most=most)
 
     @classmethod
     def check_run(cls, config: Any) -> None:
@@ -110,18 +116,21 @@ class UnlearningModule(L.LightningModule):
         Raises:
             ValueError: names the key, the value and what is allowed.
         """
-        steps, warm_up = config.steps, cls.warm_up_length(config.method)
+        steps, warmup_steps = config.steps, cls.warmup_length(config.method)
         if cls.closed_form:
             if steps:
                 raise ValueError(f"steps={steps}: {config.method.name} takes none, so steps=0")
-        elif steps <= warm_up:
-            alone = f" the first {warm_up} (method.warm_up) train the discriminator alone;"
+        elif steps <= warmup_steps:
+            alone = (
+                f" the first {warmup_steps} (method.warmup_steps) train the discriminator alone;"
+            )
             raise ValueError(
-                f"steps={steps}:{alone if warm_up else ''} at least {warm_up + 1} is needed"
+                f"steps={steps}:{alone if warmup_steps else ''} at least "
+                f"{warmup_steps + 1} is needed"
             )
 
     @classmethod
-    def warm_up_length(cls, options: Any) -> int:
+    def warmup_length(cls, options: Any) -> int:
         """How many steps come first in which the network does not train; by default none."""
         return 0
 
@@ -162,13 +171,13 @@ class UnlearningModule(L.LightningModule):
 
     def output(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The trained model's output (B, C, h, w); `states` are texts, see `conditions`."""
-        return predict(self.network, z_t, self.schedule.times[timesteps], states)
+        return predict_output(self.network, z_t, self.schedule.times[timesteps], states)
 
     @torch.no_grad()
     def teacher(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """The frozen base model's output (B, C, h, w): the same network with its own weights."""
         base = dict(zip(self.trained_weights, self.base, strict=True))
-        given = arguments(self.network, z_t, self.schedule.times[timesteps], states)
+        given = network_arguments(self.network, z_t, self.schedule.times[timesteps], states)
         return functional_call(self.network, base, (z_t,), given).sample
 
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
@@ -205,8 +214,8 @@ class UnlearningModule(L.LightningModule):
     @property
     def unlearning_steps(self) -> int:
         """How many steps of the run unlearn: all but the warm-up."""
-        steps = int(self.trainer.num_training_batches) // self.accumulate
-        return steps - self.warm_up_length(self.hparams)
+        steps = int(self.trainer.num_training_batches) // self.accumulate_grad_batches
+        return steps - self.warmup_length(self.hparams)
 
     def set_learning_rate(self, optimizer: Any, step: int) -> None:
         """Make it that of step `step`, of those that unlearn."""
@@ -215,19 +224,19 @@ class UnlearningModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The gradient of `loss` on one batch; after the step's last batch, the step."""
-        step, number = divmod(batch_idx, self.accumulate)
+        step, number = divmod(batch_idx, self.accumulate_grad_batches)
         loss = self.loss(batch)
         metrics = {"unlearn_loss": loss.detach()}
         self.check_losses(metrics, batch, step)
         gradient = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
-        last = number == self.accumulate - 1
+        last = number == self.accumulate_grad_batches - 1
         metrics = self.mean_metrics(metrics, last)
         if mean := self.mean_gradients(gradient, last):
             if self.clip_norm is not None:
                 mean, metrics["norm/unlearn"] = clip_to_norm(mean, self.clip_norm)
             optimizer: Any = self.optimizers()
             self.set_learning_rate(optimizer, step)
-            step_with(optimizer, self.weights, mean)
+            optimizer_step(optimizer, self.weights, mean)
             self.log_step(metrics, step, "unlearn_loss")
 
     def check_losses(self, metrics: Metrics, batch: Batch, step: int) -> None:
@@ -265,7 +274,7 @@ class UnlearningModule(L.LightningModule):
 
         The mean over ranks is one collective.
         """
-        gradients = [g / self.accumulate for g in gradients]
+        gradients = [g / self.accumulate_grad_batches for g in gradients]
         if self.sums:
             gradients = [a + b for a, b in zip(self.sums, gradients, strict=True)]
         self.sums = [] if last else gradients
@@ -292,10 +301,10 @@ class UnlearningModule(L.LightningModule):
 
 def batches_of(config: Any) -> int:
     """How many batches a device's steps take."""
-    return int(config.steps * config.method.get("accumulate", 1))
+    return int(config.steps * config.method.get("accumulate_grad_batches", 1))
 
 
-def step_with(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:
+def optimizer_step(optimizer: Any, parameters: list[Any], gradients: list[Tensor]) -> None:
     """One optimizer step along given gradients."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient

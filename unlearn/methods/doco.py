@@ -7,41 +7,41 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearn.diffusion import add_noise, predict_x0
-from unlearn.discriminator import PatchDiscriminator
-from unlearn.losses import discriminator_loss, domain_correction_loss
-from unlearn.methods.base import Batch, Metrics, step_with
-from unlearn.methods.shielded import Shielded
+from unlearn.methods.base import Batch, Metrics, optimizer_step
+from unlearn.methods.concept_preserving import ConceptPreserving
+from unlearn.methods.discriminator import PatchDiscriminator
+from unlearn.methods.losses import discriminator_loss, domain_correction_loss
+from unlearn.models.noise_schedule import add_noise, predict_x0
 
 
-class DoCo(Shielded):
+class DoCo(ConceptPreserving):
     """Adversarial unlearning whose gradient never works against relearning.
 
     Args:
         discriminator_lr: learning rate of the discriminator (Adam 0.5, 0.999).
-        warm_up: first steps, in which the discriminator alone trains.
+        warmup_steps: first steps, in which the discriminator alone trains.
         discriminator_input: "x0" (as the paper), or "scaled_x0", x̂0 times the share of x0 in z_t
             (√ᾱ; of a flow 1-σ), in which the noise that the prediction of an ε amplifies at high
             timesteps (15 times at the last one) stays bounded.
         discriminator_channels: channels of the discriminator's first block.
         options: lr, strength, granularity, surgery, relearn_target, lr_schedule, weight_decay,
-            start, contexts, detach_first_token, accumulate: see `Shielded`.
+            start, contexts, detach_first_token, accumulate_grad_batches: see `ConceptPreserving`.
 
     Raises:
         ValueError: an option has none of its allowed values.
     """
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        **Shielded.CHOICES,
+        **ConceptPreserving.CHOICES,
         "discriminator_input": ("x0", "scaled_x0"),
     }
-    POSITIVE = (*Shielded.POSITIVE, "discriminator_channels")
+    POSITIVE = (*ConceptPreserving.POSITIVE, "discriminator_channels")
 
     def __init__(
         self,
         *args: Any,
         discriminator_lr: float = 5e-4,
-        warm_up: int = 100,
+        warmup_steps: int = 100,
         discriminator_input: str = "x0",
         discriminator_channels: int = 64,
         **options: Any,
@@ -62,17 +62,17 @@ class DoCo(Shielded):
         return super().configure_optimizers(), critic
 
     @classmethod
-    def warm_up_length(cls, options: Any) -> int:
-        """`warm_up`."""
-        return int(options.warm_up)
+    def warmup_length(cls, options: Any) -> int:
+        """`warmup_steps`."""
+        return int(options.warmup_steps)
 
-    def in_warm_up(self, step: int) -> bool:
+    def in_warmup(self, step: int) -> bool:
         """Whether the discriminator alone trains at this step."""
-        return step < self.warm_up_length(self.hparams)
+        return step < self.warmup_length(self.hparams)
 
     def relearns(self, step: int) -> bool:
         """Not in the warm-up."""
-        return not self.in_warm_up(step)
+        return not self.in_warmup(step)
 
     def views(
         self, teacher: Tensor, student: Tensor, z_t: Tensor, timesteps: Tensor
@@ -85,7 +85,7 @@ class DoCo(Shielded):
         signal, _ = self.schedule.at(timesteps, z_t.ndim)
         return signal * real, signal * fake
 
-    def warm_up_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
+    def warmup_gradients(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
         """g_D and metrics, with no graph through the network and no relearn half."""
         latents, noise, timesteps = (batch[k][:, 0] for k in ("latents", "noise", "timesteps"))
         z_t = add_noise(latents, noise, timesteps, self.schedule)
@@ -128,20 +128,20 @@ class DoCo(Shielded):
 
         In the warm-up that is a step of the discriminator alone.
         """
-        step, number = divmod(batch_idx, self.accumulate)
+        step, number = divmod(batch_idx, self.accumulate_grad_batches)
         moved: list[Tensor] = []  # g_u and g_r
-        if self.in_warm_up(step):
-            g_d, metrics = self.warm_up_gradients(batch)
+        if self.in_warmup(step):
+            g_d, metrics = self.warmup_gradients(batch)
         else:
             g_u, g_r, g_d, metrics = self.gradients(batch)
             moved = [*g_u, *g_r]
         self.check_losses(metrics, batch, step)
-        last = number == self.accumulate - 1
+        last = number == self.accumulate_grad_batches - 1
         metrics = self.mean_metrics(metrics, last)
         if mean := self.mean_gradients([*moved, *g_d], last):
             generator, critic = self.optimizers()  # type: ignore[misc]
             if moved:
-                first = self.warm_up_length(self.hparams)
+                first = self.warmup_length(self.hparams)
                 metrics |= self.update(generator, mean, step - first)
-            step_with(critic, list(self.discriminator.parameters()), mean[len(moved) :])
+            optimizer_step(critic, list(self.discriminator.parameters()), mean[len(moved) :])
             self.log_step(metrics, step, "discriminator_loss")

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearn.discriminator import PatchDiscriminator
-from unlearn.losses import domain_correction_loss
-from unlearn.methods.base import Metrics, step_with
+from unlearn.methods.base import Metrics, optimizer_step
+from unlearn.methods.concept_preserving import RELEARN_WEIGHT
+from unlearn.methods.discriminator import PatchDiscriminator
 from unlearn.methods.doco import DoCo
-from unlearn.methods.shielded import RELEARN_WEIGHT
-from unlearn.surgery import SurgeryStats, clip_to_norm, project_reference
+from unlearn.methods.losses import domain_correction_loss
+from unlearn.methods.surgery import SurgeryStats, clip_to_norm, project_reference
 
 
 class DoCoReference(DoCo):
@@ -22,7 +22,7 @@ class DoCoReference(DoCo):
       under DDP this is not one process at the same global batch.
     - D's step follows the gradient of L_u + L_D: the backward pass of L_u also reaches D.
     - Surgery subtracts λ cos(g_u, g_r) ĝ_r, without the factor ‖g_u‖, so it over-corrects.
-    - D alone trains for `warm_up` + 1 steps.
+    - D alone trains for `warmup_steps` + 1 steps.
     - Relearning regresses to ε, whatever the model predicts.
     - The first text token's key and value get no gradient; the learning rate is constant.
     - Without surgery (`weighted_sum`) the one loss is L_u + 0.1 L_r, its gradient clipped once.
@@ -30,8 +30,8 @@ class DoCoReference(DoCo):
     Args:
         surgery: "gradient" or "weighted_sum".
         strength: λ.
-        options: lr, discriminator_lr, warm_up, weight_decay, discriminator_channels, accumulate:
-            see `DoCo`.
+        options: lr, discriminator_lr, warmup_steps, weight_decay, discriminator_channels,
+            accumulate_grad_batches: see `DoCo`.
 
     Raises:
         ValueError: an option is not one of the reference's.
@@ -62,9 +62,9 @@ class DoCoReference(DoCo):
         return self.discriminator(real), self.discriminator(fake)
 
     @classmethod
-    def warm_up_length(cls, options: Any) -> int:
-        """One step more than `warm_up`."""
-        return super().warm_up_length(options) + 1
+    def warmup_length(cls, options: Any) -> int:
+        """One step more than `warmup_steps`."""
+        return super().warmup_length(options) + 1
 
     def relearn_targets(
         self, taught: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor
@@ -91,5 +91,5 @@ class DoCoReference(DoCo):
             return super().step(optimizer, g_u, g_r)
         joint = [u + RELEARN_WEIGHT * r for u, r in zip(g_u, g_r, strict=True)]
         joint, norm = clip_to_norm(joint, 1.0)
-        step_with(optimizer, self.weights, joint)
+        optimizer_step(optimizer, self.weights, joint)
         return {"norm/joint": norm}

@@ -19,7 +19,8 @@ class ESD(NegativeGuidance):
     Args:
         trained: "x", the cross-attentions, or "u", all but the cross-attentions, the time
             embedding and the output layers.
-        options: lr (Adam), eta, guidance, sampling_steps, accumulate: see `NegativeGuidance`.
+        options: lr (Adam), eta, guidance, num_inference_steps,
+            accumulate_grad_batches: see `NegativeGuidance`.
 
     Raises:
         ValueError: an option has none of its allowed values.

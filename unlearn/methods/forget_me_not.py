@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from unlearn.concepts import Concept
-from unlearn.diffusion import add_noise
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import training_pairs
 from unlearn.methods.base import Batch, UnlearningModule
-from unlearn.prompts import training_pairs
+from unlearn.models.noise_schedule import add_noise
 
 
 def token_positions(pipe: DiffusionPipeline, words: list[str], prompt: str) -> Tensor:
@@ -84,12 +84,13 @@ class ForgetMeNot(UnlearningModule):
 
     @classmethod
     def check_run(cls, config: Any) -> None:
-        """And checkpointing, which does not keep the attentions of the forward pass."""
+        """And gradient_checkpointing, which does not keep the attentions of the forward pass."""
         super().check_run(config)
-        if config.checkpointing:
+        if config.gradient_checkpointing:
             raise ValueError(
-                "checkpointing=True: forget_me_not trains on the attentions of its forward pass, "
-                "which checkpointing does not keep; take checkpointing=false"
+                "gradient_checkpointing=True: forget_me_not trains on the attentions of its "
+                "forward pass, "
+                "which checkpointing does not keep; take gradient_checkpointing=false"
             )
 
     @classmethod

@@ -8,16 +8,15 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from unlearn.concepts import Concept
-from unlearn.conditions import arguments, intercept_prompts
-from unlearn.data import encode_prompts
+from unlearn.concepts.concept import Concept
 from unlearn.methods.base import UnlearningModule
+from unlearn.models.text_states import encode_prompts, intercept_prompts, network_arguments
 
 
 class NegativePrompt(UnlearningModule):
     """The targets are every prompt's negative prompt; no weight changes."""
 
-    LACKS = ("accumulate",)
+    LACKS = ("accumulate_grad_batches",)
     AT_INFERENCE: ClassVar[dict[str, Any]] = {"text": str}
     closed_form = True
 
@@ -25,8 +24,10 @@ class NegativePrompt(UnlearningModule):
     def check_run(cls, config: Any) -> None:
         """And guidance, without which there is no negative prompt."""
         super().check_run(config)
-        if (guidance := config.model.guidance) <= 1:
-            raise ValueError(f"model.guidance={guidance}: {config.method.name} needs more than 1")
+        if (guidance_scale := config.model.guidance_scale) <= 1:
+            raise ValueError(
+                f"model.guidance_scale={guidance_scale}: {config.method.name} needs more than 1"
+            )
 
     def choose_weights(self) -> dict[str, Tensor]:
         """None."""
@@ -59,7 +60,7 @@ class SLD(NegativePrompt):
 
     Args:
         scale: s_S of the safety guidance.
-        warm_up_steps: δ, sampling steps without safety guidance.
+        warmup_steps: δ, sampling steps without safety guidance.
         threshold: λ, under which the output counts as going towards the targets.
         momentum_scale: s_m.
         momentum_decay: β_m.
@@ -70,7 +71,7 @@ class SLD(NegativePrompt):
     AT_INFERENCE: ClassVar[dict[str, Any]] = {
         **NegativePrompt.AT_INFERENCE,
         **dict.fromkeys(("scale", "threshold", "momentum_scale", "momentum_decay"), float | int),
-        "warm_up_steps": int,
+        "warmup_steps": int,
     }
     of_unets = True
 
@@ -78,7 +79,7 @@ class SLD(NegativePrompt):
         self,
         *args: Any,
         scale: float = 1000.0,
-        warm_up_steps: int = 10,
+        warmup_steps: int = 10,
         threshold: float = 0.01,
         momentum_scale: float = 0.3,
         momentum_decay: float = 0.4,
@@ -130,7 +131,9 @@ class SafetyGuidance:
         without, with_text = output[0].chunk(2)
         inputs = args[0].chunk(2)[1]
         states = self.states.to(inputs).expand(len(inputs), -1, -1)
-        unsafe = unet.forward(inputs, **arguments(unet, inputs, args[1], states)).sample  # no hook
+        unsafe = unet.forward(
+            inputs, **network_arguments(unet, inputs, args[1], states)
+        ).sample  # no hook
         gamma = self.safety(without, with_text, unsafe)
         return (torch.cat([without, with_text - gamma]), *output[1:])
 
@@ -144,4 +147,4 @@ class SafetyGuidance:
         decay = o["momentum_decay"]
         self.momentum = decay * self.momentum.to(mu) + (1 - decay) * gamma
         self.step += 1
-        return gamma if self.step > o["warm_up_steps"] else torch.zeros_like(gamma)
+        return gamma if self.step > o["warmup_steps"] else torch.zeros_like(gamma)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
-from unlearn.concepts import Concept
-from unlearn.conditions import unconditional
+from unlearn.concepts.concept import Concept
 from unlearn.methods.base import Batch, UnlearningModule, batches_of
+from unlearn.models.text_states import unconditional_text
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def denoise(
     stops: Tensor,
     states: Tensor,
     null: Tensor,
-    guidance: float,
+    guidance_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Latents of each sample after its own number of DDIM steps (B, C, h, w), and timesteps (B,).
 
@@ -41,7 +41,7 @@ def denoise(
         t = scheduler.timesteps[number].to(noise.device)
         both = network(torch.cat([latents, latents]), t, torch.cat([null, states]))
         without, with_text = both.chunk(2)
-        output = without + guidance * (with_text - without)
+        output = without + guidance_scale * (with_text - without)
         moved = scheduler.step(output, t, latents).prev_sample
         latents = torch.where((number < stops)[:, None, None, None], moved, latents)
     return latents, scheduler.timesteps.to(noise.device)[stops]
@@ -73,10 +73,10 @@ class NegativeGuidance(UnlearningModule):
         lr: learning rate.
         eta: η of the negative guidance.
         guidance: scale of classifier-free guidance that draws the latents.
-        sampling_steps: of DDIM that draw them.
+        num_inference_steps: of DDIM that draw them.
     """
 
-    POSITIVE = (*UnlearningModule.POSITIVE, "sampling_steps")
+    POSITIVE = (*UnlearningModule.POSITIVE, "num_inference_steps")
     of_unets = True
 
     def __init__(
@@ -84,8 +84,8 @@ class NegativeGuidance(UnlearningModule):
         *args: Any,
         lr: float = 1e-5,
         eta: float = 1.0,
-        guidance: float = 3.0,
-        sampling_steps: int = 50,
+        guidance_scale: float = 3.0,
+        num_inference_steps: int = 50,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
@@ -94,25 +94,27 @@ class NegativeGuidance(UnlearningModule):
     def samples(cls, config: Any) -> tuple[float, float]:
         """With those that draw the latents; the teacher's come with and without the prompt."""
         number = config.batch_size * batches_of(config)
-        drawing = mean_stop(config.batch_size, config.method.sampling_steps)
+        drawing = mean_stop(config.batch_size, config.method.num_inference_steps)
         return 2 * number * (drawing + 1), number
 
     def prepare(self, pipe: DiffusionPipeline, concept: Concept) -> None:
         """The text of no prompt, and the sampler of the latents."""
-        self.register_buffer("null_states", unconditional(pipe), persistent=False)
+        self.register_buffer("null_states", unconditional_text(pipe), persistent=False)
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-        self.scheduler.set_timesteps(self.hparams.sampling_steps)
+        self.scheduler.set_timesteps(self.hparams.num_inference_steps)
 
     def erase(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """MSE(ε_θ(z_t, c_t), ε*(∅) - η [ε*(c_t) - ε*(∅)]), z_t and its timesteps."""
         states = batch["states"][:, 0]
         null = self.null_states.expand_as(states)
         # the timestep drawn for the sample, in [0, T), says where its sampling stops
-        count, total = self.hparams.sampling_steps, len(self.schedule)
+        count, total = self.hparams.num_inference_steps, len(self.schedule)
         stops = count - 1 - batch["timesteps"][:, 0] * count // total
 
-        start, guidance = batch["noise"][:, 0], self.hparams.guidance
-        z_t, timesteps = denoise(self.output, self.scheduler, start, stops, states, null, guidance)
+        start, guidance_scale = batch["noise"][:, 0], self.hparams.guidance_scale
+        z_t, timesteps = denoise(
+            self.output, self.scheduler, start, stops, states, null, guidance_scale
+        )
         pair = (torch.cat([z_t, z_t]), torch.cat([timesteps, timesteps]))
         without, with_text = self.teacher(*pair, torch.cat([null, states])).chunk(2)
         target = negative_guidance(without, with_text, self.hparams.eta)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unlearn.losses import relearn_loss
 from unlearn.methods.base import Metrics
-from unlearn.methods.shielded import Shielded
+from unlearn.methods.concept_preserving import ConceptPreserving
+from unlearn.methods.losses import relearn_loss
 
 
-class Regression(Shielded):
+class Regression(ConceptPreserving):
     """Mean squared error to the teacher, under the same shield: an ablation of DoCo.
 
     What a discriminator can at best do for a pair of outputs of one z_t, this loss does: it tells

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearn.diffusion import add_noise, noise_target
 from unlearn.methods.base import Batch, UnlearningModule
+from unlearn.models.noise_schedule import add_noise, noise_target
 
 
 def salient(gradients: list[Tensor], share: float) -> list[Tensor]:

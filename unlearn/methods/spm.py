@@ -11,11 +11,10 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from unlearn.concepts import Concept
-from unlearn.conditions import intercept_prompts, pack, unpack
-from unlearn.data import encode_prompts
+from unlearn.concepts.concept import Concept
 from unlearn.methods.base import Batch, batches_of
 from unlearn.methods.negative_guidance import NegativeGuidance
+from unlearn.models.text_states import encode_prompts, intercept_prompts, pack_text, unpack_text
 
 
 class Membrane(nn.Module):
@@ -112,9 +111,10 @@ class SPM(NegativeGuidance):
     Args:
         anchoring: λ, the weight of the loss that leaves other text states' outputs alone.
         anchors: such states a batch.
-        lr_warm_up: steps in which the learning rate rises from zero to `lr`.
+        lr_warmup_steps: steps in which the learning rate rises from zero to `lr`.
         lr_cycles: falls from `lr` to zero, along a cosine each, in the steps after it; 0: none.
-        options: lr (AdamW), eta, guidance, sampling_steps, accumulate: see `NegativeGuidance`.
+        options: lr (AdamW), eta, guidance, num_inference_steps,
+            accumulate_grad_batches: see `NegativeGuidance`.
 
     Raises:
         ValueError: an option is out of its range.
@@ -130,7 +130,7 @@ class SPM(NegativeGuidance):
         *args: Any,
         anchoring: float = 1000.0,
         anchors: int = 4,
-        lr_warm_up: int = 0,
+        lr_warmup_steps: int = 0,
         lr_cycles: int = 0,
         **options: Any,
     ) -> None:
@@ -168,9 +168,9 @@ class SPM(NegativeGuidance):
     def learning_rate(self, step: int, steps: int) -> float:
         """It rises in the warm-up, then falls along cosines that each begin at `lr` again."""
         hp = self.hparams
-        if step < hp.lr_warm_up:
-            return float(hp.lr * step / hp.lr_warm_up)
-        progress = hp.lr_cycles * (step - hp.lr_warm_up) / max(1, steps - hp.lr_warm_up)
+        if step < hp.lr_warmup_steps:
+            return float(hp.lr * step / hp.lr_warmup_steps)
+        progress = hp.lr_cycles * (step - hp.lr_warmup_steps) / max(1, steps - hp.lr_warmup_steps)
         return float(hp.lr * (1 + math.cos(math.pi * (progress % 1))) / 2)
 
     def other_states(self, states: Tensor, seeds: Tensor) -> Tensor:
@@ -185,9 +185,11 @@ class SPM(NegativeGuidance):
             own = states[len(kept) % len(states)].cpu()
             noise = torch.randn(own.shape, generator=generator)
             size = 0.8 + 0.4 * torch.rand((), generator=generator)
-            parts = zip(*(unpack(self.network, text[None]) for text in (own, noise)), strict=True)
+            parts = zip(
+                *(unpack_text(self.network, text[None]) for text in (own, noise)), strict=True
+            )
             drawn: Any = [p if p is None else p.norm() * size * n / n.norm() for p, n in parts]
-            other = pack(*drawn)[0]
+            other = pack_text(*drawn)[0]
             cosine = F.cosine_similarity(own.flatten(), other.flatten(), dim=0)
             if torch.rand((), generator=generator) < 1 - cosine:
                 kept.append(other)

@@ -8,12 +8,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from unlearn.backbone import denoiser
-from unlearn.concepts import Concept
-from unlearn.conditions import unpack
-from unlearn.data import encode_prompts
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import pairs_in_context, relearn_prompts, training_pairs
 from unlearn.methods.base import UnlearningModule
-from unlearn.prompts import in_context, relearn_prompts, training_pairs
+from unlearn.models.pipeline import denoiser
+from unlearn.models.text_states import encode_prompts, unpack_text
 
 
 def edit_matrix(
@@ -38,16 +37,16 @@ def edit_matrix(
 
 def token_states(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
     """The states (P, T, D) of the prompts' tokens up to the limit; keys and values are of them."""
-    return unpack(denoiser(pipe), encode_prompts(pipe, prompts, cut=True))[0]
+    return unpack_text(denoiser(pipe), encode_prompts(pipe, prompts, cut=True))[0]
 
 
 def prompt_states(
     pipe: DiffusionPipeline, concept: Concept, contexts: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All tokens of the target prompts and of the anchor prompts that methods train on, and of the
-    relearn prompts: states (N, D), (N, D) and (P, D); with those of `in_context`.
+    relearn prompts: states (N, D), (N, D) and (P, D); with those of `pairs_in_context`.
     """
-    pairs, kept = in_context(concept, contexts)
+    pairs, kept = pairs_in_context(concept, contexts)
     guides, edited = map(list, zip(*training_pairs(concept), *pairs, strict=True))
     texts = (edited, guides, relearn_prompts(concept) + kept)
     return tuple(token_states(pipe, t).flatten(0, 1) for t in texts)  # type: ignore[return-value]
@@ -84,7 +83,7 @@ class UCE(UnlearningModule):
         ValueError: an option has none of its allowed values.
     """
 
-    LACKS = ("accumulate",)
+    LACKS = ("accumulate_grad_batches",)
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"edits": tuple(EDITS)}
     POSITIVE = ("regularization",)
     closed_form = True

@@ -1,0 +1,63 @@
+"""The demo's images beside those of plain pipelines, its page, and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.bad_input import Case, name_of
+from unlearn.cli.demo import make_draw
+from unlearn.config.saved import load_run
+from unlearn.generation.sampling import generate
+from unlearn.models.pipeline import load_pipeline
+from unlearn.weights.delta import load_unlearned
+
+
+def test_it_draws_what_the_pipelines_draw_one_by_one(
+    bad_input_run: Path, random_model: Path
+) -> None:
+    config, folder = load_run(str(bad_input_run))
+    draw = make_draw(config, folder)
+    pipe = load_pipeline(str(random_model))
+    sampler = {
+        "num_inference_steps": 2,
+        "guidance_scale": config.model.guidance_scale,
+        "batch_size": 1,
+    }
+    expected = [generate(pipe, ["a panda"], [5], **sampler)]
+    load_unlearned(pipe, folder / "unlearned.safetensors")
+    expected.append(generate(pipe, ["a panda"], [5], **sampler))
+    assert not expected[0].equal(expected[1])
+    for _ in range(2):  # the same again: one image leaves nothing for the next
+        for image, tensor in zip(draw("a panda", 5, 2), expected, strict=True):
+            assert np.array_equal(np.asarray(image), tensor[0].permute(1, 2, 0).numpy())
+    with pytest.raises(ValueError, match=r"does not know \['☂'\]"):
+        draw("a ☂", 5, 2)
+    with pytest.raises(ValueError, match="the limit is 32"):
+        draw("a photo of a panda " * 9, 5, 2)
+
+
+def test_it_says_that_gradio_is_missing_before_a_model_is_loaded(
+    refused: Callable[[Case], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    refused(Case(["demo", "run"], "demo: .*gradio.*; it needs the extra `demo`"))
+
+
+CASES = [
+    Case(["demo"], r"usage: unlearn demo RUN_DIR"),
+    Case(["demo", "run", "other"], r"usage: unlearn demo RUN_DIR"),
+    Case(["demo", "nowhere"], r"nowhere: not a finished run directory, config.yaml is missing"),
+    Case(["demo", "run", "port=high"], r"port: Value 'high' of type 'str'"),
+    Case(["demo", "run", "port=70000"], r"port=70000: allowed are 0 \(a free one\) to 65535"),
+    Case(["demo", "run", "prot=80"], r"prot=80: there is no such key; did you mean .*'port'"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_bad_input_is_refused(refused: Callable[[Case], None], case: Case) -> None:
+    refused(case)

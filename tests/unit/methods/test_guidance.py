@@ -1,0 +1,80 @@
+"""The methods of sampling: a negative prompt is the pipeline's own; SLD against its equations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from tests.conftest import make_concept
+from unlearn.methods.guidance import SLD, NegativePrompt
+from unlearn.models.noise_schedule import NoiseSchedule
+from unlearn.models.pipeline import load_pipeline
+from unlearn.models.text_states import encode_prompts
+from unlearn.weights.delta import load_unlearned, save_unlearned
+
+PROMPTS = ["a panda", "a fox on a blue background"]
+STEPS = 4
+
+
+def sample(pipe: StableDiffusionPipeline, **options: object) -> Tensor:
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(len(PROMPTS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"guidance_scale": 5.0, **options}
+    return pipe(PROMPTS, latents=noise, num_inference_steps=STEPS, output_type="latent",
+                **options).images  # fmt: skip
+
+
+def test_every_prompt_gets_the_negative_prompt(random_model: Path) -> None:
+    pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
+    method = NegativePrompt(pipe.unet, NoiseSchedule.of(pipe.scheduler))
+    method.prepare(pipe, concept)
+    expected = sample(pipe, negative_prompt=["panda"] * len(PROMPTS))
+    plain = sample(pipe)
+    both = sample(pipe, negative_prompt=["panda, fox"] * len(PROMPTS))
+    NegativePrompt.install(pipe, {}, method.at_inference)
+    assert torch.equal(sample(pipe), expected)
+    assert not torch.equal(plain, expected)
+    assert torch.equal(sample(pipe, negative_prompt=["fox"] * len(PROMPTS)), both)
+    for prompt in ("a fox", ["a fox"]):
+        pipe(prompt, num_inference_steps=1, output_type="latent")
+
+
+def test_sld_follows_its_equations(random_model: Path, tmp_path: Path) -> None:
+    """A whole sampling, written out; twice, since the momentum must begin anew."""
+    pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
+    options = {"scale": 20.0, "warmup_steps": 1, "threshold": 0.01, "momentum_scale": 0.5,
+               "momentum_decay": 0.7}  # fmt: skip
+    method = SLD(pipe.unet, NoiseSchedule.of(pipe.scheduler), **options)
+    method.prepare(pipe, concept)
+
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    text, null, unsafe = (
+        encode_prompts(pipe, p) for p in (PROMPTS, [""] * len(PROMPTS), ["panda"] * len(PROMPTS))
+    )
+    z = torch.randn(len(PROMPTS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    momentum = torch.zeros_like(z)
+    with torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            e_u, e_c, e_s = (pipe.unet(z, t, states).sample for states in (null, text, unsafe))
+            mu = (20.0 * (e_c - e_s).abs()).clamp(max=1) * (e_c - e_s < 0.01)
+            gamma = mu * (e_s - e_u) + 0.5 * momentum
+            momentum = 0.7 * momentum + 0.3 * gamma
+            guided = e_c - e_u - (gamma if step >= 1 else 0)
+            z = scheduler.step(e_u + 5.0 * guided, t, z).prev_sample
+    plain = sample(pipe)
+
+    metadata = {"method": "sld", "at_inference": json.dumps(method.at_inference)}
+    save_unlearned(method.trained_weights, tmp_path / "sld.safetensors", metadata)
+    load_unlearned(pipe, tmp_path / "sld.safetensors")
+    for _ in range(2):
+        torch.testing.assert_close(sample(pipe), z, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(plain, z, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="needs classifier-free guidance"):
+        sample(pipe, guidance_scale=1.0)

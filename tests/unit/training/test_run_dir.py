@@ -1,0 +1,199 @@
+"""What a run directory tells a later call, damaged checkpoints, and what beginning anew deletes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import DictConfig
+
+from unlearn.config.compose import compose
+from unlearn.config.parse import check_config
+from unlearn.training.checkpoints import step_of
+from unlearn.training.metrics_file import MetricsFile
+from unlearn.training.run_dir import (
+    OUTPUTS,
+    Progress,
+    first_difference,
+    open_run_dir,
+    read_progress,
+)
+from unlearn.utils.atomic import atomic_path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DictConfig:
+    config = compose(["concept=panda", f"run_dir={tmp_path / 'run'}"])
+    check_config(config)
+    return config
+
+
+@pytest.fixture
+def run(config: DictConfig) -> Path:
+    run = Path(config.run_dir)
+    os.close(open_run_dir(config, run, Progress()))
+    return run
+
+
+def changed(*overrides: str) -> DictConfig:
+    config = compose(["concept=panda", *overrides])
+    check_config(config)
+    return config
+
+
+def test_a_run_goes_on_under_the_same_configuration(config: DictConfig, run: Path) -> None:
+    assert read_progress(config, run.parent / "other") == Progress()
+    assert read_progress(config, run) == Progress(begun=True)
+    free = ["checkpoint_every=7", "logger=wandb", "run_dir=elsewhere"]
+    assert read_progress(changed(*free), run) == Progress(begun=True)
+    (run / "checkpoints").mkdir()
+    path = run / "checkpoints" / "last.ckpt"
+    torch.save({"step": 12}, path)
+    assert read_progress(config, run) == Progress(begun=True, checkpoint=path, step=12)
+    (run / "unlearned.safetensors").touch()
+    assert read_progress(config, run) == Progress(begun=True, step=config.steps, trained=True)
+    assert read_progress(changed("resume=false", "seed=3"), run) == Progress()
+
+
+def test_settings_of_other_methods_and_the_variant_s_name_are_no_difference(
+    config: DictConfig, run: Path
+) -> None:
+    retuned = changed("model.settings.spm.style.lr=9", "variant=regression", "steps=300")
+    assert read_progress(retuned, run) == Progress(begun=True)
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert "settings" not in written["model"]
+    written["model"]["settings"] = {"spm": {"style": {"lr": 1}}}  # as earlier runs have them
+    del written["variant"]
+    (run / "config.yaml").write_text(yaml.safe_dump(written))
+    assert read_progress(config, run) == Progress(begun=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "old", "new"),
+    [
+        ("method.lr=1e-3", "method.lr", "0.0001", "0.001"),
+        ("concept.targets=[panda,fox]", "concept.targets", "None", r"\['panda', 'fox'\]"),
+        ("evaluation.images_per_prompt=9", "evaluation.images_per_prompt", "2", "9"),
+        ("method=esd", "method.name", "'doco'", "'esd'"),
+    ],
+)
+def test_another_run_is_refused_by_its_first_difference(
+    run: Path, override: str, key: str, old: str, new: str
+) -> None:
+    message = f"run_dir={run}: holds a run with {key}={old}, not {new}; .* resume=false"
+    with pytest.raises(ValueError, match=message):
+        read_progress(changed(override), run)
+
+
+def test_only_the_evaluation_of_a_trained_run_may_draw_in_other_batches(run: Path) -> None:
+    """Training draws images too, whose last bits depend on how many are drawn at a time."""
+    with pytest.raises(ValueError, match=r"holds a run with sampling_batch_size=None, not 2"):
+        read_progress(changed("sampling_batch_size=2"), run)
+    (run / "unlearned.safetensors").touch()
+    assert read_progress(changed("sampling_batch_size=2"), run).trained
+    with pytest.raises(ValueError, match=r"method\.lr=0\.0001, not 0\.001"):
+        read_progress(changed("sampling_batch_size=2", "method.lr=1e-3"), run)
+
+
+def test_keys_that_one_side_lacks_differ() -> None:
+    assert first_difference({"a": 1, "b": {"c": 2}}, {"a": 1}) == ("b.c", "2", "nothing")
+    assert first_difference({}, {"a": {"b": None}}) == ("a.b", "nothing", "None")
+    assert first_difference({"run_dir": "x", "logger": {"a": 1}}, {"checkpoint_every": 2}) is None
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "name: mine\n", "\xff"])
+def test_a_folder_of_something_else_is_left_alone(run: Path, text: str) -> None:
+    (run / "config.yaml").write_bytes(text.encode("latin-1"))
+    for resume in ("true", "false"):
+        with pytest.raises(ValueError, match="damaged, or not that of a run"):
+            read_progress(changed(f"resume={resume}"), run)
+
+
+class Code:
+    """Its pickle would make a folder."""
+
+    def __reduce__(self) -> object:
+        return os.mkdir, ("made_by_a_pickle",)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"step": 3, "weights": torch.arange(10000.0)}, path)
+    assert step_of(path) == 3
+    good = path.read_bytes()
+    for place in range(2000, len(good) - 2000, 4999):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(ValueError, match=r"last\.ckpt: damaged.*checksum.*the first step"):
+            step_of(path)
+    for size in (0, 10, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:size])
+        with pytest.raises(ValueError, match=r"last\.ckpt: damaged"):
+            step_of(path)
+    for other in ({"weights": 1}, {"step": 1, "code": Code()}):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match=r"or not a checkpoint of a run"):
+            step_of(path)
+    assert not Path("made_by_a_pickle").exists()
+
+
+def test_beginning_anew_deletes_what_a_run_wrote_and_nothing_else(
+    config: DictConfig, run: Path
+) -> None:
+    (run / "mine.txt").touch()
+    for name in ("steps/000004", "evaluation", "images", "checkpoints", "export"):
+        (run / name).mkdir(parents=True)
+        (run / name / "file").touch()
+    exports = ("delta.bin", "lora.safetensors", "kohya.safetensors")
+    for name in ("metrics.csv", "images.csv", "failed_step_rank0.pt", "result.json", *exports):
+        (run / name).touch()
+    os.close(open_run_dir(config, run, Progress()))
+    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "mine.txt"]
+    assert OUTPUTS[-1] == "config.yaml"  # a call killed while it deletes leaves the folder a run's
+    assert yaml.safe_load((run / "config.yaml").read_text())["concept"]["name"] == "panda"
+
+
+def test_two_processes_do_not_work_in_one_run(config: DictConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    held = open_run_dir(config, run, Progress())
+    with pytest.raises(ValueError, match=rf"run_dir={run}: another process is at work in it"):
+        open_run_dir(config, run, Progress(begun=True))
+    os.close(held)
+    os.close(open_run_dir(config, run, Progress(begun=True)))
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "before"
+
+
+def test_metrics_go_on_from_the_rows_of_a_checkpoint(tmp_path: Path) -> None:
+    """Rows after it, and a torn one, are dropped."""
+    rows = [({"b": 0.1}, 0), ({"b": 1 / 3, "a": 2.0}, 1), ({"b": 1e-30}, 2), ({"a": 4.0}, 3)]
+    files = []
+    for name, kept in (("undisturbed", 4), ("resumed", 2)):
+        path = tmp_path / name
+        metrics = MetricsFile(path)
+        for values, step in rows:
+            metrics.log_metrics(values, step)
+        if kept < 4:
+            with path.open("a") as file:
+                file.write("3,torn")
+            metrics = MetricsFile(path)
+            metrics.restore([{**values, "step": step} for values, step in rows[:kept]])
+            for values, step in rows[kept:]:
+                metrics.log_metrics(values, step)
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+    read = list(csv.DictReader((tmp_path / "resumed").open()))
+    assert read[1] == {"a": "2.0", "b": repr(1 / 3), "step": "1"}
+    metrics.restore([])
+    assert not path.exists()

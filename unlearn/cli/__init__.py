@@ -1,0 +1,1 @@
+"""The console script, a file a command."""

@@ -1,0 +1,165 @@
+"""`unlearn demo`: a page that draws a prompt with the base and the unlearned model."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusers import DiffusionPipeline
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from unlearn.config.base_model import base_model_options, sampler_options
+from unlearn.config.concepts import earlier_sections, trained_sections
+from unlearn.config.overrides import split_arguments
+from unlearn.config.saved import load_run
+from unlearn.config.sections import parse_section
+from unlearn.generation.sampling import generate
+from unlearn.models.pipeline import denoiser, denoiser_name, device_for, load_pipeline
+from unlearn.models.text_states import check_known, check_lengths
+from unlearn.weights.delta import load_unlearned
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+USAGE = "usage: unlearn demo RUN_DIR [port=7860] [host=127.0.0.1]"
+MOST_STEPS = 100
+STYLE = """
+.drawn img { width: 100%; object-fit: contain; }
+body:has(#explicit input:not(:checked)) .drawn img { filter: blur(1.5rem); }
+"""
+Draw = Callable[[str, int, int], list[Image.Image]]
+
+
+@dataclass
+class DemoOptions:
+    """Options of `unlearn demo`.
+
+    Attributes:
+        port: of the page; 0: a free one.
+        host: the address to listen on; "0.0.0.0": other machines reach it too.
+    """
+
+    port: int = 7860
+    host: str = "127.0.0.1"
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Serve the page of the run that the command line names, until Ctrl-C.
+
+    Raises:
+        ValueError: there is not one finished run, an option is not valid, or gradio is missing.
+        OSError: the port is taken, or the host is not this machine's.
+    """
+
+    paths, overrides = split_arguments(arguments)
+    if len(paths) != 1:
+        raise ValueError(USAGE)
+    options = parse_section(OmegaConf.from_dotlist(overrides), "", DemoOptions)
+    if not 0 <= options.port < 2**16:
+        raise ValueError(f"port={options.port}: allowed are 0 (a free one) to 65535")
+    config, folder = load_run(paths[0])
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # noqa: F401 - before the model is loaded
+    except ModuleNotFoundError as error:
+        raise ValueError(f"demo: {error}; it needs the extra `demo`") from error
+    launch(build_page(config, folder, make_draw(config, folder)), options)
+
+
+def make_draw(config: DictConfig, folder: Path) -> Draw:
+    """A function that draws a prompt: the base model's image, and the unlearned model's.
+
+    Its arguments are the prompt, the seed and the sampling steps; both images have the same noise.
+    It refuses a prompt that the model cannot read whole with a ValueError.
+
+    Args:
+        config: of the run.
+        folder: the run directory.
+
+    Raises:
+        ValueError: the run's weights do not fit its base model.
+    """
+    base = load_pipeline(**base_model_options(config)).to(device_for(config.trainer.accelerator))
+    unlearned: DiffusionPipeline = copy.copy(base)  # shares all but the network that changes
+    setattr(unlearned, denoiser_name(denoiser(base)), copy.deepcopy(denoiser(base)))
+    load_unlearned(unlearned, folder / "unlearned.safetensors")
+    lock = threading.Lock()  # schedulers keep state
+
+    def draw(prompt: str, seed: int, steps: int) -> list[Image.Image]:
+        check_known(base.tokenizer, [prompt])
+        check_lengths(base.tokenizer, [prompt])
+        sampler = {**sampler_options(config, steps), "batch_size": 1}
+        with lock:
+            sides = [generate(pipe, [prompt], [seed], **sampler)[0] for pipe in (base, unlearned)]
+        return [Image.fromarray(side.permute(1, 2, 0).numpy()) for side in sides]
+
+    return draw
+
+
+def build_page(config: DictConfig, folder: Path, draw: Draw) -> Blocks:
+    """The page; images of an unsafe concept are blurred until they are wanted.
+
+    Args:
+        config: of the run.
+        folder: the run directory.
+        draw: see `make_draw`.
+    """
+    import gradio as gr
+
+    def answer(prompt: str, seed: float, steps: float) -> list[Image.Image]:
+        try:
+            if seed is None or not 0 <= seed < 2**63:
+                raise ValueError(f"seed={seed}: a number of at least 0 is needed")
+            return draw(prompt, int(seed), int(steps))
+        except ValueError as error:
+            said = str(error)
+            raise gr.Error(said, title="This cannot be drawn", print_exception=False) from error
+
+    concepts = [*earlier_sections(config), *trained_sections(config)]
+    names = ", ".join(part["concept"]["name"] for part in concepts)
+    with gr.Blocks(title=f"Unlearned: {names}", analytics_enabled=False) as page:
+        gr.Markdown(f"# Unlearned: {names}\n{folder}: the same noise on both sides.")
+        prompt = gr.Textbox(label="Prompt", placeholder="a photo of ...", autofocus=True)
+        with gr.Row():
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            steps = gr.Slider(
+                1, MOST_STEPS, config.evaluation.num_inference_steps, step=1, label="Sampling steps"
+            )
+        button = gr.Button("Draw", variant="primary")
+        if any(part["concept"]["kind"] == "unsafe" for part in concepts):
+            gr.Checkbox(False, label="Show explicit images", elem_id="explicit")
+        with gr.Row():
+            images = [
+                gr.Image(
+                    label=label, interactive=False, format="png", height=360, elem_classes="drawn",
+                    buttons=["download", "fullscreen"],
+                )
+                for label in ("Base", "Unlearned")
+            ]  # fmt: skip
+        gr.on([button.click, prompt.submit], answer, [prompt, seed, steps], images)
+    return page
+
+
+def launch(page: Blocks, options: DemoOptions) -> None:
+    """Serve a page until Ctrl-C; the fonts are the system's, so nothing comes from elsewhere."""
+    import gradio as gr
+
+    address = page.launch(
+        server_name=options.host,
+        server_port=options.port or None,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        css=STYLE,
+        share=False,
+        ssr_mode=False,
+        quiet=True,
+        footer_links=[],
+        prevent_thread_lock=True,
+    )[1]
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    page.block_thread()

@@ -1,0 +1,28 @@
+"""Run `unlearn export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from unlearn.config.overrides import split_arguments
+from unlearn.config.saved import load_run
+from unlearn.config.sections import parse_section
+from unlearn.exports.formats import ExportOptions, export_as
+
+USAGE = "usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE]"
+
+
+def run(arguments: list[str]) -> None:
+    """Write a run in the format of another program.
+
+    Raises:
+        ValueError: there is no such run, an option is not valid, or the format cannot hold it.
+    """
+    paths, overrides = split_arguments(arguments)
+    if len(paths) not in (1, 2):
+        raise ValueError(USAGE)
+    config, folder = load_run(paths[0])
+    options = parse_section(OmegaConf.from_dotlist(overrides), "", ExportOptions)
+    print(export_as(config, folder, Path(paths[1]) if paths[1:] else None, options))

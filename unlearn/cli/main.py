@@ -1,0 +1,49 @@
+"""Run the console script: `unlearn COMMAND [overrides]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from unlearn.cli.help import HELP, USAGE, group_choices_text
+from unlearn.utils.checks import suggest
+from unlearn.utils.errors import refuse
+
+COMMANDS = {  # the module of each, whose `run` takes the arguments; loaded when it is called
+    "train": "train",
+    "evaluate": "evaluate",
+    "sample": "sample",
+    "export": "export",
+    "merge": "merge",
+    "report": "report",
+    "demo": "demo",
+    "sweep-report": "sweep_report",
+    "new-concept": "new_concept",
+}
+
+
+def main() -> None:
+    """Run the command that the command line names.
+
+    A user's error becomes one line on stderr and exit status 2.
+    """
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # advice on packages not used here
+    command, *rest = arguments
+    if command not in COMMANDS:
+        refuse(ValueError(f"{command!r} is not a command; {suggest(command, list(COMMANDS))}"))
+    if {"-h", "--help"} & {*rest}:
+        print(HELP[command].replace("{choices}", group_choices_text(command)))
+        return
+    try:
+        import_module(f"unlearn.cli.{COMMANDS[command]}").run(rest)
+    except (ValueError, OSError) as error:
+        refuse(error)
+
+
+if __name__ == "__main__":
+    main()

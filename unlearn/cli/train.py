@@ -1,0 +1,51 @@
+"""Run `unlearn train`: Hydra composes and launches it, so that `-m` sweeps."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial, update_wrapper
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from unlearn.config.compose import split_concept_list
+from unlearn.config.overrides import check_flags, hydra_errors_as_value_errors
+from unlearn.config.search_path import conf_dir, user_conf_dir
+from unlearn.sweeps.jobs import compose_job, run_job
+from unlearn.training.run import train
+from unlearn.utils.errors import RunError, refuse
+
+
+def train_composed(command_line: list[str], config: Any) -> None:
+    """Run what Hydra composed; `command_line` is that of the first process."""
+    sys.argv = command_line  # Lightning starts the other ranks of DDP with it
+    given = list(HydraConfig.get().overrides.task)
+    try:
+        config = compose_job(config, given)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            run_job(config, given)
+        else:
+            train(config)
+    except (ValueError, RunError) as error:
+        refuse(error)
+
+
+def run(overrides: list[str]) -> None:
+    """Compose the overrides and launch the job, or with `-m` the jobs.
+
+    Raises:
+        ValueError: Hydra refuses an override.
+    """
+    check_flags(overrides)
+    if "--cfg" in overrides and split_concept_list([o for o in overrides if "=" in o])[0]:
+        raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
+    job = update_wrapper(partial(train_composed, list(sys.argv)), train_composed)
+    if own := user_conf_dir():
+        overrides = ["--config-dir", str(own), *overrides]
+    sys.argv = [sys.argv[0], *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors, and exit with 1
+    with hydra_errors_as_value_errors(overrides):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()

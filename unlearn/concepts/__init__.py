@@ -1,0 +1,1 @@
+"""What is forgotten: concepts, anchors, and the prompts that name them."""

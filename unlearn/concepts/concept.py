@@ -1,0 +1,287 @@
+"""Concepts and anchors: what is forgotten and what replaces it, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+from unlearn.concepts.prompt_packs import read_pack
+from unlearn.concepts.vocabulary import Vocabulary, vocabulary
+from unlearn.utils.checks import check_choice
+
+KINDS = ("instance", "style", "unsafe")
+NAME_PATTERN = re.compile(r"\w[\w .,'&()-]*")  # safe in a path, in Markdown and in HTML
+FAR_CONCEPTS = [
+    "panda",
+    "pizza",
+    "bus",
+    "guitar",
+    "sunflower",
+    "apple",
+    "balloon",
+    "castle",
+    "rocket",
+    "owl",
+]
+
+
+@dataclass
+class ConceptConfig:
+    """The section `concept` of a config: a file of conf/concept, or the command line.
+
+    Attributes:
+        name: the concept's name, which names the run.
+        kind: "instance", "style" or "unsafe" (explicit content; often a group of objects).
+        targets: the words that unlearning trains on; null: the name.
+        synonyms: phrases for a target that unlearning never sees; null: those that the model's
+            vocabulary lists.
+        seen_templates: prompts to train on, with `{}` for the target (a style: with `{p}` for a
+            prompt and `{t}` for the target, each in turn); null: those of the vocabulary.
+        unseen_templates: prompts that only the evaluation uses.
+        related: neighbours that must survive; null: of the target's family in the vocabulary.
+        unrelated: far concepts that must survive and that no training prompt names; null: eight.
+    """
+
+    name: str = MISSING
+    kind: str = "instance"
+    targets: Optional[list[str]] = None  # noqa: UP045 - OmegaConf reads these annotations
+    synonyms: Optional[dict[str, list[str]]] = None  # noqa: UP045
+    seen_templates: Optional[list[str]] = None  # noqa: UP045
+    unseen_templates: Optional[list[str]] = None  # noqa: UP045
+    related: Optional[list[str]] = None  # noqa: UP045
+    unrelated: Optional[list[str]] = None  # noqa: UP045
+
+
+@dataclass
+class AnchorConfig:
+    """The section `anchor` of a config: a file of conf/anchor, or the command line.
+
+    Attributes:
+        name: the anchor's name.
+        words: the word that the targets are corrected to, or one for each target; null: the name.
+            For a style [""] is no style at all, which serves where plain prompts never show the
+            target style.
+        prompts: a prompt pack, one prompt a line, each with the anchor word exactly once: a name
+            of unlearn/assets/prompts or a path; null: the concept's templates.
+    """
+
+    name: str = MISSING
+    words: Optional[list[str]] = None  # noqa: UP045
+    prompts: Optional[str] = None  # noqa: UP045
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A concept and its anchor, checked and with every default filled in.
+
+    Attributes:
+        kind: "instance", "style" or "unsafe".
+        name: names the run.
+        anchors: the anchor word of each target; for a style "" is no style at all.
+        synonyms: phrases for each target.
+        seen: the templates that unlearning trains on.
+        unseen: templates that only the evaluation uses.
+        related: neighbours that must survive, the anchors not among them.
+        unrelated: far concepts that must survive and that no training prompt names.
+        pack: prompts with the anchor word; empty: the templates make them.
+        words: what the model knows; None: not known, so no name is checked.
+        parts: of several concepts as one, each of them (see `several.join`); empty: it is one.
+        others: what is forgotten beside it, of several concepts as one.
+    """
+
+    kind: str
+    name: str
+    anchors: dict[str, str]
+    synonyms: dict[str, list[str]]
+    seen: list[str]
+    unseen: list[str]
+    related: list[str] = field(default_factory=list)
+    unrelated: list[str] = field(default_factory=list)
+    pack: list[str] = field(default_factory=list)
+    words: Vocabulary | None = None
+    parts: tuple[Concept, ...] = ()
+    others: tuple[Concept, ...] = ()
+
+    @property
+    def each(self) -> tuple[Concept, ...]:
+        """The concepts that it is made of, or itself alone."""
+        return self.parts or (self,)
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """What else is forgotten, by every name: no prompt of the concept holds it."""
+        return [n for o in self.others for t in o.targets for n in (t, *o.synonyms[t])]
+
+    @property
+    def spared(self) -> list[str]:
+        """The far concepts that no training prompt of the others names either."""
+        return [n for n in self.unrelated if all(n in o.unrelated for o in self.others)]
+
+    @property
+    def targets(self) -> list[str]:
+        """The words that unlearning trains on."""
+        return list(self.anchors)
+
+    @property
+    def neighbours(self) -> list[str]:
+        """The anchors, if there are any, and the related concepts, each once."""
+        return [n for n in dict.fromkeys((*self.anchors.values(), *self.related)) if n]
+
+
+def build_concept(
+    concept: ConceptConfig, anchor: AnchorConfig, words: Vocabulary | None = None
+) -> Concept:
+    """Check the two config sections, and fill in the defaults.
+
+    Args:
+        concept: the config section `concept`.
+        anchor: the config section `anchor`.
+        words: the model's vocabulary, against which names are checked; None: any name goes.
+
+    Raises:
+        ValueError: a name, a template or a prompt pack is not valid; says which and why.
+    """
+    check_choice("concept.kind", concept.kind, list(KINDS))
+    by_style = concept.kind == "style"
+    for key, name in (("concept.name", concept.name), ("anchor.name", anchor.name)):
+        if not NAME_PATTERN.fullmatch(name):
+            raise ValueError(
+                f"{key}={name!r}: a name begins with a letter or digit and holds, beside them and "
+                "spaces, only _ . , ' & ( ) -"
+            )
+    targets = [concept.name] if concept.targets is None else concept.targets
+    if not targets:
+        raise ValueError("concept.targets=[]: at least one target is needed")
+    for key in ("targets", "related", "unrelated"):
+        check_words(f"concept.{key}", getattr(concept, key) or [])
+    anchors = pair_anchors(targets, anchor, by_style)
+    related, unrelated = concept.related, concept.unrelated
+    if words:
+        known = list(words.styles) if by_style else words.names
+        check_names("concept.targets" if concept.targets else "concept.name", targets, known)
+        check_names("anchor.words" if anchor.words else "anchor.name", anchors.values(), known)
+        check_names("concept.related", related or [], known)
+        check_names("concept.unrelated", unrelated or [], words.names)
+    taken = {*targets, *anchors.values()}
+    if related is None:
+        family = [n for n in words.family(targets[0]) if n not in taken] if words else []
+        related = family[:4]
+    if unrelated is None:
+        near = {m for n in taken if n and words and not by_style for m in words.family(n)}
+        unrelated = [n for n in FAR_CONCEPTS if n not in {*taken, *near, *related}][:8]
+    both = sorted({*targets} & {*anchors.values(), *related, *unrelated})
+    if both:
+        raise ValueError(f"concept.targets={both}: also given as anchor, related or unrelated")
+    seen, unseen = resolve_templates(concept, by_style)
+    return Concept(
+        kind=concept.kind,
+        name=concept.name,
+        anchors=anchors,
+        synonyms=resolve_synonyms(concept, targets, words),
+        seen=seen,
+        unseen=unseen,
+        related=list(related),
+        unrelated=list(unrelated),
+        pack=read_pack(anchor.prompts, anchors, by_style and words is None),
+        words=words,
+    )
+
+
+def pair_anchors(targets: list[str], anchor: AnchorConfig, by_style: bool) -> dict[str, str]:
+    """The anchor word of each target.
+
+    Raises:
+        ValueError: the anchors are neither one nor one for each target, or one is empty.
+    """
+    words = [anchor.name] if anchor.words is None else anchor.words
+    if len(words) not in (1, len(targets)):
+        raise ValueError(
+            f"anchor.words={list(words)}: one word is needed, or one for each of "
+            f"concept.targets={list(targets)}"
+        )
+    if not by_style and not all(words):
+        raise ValueError("anchor.words=['']: only a style can have no anchor word")
+    return dict(zip(targets, words * len(targets) if len(words) == 1 else words, strict=True))
+
+
+def check_words(key: str, words: Sequence[str]) -> None:
+    """Refuse words of which one is empty or stands twice.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if not all(word.strip() for word in words) or len({*words}) < len(words):
+        raise ValueError(f"{key}={list(words)}: an empty word, or one that stands twice")
+
+
+def check_names(key: str, values: Any, known: Sequence[str]) -> None:
+    """`check_choice` each value; an empty one stands for no style."""
+    for value in values:
+        if value:
+            check_choice(key, value, known)
+
+
+def resolve_templates(concept: ConceptConfig, by_style: bool) -> tuple[list[str], list[str]]:
+    """The seen and the unseen templates.
+
+    The default for a style is the method's: 1/3 "{p}, in the style of {t}", 2/3 "in {t}'s style,
+    {p}".
+
+    Raises:
+        ValueError: there is no template, or one lacks a placeholder, has one that is not a word of
+            its own (so that nothing could find the target in the prompt), or is both seen and
+            unseen.
+    """
+    words = vocabulary()
+    suffix, prefix = words.style_phrases["seen"]
+    seen = [suffix, prefix, prefix] if by_style else list(words.templates["seen"])
+    unseen = list((words.style_phrases if by_style else words.templates)["unseen"])
+    chosen = (
+        seen if concept.seen_templates is None else concept.seen_templates,
+        unseen if concept.unseen_templates is None else concept.unseen_templates,
+    )
+    slots = ("{p}", "{t}") if by_style else ("{}",)
+    for key, given in zip(("seen_templates", "unseen_templates"), chosen, strict=True):
+        if not given:
+            raise ValueError(f"concept.{key}=[]: at least one template is needed")
+        for template in given:
+            rest = template
+            for slot in slots:
+                rest = rest.replace(slot, "", 1)
+            if any(slot not in template for slot in slots) or {*"{}"} & {*rest}:
+                raise ValueError(
+                    f"concept.{key}={template!r}: holds not exactly one of each of {list(slots)}"
+                )
+            if any(re.search(rf"\w{s}|{s}\w", template) for s in map(re.escape, slots)):
+                raise ValueError(
+                    f"concept.{key}={template!r}: a letter, digit or _ stands beside one of "
+                    f"{list(slots)}, which must be a word of its own"
+                )
+    if both := sorted({*chosen[0]} & {*chosen[1]}):
+        raise ValueError(f"concept.unseen_templates={both}: also among concept.seen_templates")
+    return chosen
+
+
+def resolve_synonyms(
+    concept: ConceptConfig, targets: list[str], words: Vocabulary | None
+) -> dict[str, list[str]]:
+    """The synonyms of each target; those of the vocabulary where the concept gives none.
+
+    Raises:
+        ValueError: synonyms are given for a word that is no target, or contain their target.
+    """
+    given = concept.synonyms
+    if given is None:
+        known = words.objects if words else {}
+        return {t: list(known[t].synonyms) if t in known else [] for t in targets}
+    for target, phrases in given.items():
+        check_choice("concept.synonyms", target, targets)
+        check_words(f"concept.synonyms.{target}", phrases)
+        for phrase in phrases:
+            if target in phrase:
+                raise ValueError(f"concept.synonyms={phrase!r}: contains its target {target!r}")
+    return {t: list(given.get(t, [])) for t in targets}

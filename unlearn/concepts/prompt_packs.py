@@ -1,0 +1,50 @@
+"""Prompt packs: one prompt a line, each with the anchor word exactly once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from unlearn.utils.paths import PROMPT_PACKS
+
+
+def read_pack(name: str | None, anchors: Mapping[str, str], needed: bool) -> list[str]:
+    """The prompts of the anchor's pack; none where the templates make them.
+
+    Args:
+        name: of a shipped pack, or the path of a file; None: there is no pack.
+        anchors: the anchor word of each target.
+        needed: the templates cannot make the prompts.
+
+    Raises:
+        ValueError: there is no such pack, or a prompt holds the anchor word not exactly once.
+    """
+    if name is None:
+        if needed:
+            raise ValueError("anchor.prompts=null: a style needs a prompt pack for this model")
+        return []
+    shipped = sorted(p.stem for p in PROMPT_PACKS.glob("*.txt"))
+    path = PROMPT_PACKS / f"{name}.txt" if name in shipped else Path(name)
+    if not path.is_file():
+        raise ValueError(f"anchor.prompts={name!r}: no such file, nor one of {shipped}")
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"anchor.prompts={name!r}: not a text file in UTF-8: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    for word in sorted(set(anchors.values())):
+        for prompt in prompts:
+            if word and len(mentions(word, prompt)) != 1:
+                raise ValueError(
+                    f"anchor.prompts={name!r}: holds the anchor {word!r} not exactly "
+                    f"once: {prompt!r}"
+                )
+    if not prompts:
+        raise ValueError(f"anchor.prompts={name!r}: holds no prompts")
+    return prompts
+
+
+def mentions(word: str, prompt: str) -> list[str]:
+    """Where `word` stands in `prompt` as a whole word."""
+    return re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, flags=re.IGNORECASE)

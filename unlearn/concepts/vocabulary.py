@@ -1,0 +1,69 @@
+"""What the embedded model knows: objects, synonyms, styles, backgrounds and prompt templates."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from unlearn.utils.paths import EMBEDDED
+
+
+@dataclass(frozen=True)
+class Object:
+    """One drawable object: its family, its icon in the art sets, and phrases without its name."""
+
+    family: str
+    icon: str
+    synonyms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The embedded model's whole world, in the order of the judges' classes."""
+
+    objects: dict[str, Object]
+    styles: tuple[str, ...]
+    backgrounds: dict[str, tuple[int, int, int]]
+    templates: dict[str, tuple[str, ...]]
+    style_phrases: dict[str, tuple[str, ...]]
+    background_phrases: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Object names; the index is the judges' object class."""
+        return list(self.objects)
+
+    def family(self, name: str) -> list[str]:
+        """The other objects of an object's family, or the other styles: a name's neighbours."""
+        if name in self.styles:
+            return [s for s in self.styles if s != name]
+        own = self.objects[name].family
+        return [n for n, o in self.objects.items() if o.family == own and n != name]
+
+
+@cache
+def vocabulary(path: Path = EMBEDDED / "vocabulary.yaml") -> Vocabulary:
+    """The vocabulary stored at `path` (by default, the embedded model's)."""
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return Vocabulary(
+        objects={
+            name: Object(entry["family"], entry["icon"], tuple(entry["synonyms"]))
+            for name, entry in raw["objects"].items()
+        },
+        styles=tuple(raw["styles"]),
+        backgrounds={name: tuple(rgb) for name, rgb in raw["backgrounds"].items()},
+        templates={k: tuple(v) for k, v in raw["templates"].items()},
+        style_phrases={k: tuple(v) for k, v in raw["style_phrases"].items()},
+        background_phrases=tuple(raw["background_phrases"]),
+    )
+
+
+def fill_template(template: str, noun: str) -> str:
+    """`template` with its `{}` replaced by `noun`, and "a" before it turned to "an" at need."""
+    if re.match(r"[aeio]|u(?!ni)", noun, re.IGNORECASE):
+        template = re.sub(r"\ba \{\}", "an {}", template)
+    return template.format(noun)

@@ -1,0 +1,1 @@
+"""From an override to a checked, typed run."""

@@ -1,0 +1,107 @@
+"""Compose a configuration as the command line does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn.config import recipes  # noqa: F401 - registers a resolver
+from unlearn.config.concepts import earlier_sections, trained_sections
+from unlearn.config.overrides import hydra_errors_as_value_errors
+from unlearn.config.saved import earlier_run_dir
+from unlearn.config.search_path import conf_dir, group_choices, user_conf_dir
+
+OmegaConf.register_new_resolver(  # of `run_dir` in conf/train.yaml
+    "then", lambda after: f"{earlier_run_dir(after).name}-then-" if after else "", replace=True
+)
+
+
+@cache
+def embedded_concepts() -> list[str]:
+    """The concepts of the embedded model: those whose anchor has no prompt pack."""
+    names = [name for name in group_choices("concept") if name != "custom"]
+    return [n for n in names if compose([f"concept={n}"]).anchor.prompts is None]
+
+
+def compose(overrides: list[str], root: str = "train") -> DictConfig:
+    """The config that the command line would compose; `concept=[a,b]` is one of both concepts.
+
+    Raises:
+        ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and `check_same_form`.
+    """
+    own = user_conf_dir()
+    found_too = [f"hydra.searchpath=['file://{own}']"] if own else []
+    with (
+        hydra_errors_as_value_errors(overrides),
+        hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
+    ):
+        names, rest = split_concept_list(overrides)
+        if not names:
+            return hydra.compose(root, [*found_too, *overrides])
+        chosen = [[*found_too, *rest, f"concept={name}"] for name in names]
+        configs = [hydra.compose(root, own_overrides) for own_overrides in chosen]
+    check_same_form(configs)
+    return join_configs(configs)
+
+
+def split_concept_list(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names of `concept=[a,b]`, and the other overrides; without such a list, no names.
+
+    Raises:
+        ValueError: the list is empty, or another override is of the concept or the anchor.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    lists = [o.value() for o in parsed if o.key_or_group == "concept"]
+    if not lists or not isinstance(chosen := lists[-1], list):
+        return [], list(overrides)
+    names = [str(name) for name in chosen]
+    if not names:
+        raise ValueError("concept=[]: at least one concept is needed")
+    rest = [o for o in parsed if o.key_or_group != "concept"]
+    for override in rest:
+        if len(names) > 1 and re.match(r"(concept|anchor)\b", override.key_or_group):
+            raise ValueError(
+                f"{override.input_line}: it would hold for each of concept={names}; a file of "
+                "one's own says it for one (unlearn new-concept NAME)"
+            )
+    return names, [str(o.input_line) for o in rest]
+
+
+def join_configs(configs: Sequence[DictConfig]) -> DictConfig:
+    """One config for the concepts of several.
+
+    It is that of most steps, the first of equals: settings that were chosen together stay
+    together. Its `concept.kind` is the kind whose settings they are; `concepts` holds the sections
+    of every concept.
+    """
+    if len(configs) == 1:
+        return configs[0]
+    joint = max(configs, key=lambda c: c.get("steps") or 0).copy()
+    OmegaConf.set_struct(joint, False)
+    concepts = [s for c in configs for s in (*earlier_sections(c), *trained_sections(c))]
+    name = "+".join(s["concept"]["name"] for s in concepts)
+    joint.concept = {"name": name, "kind": joint.concept.kind}
+    joint.concepts = concepts
+    for key in ("anchor", "earlier"):
+        joint.pop(key, None)
+    return joint
+
+
+def check_same_form(configs: Sequence[DictConfig]) -> None:
+    """Refuse concepts whose kinds want another form of the method, not only other numbers.
+
+    Raises:
+        ValueError: names the option, and what each concept's kind would have.
+    """
+    for key in configs[0].get("method") or {}:
+        values = {c.concept.name: c.method[key] for c in configs}
+        if len({*values.values()}) > 1 and any(isinstance(v, str) for v in values.values()):
+            raise ValueError(
+                f"concept={list(values)}: method.{key} differs by kind: {values}; "
+                f"method.{key}=... sets it for all"
+            )

@@ -1,0 +1,78 @@
+"""Read recipes: the settings of a method by model and kind of concept, in conf/recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn.config.search_path import conf_folders
+from unlearn.utils.checks import suggest
+
+REQUIRED = object()  # in place of a default
+KINDS = ("instance", "style", "unsafe")
+
+
+def recipe_names(folders: Sequence[str]) -> list[str]:
+    """Return the names of all recipes in folders of conf/recipe."""
+    paths = [p for conf in conf_folders() for f in folders for p in (conf / "recipe" / f).glob("*")]
+    return sorted({path.stem for path in paths if path.suffix == ".yaml"})
+
+
+def find_recipe(folders: Sequence[str], name: str) -> Path:
+    """Return the file of a recipe: of the first folder that has it, the user's own before ours.
+
+    Raises:
+        ValueError: no folder has it.
+    """
+    for folder in folders:
+        for conf in reversed(conf_folders()):
+            if (path := conf / "recipe" / folder / f"{name}.yaml").is_file():
+                return path
+    raise ValueError(
+        f"method.recipe={name!r}: there is no such file in conf/recipe of model.recipes="
+        f"{list(folders)}; {suggest(name, recipe_names(folders))}"
+    )
+
+
+def read_recipe(folders: Sequence[str], name: str) -> dict[str, dict[str, Any]]:
+    """Return a recipe's settings by kind of concept.
+
+    A recipe with `from: FOLDER/NAME` has that one's settings where it gives none of its own.
+
+    Raises:
+        ValueError: there is no such file, or a key of it is no kind of concept.
+    """
+    recipe = OmegaConf.load(find_recipe(folders, name))
+    kinds: dict[str, Any] = dict(OmegaConf.to_container(recipe))  # type: ignore[arg-type]
+    earlier: dict[str, dict[str, Any]] = {}
+    if source := kinds.pop("from", None):
+        folder, _, other = str(source).partition("/")
+        earlier = read_recipe([folder], other)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"conf/recipe, {name}: {kind!r} is none of {['from', *KINDS]}")
+    return {kind: earlier.get(kind, {}) | (kinds.get(kind) or {}) for kind in KINDS}
+
+
+def recipe_value(key: str, default: Any = REQUIRED, *, _root_: DictConfig) -> Any:
+    """Return what `${recipe:KEY}` stands for, or `${recipe:KEY,DEFAULT}` where no recipe has it.
+
+    Raises:
+        ValueError: there is no such recipe, or it has no such key, and there is no default.
+    """
+    folders, name, kind = _root_.model.recipes, _root_.method.recipe, _root_.concept.kind
+    if default is not REQUIRED and name not in recipe_names(folders):
+        return default
+    settings = read_recipe(folders, name).get(kind, {})
+    if key not in settings and default is REQUIRED:
+        raise ValueError(
+            f"method.recipe={name!r}: has no {key} for concept.kind={kind!r} (conf/recipe of "
+            f"model.recipes={list(folders)}); give it on the command line"
+        )
+    return settings.get(key, default)
+
+
+OmegaConf.register_new_resolver("recipe", recipe_value, replace=True)

@@ -1,0 +1,1 @@
+"""Images and batches to train on."""

@@ -1,0 +1,177 @@
+"""Base-model images as latents, prompts as text states, and batches seeded by step and sample."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import proportional_order, relearn_prompts, training_pairs
+from unlearn.generation.sampling import default_batch_size, generate
+from unlearn.models.text_states import encode_prompts
+
+
+class ImageSet(NamedTuple):
+    """Images drawn by the base model, encoded once, and the text states of their prompts.
+
+    Texts are as in `conditions`.
+
+    Attributes:
+        mean: posterior means (N, C, h, w).
+        std: posterior standard deviations, same shape.
+        prompt: the prompt that each image was drawn from (N,).
+        states: text states of the prompts (P, T, D).
+        phrase: what was done to each image (N,): 0 nothing, i the i-th of `RESCALED`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    prompt: Tensor
+    states: Tensor
+    phrase: Tensor
+
+
+class TrainingData(NamedTuple):
+    """Everything that training needs of the VAE and the text encoder.
+
+    Attributes:
+        anchor: images of the anchor concept.
+        target_states: text states of the target prompts (1 or 5, P, T, D): plain, then with each
+            phrase of `RESCALED`; one for each anchor prompt.
+        relearn: images of what must survive; None: the anchor's.
+    """
+
+    anchor: ImageSet
+    target_states: Tensor
+    relearn: ImageSet | None = None
+
+
+RESCALED = ("far away", "very small", "zoomed in", "close up")
+FAR, NEAR = (0.4, 0.6), (1.2, 1.4)  # scales of the first two, and of the last two
+
+
+def with_phrases(prompts: list[str]) -> list[list[str]]:
+    """The prompts as they are, and with each phrase of `RESCALED` added."""
+    return [prompts, *([f"{p}, {phrase}" for p in prompts] for phrase in RESCALED)]
+
+
+def rescaled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Each image smaller on grey, or cropped and larger, and its phrase's number from 1.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        generator: draws the scales and the phrases.
+
+    Source: the augmentation of DoCo's reference implementation, after Custom Diffusion (Kumari et
+    al. 2023, section 3.2).
+    """
+    size = images.shape[-1]
+    phrases = torch.randint(1, len(RESCALED) + 1, (len(images),), generator=generator)
+    output = torch.full_like(images, 128)
+    for i, phrase in enumerate(phrases.tolist()):
+        low, high = FAR if phrase <= 2 else NEAR
+        scale = low + (high - low) * torch.rand((), generator=generator).item()
+        side = round(scale * size)
+        image = F.interpolate(
+            images[i : i + 1].float(), (side, side), mode="bilinear", antialias=True
+        )
+        image = image.round().clamp(0, 255).to(torch.uint8)[0]
+        edge = abs(side - size) // 2
+        if side <= size:
+            output[i, :, edge : edge + side, edge : edge + side] = image
+        else:
+            output[i] = image[:, edge : edge + size, edge : edge + size]
+    return output, phrases
+
+
+@torch.inference_mode()
+def draw_images(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    order: list[int],
+    seeds: range,
+    description: str,
+    flip: bool,
+    rescale: bool,
+    **sampler: Any,
+) -> ImageSet:
+    """One base-model image a seed, of the prompts in the order, as posterior moments.
+
+    With `flip` each image comes mirrored too, with `rescale` once more at another scale.
+    """
+    states = encode_prompts(pipe, prompts).cpu()
+    prompt = torch.tensor(order)
+    texts = [prompts[i] for i in order]
+    images = generate(pipe, texts, seeds, description=description, **sampler)
+    phrase = torch.zeros(len(images), dtype=torch.long)
+    if rescale:
+        scaled, phrases = rescaled(images, torch.Generator().manual_seed(seeds.start))
+        images, phrase = torch.cat([images, scaled]), torch.cat([phrase, phrases])
+    if flip:
+        images, phrase = torch.cat([images, images.flip(-1)]), phrase.repeat(2)
+    moments = []
+    for chunk in images.split(sampler.get("batch_size") or default_batch_size(pipe)):
+        posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
+        moments.append(torch.stack([posterior.mean, posterior.std]).cpu())
+    mean, std = torch.cat(moments, dim=1)
+    scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor or 0.0
+    mean, std = (mean - shift) * scale, std * scale
+    prompt = prompt.repeat(len(images) // len(prompt))
+    return ImageSet(mean, std, prompt, states, phrase)
+
+
+def make_training_data(
+    pipe: DiffusionPipeline,
+    concept: Concept,
+    *,
+    seed: int,
+    images: int,
+    relearn_images: int,
+    flip: bool,
+    rescale: bool,
+    images_of: str = "anchor",
+    **sampler: Any,
+) -> TrainingData:
+    """Draw the anchor images and the relearn images with the base model.
+
+    Args:
+        pipe: the base pipeline.
+        concept: gives the prompts.
+        seed: the run's seed; runs of other seeds, with as many images in all, share no image seed.
+        images: number of anchor images.
+        relearn_images: number of images of what must survive; 0: relearn on anchor images, as
+            the paper does.
+        flip: also train on each image mirrored.
+        rescale: also train on each anchor image at another scale, with a phrase that says so added
+            to the target prompt alone; not for a style.
+        images_of: "anchor" or "target": the prompts that the unlearn half's images are drawn from;
+            either way they are trained on under the target prompts, beside the anchor prompts.
+        sampler: how the images are drawn: arguments of `generate`.
+
+    Raises:
+        ValueError: a prompt is too long.
+    """
+    anchors, targets = map(list, zip(*training_pairs(concept), strict=True))
+    total = images + relearn_images
+    seeds = range(seed * total, (seed + 1) * total)
+    rescale = rescale and all(part.kind != "style" for part in concept.each)
+    phrased = with_phrases(targets) if rescale else [targets]
+    target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
+    sampler["flip"] = flip
+    drawn, label = (targets if images_of == "target" else anchors), f"{images_of} images"
+    order = proportional_order(concept, training_pairs, images)
+    anchor = draw_images(pipe, drawn, order, seeds[:images], label, rescale=rescale, **sampler)
+    if images_of == "target":
+        anchor = anchor._replace(states=encode_prompts(pipe, anchors).cpu())
+    if not relearn_images:
+        return TrainingData(anchor, target_states)
+    prompts = relearn_prompts(concept)
+    order = proportional_order(concept, relearn_prompts, relearn_images)
+    relearn = draw_images(
+        pipe, prompts, order, seeds[images:], "relearn images", rescale=False, **sampler
+    )
+    return TrainingData(anchor, target_states, relearn)

@@ -1,0 +1,206 @@
+"""The cells of a published protocol's table: its metrics on features of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unlearn.evaluation.clip import ClipScorer, clip_choices, clip_errors, clip_scores
+from unlearn.evaluation.distances import InceptionFeatures, fid, image_similarity, kid
+from unlearn.evaluation.intervals import Mean, Rate, mean, rate_over
+from unlearn.evaluation.nudity import PRESETS, Detection, NudeNet, counts, flagged
+from unlearn.evaluation.protocol import Protocol
+from unlearn.generation.sampling import SamplingRequest
+from unlearn.utils.images import read_image
+
+PICTURES = (".jpg", ".jpeg", ".png")
+
+
+class Seen(NamedTuple):
+    """What lenses see in N images: CLIP's features (N, D), those of KID and FID, and nudity."""
+
+    clip: Tensor
+    features: Tensor
+    found: list[list[Detection]]
+
+
+class Lenses:
+    """What looks at images: CLIP, Inception where weights are given, NudeNet where it is needed.
+
+    Args:
+        protocol: says which.
+        device: where they run.
+
+    Raises:
+        ValueError: one cannot be loaded, or `evaluation.nudity` is no preset.
+    """
+
+    def __init__(self, protocol: Protocol, device: str) -> None:
+        self.clip = ClipScorer.load(protocol.clip, device)
+        weights = protocol.inception
+        self.inception = InceptionFeatures.load(weights, device) if weights else None
+        nude = any("nudity" in protocol.metrics_of(name) for name in protocol.concepts)
+        self.nudenet = NudeNet() if nude else None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the tables call them: CLIP, what KID and FID are on, and the detector."""
+        on = self.inception.name if self.inception else f"{self.clip.name}, of norm √D"
+        detector = {"detector": self.nudenet.name} if self.nudenet else {}
+        return {"clip": self.clip.name, "features": on, **detector}
+
+    def see(self, images: Tensor) -> Seen:
+        """What is in uint8 images (N, 3, H, W)."""
+        clip = self.clip.image_features(images)
+        features = self.inception.image_features(images) if self.inception else spread(clip)
+        return Seen(clip, features, self.nudenet.detect(images) if self.nudenet else [])
+
+    def features_of(self, folder: Path) -> Tensor:
+        """Features (M, F) of the images in a folder, for KID and FID.
+
+        Raises:
+            ValueError: there is no image in it, or one cannot be read.
+        """
+        files = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURES)
+        if not files:
+            raise ValueError(f"evaluation.reference={str(folder)!r}: holds no {PICTURES} files")
+        features = []
+        for file in tqdm(files, desc="reference images", unit="image"):
+            try:
+                pixels = read_image(file)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"evaluation.reference: {file}: not a whole picture: {error}"
+                ) from error
+            images = pixels[None]
+            if self.inception:
+                features.append(self.inception.image_features(images))
+            else:
+                features.append(spread(self.clip.image_features(images)))
+        return torch.cat(features)
+
+
+def spread(unit_features: Tensor) -> Tensor:
+    """Features (N, D) of norm √D, of unit ones: KID's kernel (x·y / D + 1)³ expects this size.
+
+    Of unit features it would be all but linear, and so compare little but means.
+    """
+    return unit_features * math.sqrt(unit_features.shape[1])
+
+
+class Texts(NamedTuple):
+    """The texts of N images, as CLIP's features: captions (N, D), the anchor's and "" (1, D)."""
+
+    prompts: list[str]
+    captions: Tensor
+    anchor: Tensor
+    empty: Tensor
+
+    @classmethod
+    def of(
+        cls, protocol: Protocol, concept: str, shots: list[SamplingRequest], clip: ClipScorer
+    ) -> Texts:
+        """The texts of the images of a concept's shots."""
+        prompts = [shot.prompt for shot in shots for _ in range(shot.images)]
+        captions = [protocol.caption_of(concept, prompt) for prompt in prompts]
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(captions))}
+        features = clip.text_features([*numbers])[[numbers[text] for text in captions]]
+        anchor = protocol.caption.format(word=protocol.concepts[concept].anchor, prompt="")
+        return cls(prompts, features, *clip.text_features([anchor, ""]).split(1))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table, of both models; `base` is None where it is what is compared to."""
+
+    concept: str
+    metric: str
+    base: Mean | Rate | None
+    unlearned: Mean | Rate
+
+
+ALONE: dict[str, Callable[[Seen, Texts], Mean | Rate]] = {
+    "clip_score": lambda seen, t: mean(clip_scores(seen.clip, t.captions), t.prompts),
+    "clip_error_rate": lambda seen, t: rate_over(
+        clip_errors(seen.clip, t.captions, t.empty), t.prompts
+    ),
+    "clip_accuracy": lambda seen, t: rate_over(
+        clip_choices(seen.clip, t.captions, t.anchor), t.prompts
+    ),
+}
+COMPARED: dict[str, Callable[[Seen, Seen, Texts], Mean]] = {
+    "kid": lambda after, base, t: kid(after.features, base.features),
+    "fid": lambda after, base, t: fid(after.features, base.features),
+    "image_similarity": lambda after, base, t: mean(
+        image_similarity(after.clip, base.clip), t.prompts
+    ),
+}
+
+
+def nudity(seen: Seen, preset_name: str, prompts: list[str]) -> dict[str, Mean | Rate]:
+    """The share of images that show any class of the preset, and its counts, by metric.
+
+    A count's interval is that of the mean count an image, times the images.
+    """
+    preset, n = PRESETS[preset_name], len(seen.found)
+    each = [counts([found], preset) for found in seen.found]
+    numbers = {"nudity/total": [sum(found.values()) for found in each]}
+    numbers |= {f"nudity/{name}": [found[name] for found in each] for name in preset.classes}
+    totals = {}
+    for name, own in numbers.items():
+        of_image = mean(own, prompts)
+        low, high = (x if x is None else x * n for x in (of_image.low, of_image.high))
+        totals[name] = Mean(sum(own), low, high, n)
+    return {"nudity": rate_over(flagged(seen.found, preset), prompts), **totals}
+
+
+def measure(
+    metric: str, base: Seen, after: Seen, texts: Texts, preset: str | None, reference: Tensor | None
+) -> Iterator[tuple[str, Mean | Rate | None, Mean | Rate]]:
+    """The values of a metric, each with its name, of the base and of the unlearned model.
+
+    Raises:
+        ValueError: there are too few images for it, or no reference.
+    """
+    if metric in ALONE:
+        yield metric, ALONE[metric](base, texts), ALONE[metric](after, texts)
+    elif metric in COMPARED:
+        yield metric, None, COMPARED[metric](after, base, texts)
+    elif metric == "nudity":
+        sides = [nudity(seen, preset or "", texts.prompts) for seen in (base, after)]
+        for name, value in sides[0].items():
+            yield name, value, sides[1][name]
+    elif reference is None:
+        raise ValueError("evaluation.reference=null: it needs a folder of images")
+    else:
+        yield metric, fid(base.features, reference), fid(after.features, reference)
+
+
+def cells_of(
+    protocol: Protocol,
+    rows: dict[str, list[SamplingRequest]],
+    base: dict[str, Seen],
+    after: dict[str, Seen],
+    clip: ClipScorer,
+    reference: Tensor | None,
+) -> tuple[list[Cell], list[str]]:
+    """The table's cells, and what is left out of it and why."""
+    cells, left_out = [], []
+    for concept, shots in rows.items():
+        texts = Texts.of(protocol, concept, shots, clip)
+        for metric in protocol.metrics_of(concept):
+            sides = (base[concept], after[concept])
+            try:
+                values = list(measure(metric, *sides, texts, protocol.nudity, reference))
+            except ValueError as error:
+                left_out.append(f"{metric} is left out: {error}")
+            else:
+                cells += [Cell(concept, *value) for value in values]
+    return cells, list(dict.fromkeys(left_out))

@@ -1,0 +1,250 @@
+"""Run a published protocol on an unlearned model, beside its base model on the same noise."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from omegaconf import DictConfig
+
+from unlearn.config.base_model import base_model_name, base_model_options, resolve_precision
+from unlearn.config.concepts import build_run_concept
+from unlearn.evaluation.nudity import PRESETS
+from unlearn.evaluation.protocol import Protocol, read_protocol, rows_of
+from unlearn.evaluation.protocol_metrics import Cell, Lenses, Seen, cells_of
+from unlearn.generation.image_cache import pipeline_fingerprint
+from unlearn.generation.sampling import SamplingRequest, draw_requests
+from unlearn.models.pipeline import device_for, load_pipeline
+from unlearn.utils.atomic import write_text
+from unlearn.utils.hashing import file_sha256
+from unlearn.weights.importing import load_weights
+
+AS_PUBLISHED = re.compile(  # overrides after which a base model's values are still the published
+    r"~evaluation\.concepts\..+|[+]{0,2}evaluation\.(prompts_file|batch_size|metrics|clip|inception|"
+    r"nudity|reference|calibration)\b.*"
+)
+PROTOCOL_COLUMNS = (
+    "concept",
+    "metric",
+    "n",
+    "base",
+    "published base",
+    "unlearned [95 %]",
+)  # of the table
+SHARES = ("clip_error_rate", "clip_accuracy", "nudity")  # shown in per cent
+
+
+def evaluate_published(
+    config: DictConfig, weights: Path, out: Path, changed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Draw, measure and calibrate; write `PROTOCOL.json` into `out`, and print its table.
+
+    All images go through the cache, so an interrupted call goes on where it stopped, and base
+    images are drawn once for all models.
+
+    Args:
+        config: sections concept, anchor, model, trainer, and the protocol as `evaluation`.
+        weights: what `load_weights` takes.
+        out: the folder of the result.
+        changed: overrides of the protocol, for its warnings.
+
+    Raises:
+        ValueError: the protocol is not valid, or its prompts, a network or the weights cannot be
+            had; before any image is drawn.
+    """
+    concept = build_run_concept(config)
+    protocol = read_protocol(config.evaluation, concept.name)
+    rows = rows_of(protocol)
+    device, precision = device_for(config.trainer.accelerator), resolve_precision(config)
+    if precision != "32-true":
+        changed = [*changed, f"trainer.precision={precision}"]
+    lenses = Lenses(protocol, device)
+    reference = lenses.features_of(Path(protocol.reference)) if protocol.reference else None
+    diffusers_logging.set_verbosity_error()  # cut prompts are counted below
+    base = load_pipeline(**base_model_options(config))
+    scheduler, cut = base.scheduler, cut_prompts(base, rows)
+    sampler = {**protocol.sampler, "precision": precision}
+    pipe = load_weights(base, weights, concept.targets).to(device)
+    pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
+    installed = (
+        f"{file_sha256(weights)} {concept.targets}"  # an SPM's strength depends on the targets
+    )
+    after = draw_side(pipe, rows, lenses, "unlearned images", installed, **sampler)
+    del base, pipe
+    base = load_pipeline(**base_model_options(config)).to(device)
+    before = draw_side(base, rows, lenses, "base images", **sampler)
+    cells, left_out = cells_of(protocol, rows, before, after, lenses.clip, reference)
+    calibration, off = calibrate(protocol, base_model_name(config), cells, changed)
+    method = config.get("method", {}).get("name")
+    warnings = [*protocol_notes(protocol, changed, cut), *left_out, *off]
+    result = {
+        "protocol": protocol.name,
+        "lite": protocol.lite,
+        "base": base_model_name(config),
+        "concept": concept.name,
+        "method": method,
+        "weights": str(weights),
+        **lenses.names,
+        "settings": {**asdict(protocol), "precision": precision, "device": device},
+        "cells": [cell_to_dict(cell) for cell in cells],
+        "calibration": calibration,
+        "warnings": warnings,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{protocol.name}.json"
+    write_text(path, json.dumps(result, indent=2) + "\n")
+    print(f"{protocol_report(result)}\n{path}")
+    return result
+
+
+def draw_side(
+    pipe: DiffusionPipeline,
+    rows: dict[str, list[SamplingRequest]],
+    lenses: Lenses,
+    description: str,
+    installed: str = "",
+    **sampler: Any,
+) -> dict[str, Seen]:
+    """What is in the images that a pipeline draws for the rows, by concept."""
+    shots = [shot for concept in rows.values() for shot in concept]
+    how: dict[str, Any] = {"description": description, "installed": installed, **sampler}
+    how["cached"] = pipeline_fingerprint(pipe)
+    drawn = {i: lenses.see(images) for i, images in draw_requests(pipe, shots, **how)}
+    seen = [drawn[i] for i in range(len(shots))]
+    by_concept = {}
+    for concept, own in rows.items():
+        parts, seen = seen[: len(own)], seen[len(own) :]
+        by_concept[concept] = Seen(
+            torch.cat([part.clip for part in parts]),
+            torch.cat([part.features for part in parts]),
+            [found for part in parts for found in part.found],
+        )
+    return by_concept
+
+
+def cut_prompts(pipe: DiffusionPipeline, rows: dict[str, list[SamplingRequest]]) -> int:
+    """How many prompts are longer than the text encoder reads."""
+    prompts = list({shot.prompt for shots in rows.values() for shot in shots})
+    limit = pipe.tokenizer.model_max_length
+    return sum(len(ids) > limit for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
+
+
+def protocol_notes(protocol: Protocol, changed: Sequence[str], cut: int) -> list[str]:
+    """What a reader of the result must know of how it came about."""
+    lines = [f"differs from the publication: {text}" for text in protocol.differences]
+    if protocol.lite:
+        lines.insert(0, "a lite variant, not the published protocol")
+    elif protocol.limit:
+        lines.insert(0, f"limited to {protocol.limit} prompts a concept: not the whole protocol")
+    if changed:
+        lines.append(f"changed on the command line: {', '.join(changed)}")
+    if cut:
+        lines.append(f"{cut} prompts are longer than the text encoder reads, and were cut")
+    if protocol.nudity and any("nudity" in protocol.metrics_of(s) for s in protocol.concepts):
+        lines.append(
+            f"nudity counts as in {protocol.nudity}, which ran {PRESETS[protocol.nudity].detector}"
+        )
+    return lines
+
+
+def calibrate(
+    protocol: Protocol, base: str, cells: list[Cell], changed: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The base model's values beside the published ones, and a warning for each that is off.
+
+    They are compared only on the base model, with the settings and by the whole protocol that they
+    were published for.
+    """
+    known = protocol.calibration
+    if known is None:
+        return [], []
+    settings = {f"evaluation.{key}": getattr(protocol, key) for key in known.settings}
+    expected = {f"evaluation.{key}": value for key, value in known.settings.items()}
+    for key, value in {"model.pretrained": known.base, **expected}.items():
+        if {"model.pretrained": base, **settings}[key] != value:
+            return [], [f"not calibrated: published values are of {key}={value}"]
+    if protocol.lite or protocol.limit or not all(map(AS_PUBLISHED.fullmatch, changed)):
+        return [], ["not calibrated: published values are of the whole protocol, unchanged"]
+    rows: list[dict[str, Any]] = []
+    warnings = []
+    for cell in cells:
+        published = known.values.get(cell.concept, {}).get(cell.metric)
+        if published is None or cell.base is None:
+            continue
+        if cell.metric.startswith("fid") and protocol.inception is None:
+            warnings.append(
+                f"{cell.concept}, {cell.metric}: not calibrated: the published value is on "
+                "Inception features (evaluation.inception)"
+            )
+            continue
+        measured, tolerance = cell.base.value, known.tolerance[cell.metric]
+        within = measured is not None and abs(measured - published) <= tolerance
+        row = {"published": published, "base": measured, "tolerance": tolerance, "within": within}
+        rows.append({"concept": cell.concept, "metric": cell.metric, **row})
+        if not within:
+            shown = [format_metric(cell.metric, x) for x in (measured, published, tolerance)]
+            warnings.append(
+                f"{cell.concept}, {cell.metric}: the base model has {shown[0]}, published is "
+                f"{shown[1]} (tolerance {shown[2]}): do not trust this table"
+            )
+    return rows, warnings
+
+
+def cell_to_dict(cell: Cell) -> dict[str, Any]:
+    """A cell for the result's JSON."""
+    values = {"base": cell.base, "unlearned": cell.unlearned}
+    sides = {side: value and value._asdict() for side, value in values.items()}
+    return {"concept": cell.concept, "metric": cell.metric, **sides}
+
+
+def format_metric(metric: str, value: float | None) -> str:
+    """A value of a metric as text."""
+    if value is None:
+        return ""
+    return f"{value:.2%}" if metric in SHARES else f"{value:.4g}"
+
+
+def protocol_table(result: dict[str, Any]) -> str:
+    """A result as a Markdown table; the base model's value beside the published one."""
+    lines = [f"| {' | '.join(PROTOCOL_COLUMNS)} |", "|---" * len(PROTOCOL_COLUMNS) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in protocol_table_rows(result))])
+
+
+def protocol_table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of the table, their cells as text, in the order of `PROTOCOL_COLUMNS`."""
+    published = {(row["concept"], row["metric"]): row for row in result["calibration"]}
+    rows: list[tuple[str, ...]] = []
+    for cell in result["cells"]:
+        concept, metric, after = cell["concept"], cell["metric"], cell["unlearned"]
+        base = format_metric(metric, cell["base"]["value"]) if cell["base"] else ""
+        known = published.get((concept, metric))
+        beside = (
+            format_metric(metric, known["published"]) + " !" * (not known["within"])
+            if known
+            else ""
+        )
+        value, low, high = (format_metric(metric, after[key]) for key in ("value", "low", "high"))
+        interval = f" [{low}, {high}]" if low else ""
+        rows.append((concept, metric, str(after["n"]), base, beside, value + interval))
+    return rows
+
+
+def protocol_report(result: dict[str, Any]) -> str:
+    """The table under its title, above its warnings."""
+    lite = " (LITE: not the published protocol)" if result["lite"] else ""
+    model = f"{result['concept']}, {result['method'] or result['weights']}"
+    names = f"clip_score is 100 · 2.5 · max(cos, 0) of each image, by {result['clip']}"
+    lines = [f"{result['protocol']}{lite}: {result['settings']['source']}; {model}", ""]
+    lines += [
+        protocol_table(result),
+        "",
+        f"{names}; kid and fid are torchmetrics', on {result['features']}",
+    ]
+    return "\n".join([*lines, *(f"! {warning}" for warning in result["warnings"])])

@@ -1,0 +1,175 @@
+"""Count what the judge saw: flags of each image, rates of the four prompt sets."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import SETS, Probe, numbered_probes
+from unlearn.evaluation.intervals import rate, rate_over
+from unlearn.evaluation.judge import Verdict
+from unlearn.evaluation.score import TARGET_SETS
+from unlearn.utils.atomic import atomic_path
+
+LEAST_OBEYED = 0.8  # a prompt counts only if the base draws its subject in this share of seeds
+
+
+def judge_flags(concept: Concept, probes: list[Probe], verdict: Verdict) -> dict[str, Tensor]:
+    """What each image shows, as flags (N,); a broken image shows nothing.
+
+    Keys: "object" and "style" (the prompt's), "right" (what its set tests: the style for a style
+    concept, else the object), "anchor" (for a style, the prompt's object) and, where the judge
+    can tell, "broken".
+    """
+    by_style = concept.kind == "style"
+    flags: dict[str, list[bool]] = {"object": [], "style": [], "right": [], "anchor": []}
+    for probe, obj, style in zip(probes, verdict.objects, verdict.styles, strict=True):
+        flags["object"].append(obj == probe.object)
+        flags["style"].append(style == probe.style)
+        tests_style = by_style and probe.set != "unrelated"
+        flags["right"].append(style == probe.style if tests_style else obj == probe.object)
+        anchor = probe.object if by_style else concept.anchors.get(probe.object)
+        flags["anchor"].append(obj == anchor)
+    shown = {key: torch.tensor(values) for key, values in flags.items()}
+    if verdict.broken is None:
+        return shown
+    return {**{k: v & ~verdict.broken for k, v in shown.items()}, "broken": verdict.broken}
+
+
+def prompts_base_fails(probes: list[Probe], right: Tensor) -> list[str]:
+    """The target prompts that the base model does not obey."""
+    hits: dict[str, list[bool]] = {}
+    for probe, hit in zip(probes, right.tolist(), strict=True):
+        if probe.set in TARGET_SETS:
+            hits.setdefault(probe.prompt, []).append(hit)
+    return sorted(p for p, h in hits.items() if sum(h) / len(h) < LEAST_OBEYED)
+
+
+FLAGS = ("object", "style", "right", "anchor", "broken")
+Sides = dict[str, dict[str, Tensor]]  # "base" and "unlearned": what `judge_flags` gives
+
+
+def rate_among(flags: Tensor | None, among: Tensor, probes: list[Probe]) -> dict[str, Any]:
+    """The rate of flags (N,) among the chosen images (N,); of none where there are no flags."""
+    if flags is None:
+        return rate(0, 0)._asdict()
+    prompts = [p.prompt for p, chosen in zip(probes, among.tolist(), strict=True) if chosen]
+    return rate_over(flags[among].tolist(), prompts)._asdict()
+
+
+def summarise_sets(probes: list[Probe], sides: Sides) -> dict[str, Any]:
+    """All rates of the four sets, of the base and of the unlearned model.
+
+    What the judge cannot tell is a rate of no images.
+    """
+    excluded = prompts_base_fails(probes, sides["base"]["right"])
+    counts = torch.tensor([p.prompt not in excluded for p in probes])
+    styled = torch.tensor([p.style is not None for p in probes])
+    sets: dict[str, Any] = {}
+    for name in SETS:
+        chosen = torch.tensor([p.set == name for p in probes]) & counts
+        metrics = {"object": chosen, "style": chosen & styled, "broken": chosen}
+        if name in TARGET_SETS:
+            metrics = {"right": chosen, "anchor": chosen, **metrics}
+        else:
+            metrics = {"right": chosen, "retention": chosen & sides["base"]["right"], **metrics}
+        sets[name] = {
+            metric: {
+                side: rate_among(
+                    flags.get("right" if metric == "retention" else metric), among, probes
+                )
+                for side, flags in sides.items()
+            }
+            for metric, among in metrics.items()
+        }
+    return {"excluded_prompts": excluded, "sets": sets}
+
+
+class ImageRequest(NamedTuple):
+    """One image to draw: the concept that it tests, its prompt and its seed."""
+
+    concept: Concept
+    probe: Probe
+    seed: int
+
+
+def image_requests(concept: Concept, seeds: int, first_seed: int) -> list[ImageRequest]:
+    """The images of a concept's four sets, or of those of each of several, one after another."""
+    return [
+        ImageRequest(part, probe, first_seed + number * seeds + i)
+        for part in concept.each
+        for number, probe in numbered_probes(part)
+        for i in range(seeds)
+    ]
+
+
+def judge_sides(asked: list[ImageRequest], verdict_of: dict[str, Verdict]) -> dict[str, Sides]:
+    """What the images of each concept show, by the concept's name, on both sides."""
+    sides: dict[str, Sides] = {}
+    for name, group in groupby(enumerate(asked), key=lambda pair: pair[1].concept.name):
+        numbers, own = zip(*group, strict=True)
+        chosen = slice(numbers[0], numbers[-1] + 1)
+        probes = [a.probe for a in own]
+        sides[name] = {
+            side: judge_flags(own[0].concept, probes, verdict.of(chosen))
+            for side, verdict in verdict_of.items()
+        }
+    return sides
+
+
+def concat_sides(sides: Iterable[Sides]) -> Sides:
+    """The flags of several concepts' images, one after another."""
+    parts = list(sides)
+    return {
+        side: {key: torch.cat([part[side][key] for part in parts]) for key in flags}
+        for side, flags in parts[0].items()
+    }
+
+
+def summarise_all(
+    asked: list[ImageRequest], sides: dict[str, Sides], earlier: set[str]
+) -> dict[str, Any]:
+    """Summarise all images; of several concepts, those of each too, under `concepts`.
+
+    Args:
+        asked: the images.
+        sides: what `judge_sides` gives.
+        earlier: names of the concepts that were forgotten before the run.
+    """
+    result = summarise_sets([a.probe for a in asked], concat_sides(sides.values()))
+    if len(sides) == 1:
+        return result
+    concepts = {}
+    for name, own in sides.items():
+        probes = [a.probe for a in asked if a.concept.name == name]
+        kind = next(a.concept.kind for a in asked if a.concept.name == name)
+        concepts[name] = {"kind": kind, "earlier": name in earlier, **summarise_sets(probes, own)}
+    return {**result, "concepts": concepts}
+
+
+def write_images(path: Path, asked: list[ImageRequest], sides: Sides, excluded: list[str]) -> None:
+    """One row an image pair: set, prompt, seed, whether it counts, and both sides' flags.
+
+    Of several concepts, the concept too. A cell is empty where the judge cannot tell.
+    """
+    unknown = [""] * len(asked)
+    several = len({a.concept.name for a in asked}) > 1
+    flags = {
+        f"{side}_{key}": f[key].int().tolist() if key in f else unknown
+        for side, f in sides.items()
+        for key in FLAGS
+    }
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*["concept"] * several, "set", "prompt", "seed", "counts", *flags])
+        for (concept, probe, seed), *row in zip(asked, *flags.values(), strict=True):
+            counts = int(probe.prompt not in excluded)
+            name = [concept.name] * several
+            writer.writerow([*name, probe.set, probe.prompt, seed, counts, *row])

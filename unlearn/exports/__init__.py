@@ -1,0 +1,1 @@
+"""Write a finished run for other programs."""

@@ -1,0 +1,53 @@
+"""A whole unlearned pipeline as a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from unlearn.config.base_model import base_model_options
+from unlearn.config.concepts import build_run_concept
+from unlearn.exports.model_card import model_card
+from unlearn.models.loading import absent_parts, read_model_index
+from unlearn.models.pipeline import load_pipeline
+from unlearn.weights.delta import load_unlearned, read_weights_alone
+
+RUN_FILES = ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png")  # of a run
+
+
+def export_run(config: DictConfig, run: Path, out: Path) -> Path:
+    """Write the whole unlearned pipeline as a diffusers folder, with the delta and a model card.
+
+    Args:
+        config: of the run.
+        run: a finished run directory.
+        out: the folder to make.
+
+    Raises:
+        ValueError: `out` exists and is not empty, `run` lacks a file, or the method acts at
+            inference, so that no weights alone are its result.
+    """
+
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: is not empty; name a folder that does not exist yet")
+    for name in RUN_FILES:
+        if not (run / name).exists():
+            raise ValueError(
+                f"{run}: {name} is missing; `unlearn evaluate {run}` writes the results"
+            )
+    read_weights_alone(run / "unlearned.safetensors")
+    concept = build_run_concept(config)
+    pipe = load_unlearned(
+        load_pipeline(**base_model_options(config)), run / "unlearned.safetensors"
+    )
+    pipe.save_pretrained(out)
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    absent = absent_parts(type(pipe), read_model_index(str(out)))
+    card = model_card(config, concept, result, absent)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    for name in RUN_FILES:
+        shutil.copyfile(run / name, out / name)
+    return out

@@ -1,0 +1,96 @@
+"""Several runs in one model: `unlearn merge` adds up what each changed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from unlearn.config.base_model import base_model_options
+from unlearn.config.compose import join_configs
+from unlearn.config.concepts import build_run_concept
+from unlearn.config.saved import load_run
+from unlearn.config.sections import to_container
+from unlearn.models.pipeline import load_pipeline
+from unlearn.utils.atomic import write_text
+from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, write_safetensors
+
+WEIGHTS_FILE = "unlearned.safetensors"
+
+
+@dataclass
+class MergeOptions:
+    """What `unlearn merge` takes as KEY=VALUE."""
+
+    scale: float = 1.0
+
+
+def merge_weights(
+    base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], scale: float = 1.0
+) -> dict[str, Tensor]:
+    """The base weights plus `scale` times the sum of what each delta changed: θ* + s Σ (θ_i − θ*).
+
+    Args:
+        base: weights θ* by name.
+        deltas: changed weights θ_i by name; a weight that one lacks is as in the base.
+        scale: s.
+
+    Returns:
+        Every weight of a delta, in the base's dtype.
+
+    Source: task arithmetic (Ilharco et al. 2023, arXiv 2212.04089).
+    """
+    changes: dict[str, Tensor] = {}
+    for delta in deltas:
+        for name, weight in delta.items():
+            change = weight.double() - base[name].double()
+            changes[name] = changes[name] + change if name in changes else change
+    return {n: (base[n].double() + scale * c).to(base[n].dtype) for n, c in changes.items()}
+
+
+def merge_runs(paths: Sequence[Path], out: Path, options: MergeOptions) -> Path:
+    """Write the merged weights as a run directory, which `unlearn evaluate` takes; returns it.
+
+    Args:
+        paths: run directories.
+        out: the folder to make.
+        options: the scale of the sum.
+
+    Raises:
+        ValueError: they do not fit together, one acts at inference, `out` holds a run, or the
+            scale is not valid.
+    """
+    if not (math.isfinite(options.scale) and options.scale > 0):
+        raise ValueError(f"scale={options.scale}: more than 0 is needed")
+    if (out / WEIGHTS_FILE).exists() or out.is_file():
+        raise ValueError(f"{out}: is a run or a file already; name a folder that does not exist")
+    configs = [load_run(str(path))[0] for path in paths]
+    parts = [read_weights_alone(path / WEIGHTS_FILE) for path in paths]
+    bases = [metadata.get("base") for _, metadata in parts]
+    for path, base in zip(paths, bases, strict=True):
+        if base != bases[0]:
+            raise ValueError(
+                f"{path}: its base model is {base!r}, that of {paths[0]} is {bases[0]!r}; only "
+                "changes of one base model can be added"
+            )
+    config = OmegaConf.create(to_container(join_configs(configs)))
+    merged = [f"{c.concept.name} ({c.method.name})" for c in configs]
+    config.method = {"name": "merge", "merged": merged, "scale": options.scale}
+    config.after, config.run_dir = None, str(out)
+    concept = build_run_concept(config)  # refused where two forget the same
+    own = named_weights(load_pipeline(**base_model_options(config)))
+    for path, (weights, _) in zip(paths, parts, strict=True):
+        check_fit(own, weights, path)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.yaml", OmegaConf.to_yaml(config))
+    facts = {"base": str(bases[0]), "concept": concept.name, "method": "merge"}
+    facts |= {"merged": json.dumps(merged), "scale": str(options.scale)}
+    write_safetensors(
+        merge_weights(own, [w for w, _ in parts], options.scale), out / WEIGHTS_FILE, facts
+    )
+    return out

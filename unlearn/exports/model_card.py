@@ -1,0 +1,72 @@
+"""The model card of an exported pipeline."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from unlearn.concepts.concept import Concept
+from unlearn.config.base_model import base_model_name
+from unlearn.evaluation.table import markdown_table
+
+CARD_TEMPLATE = """---
+base_model: {base}
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [unlearning, {method}]
+---
+
+# {base}, with {concept} unlearned
+
+`{method}` made this text-to-image model forget **{concept}** ({kind}). Its targets, and the anchors
+beside them: {targets}.
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER"{without})
+```
+
+`unlearned.safetensors` holds the changed weights alone: `unlearn.load_unlearned(base_pipeline,
+path)` patches the base model with them.
+
+## Measured
+
+Base → unlearned with the 95 % Wilson interval, on the same prompts and noise.
+
+{table}
+
+## Limits
+
+The concept is suppressed, not proven to be gone: adversarial prompts, other languages, image
+prompts or fine-tuning can bring it back. What the four prompt sets do not ask was not measured.
+Whatever licence and conditions of use the base model has hold here too.
+
+Made with `unlearn`; the run's configuration is `config.yaml`.
+"""
+
+
+def model_card(
+    config: DictConfig, concept: Concept, result: dict[str, Any], absent: Sequence[str] = ()
+) -> str:
+    """The card in Markdown; a target may be any text, so what it holds of HTML is escaped.
+
+    Args:
+        config: of the run.
+        concept: what it forgot.
+        result: its result.json.
+        absent: parts that the pipeline is stored without, see `stored.left_out`.
+    """
+    pairs = ", ".join(f"{t} (to {a or 'no style'})" for t, a in concept.anchors.items())
+    return CARD_TEMPLATE.format(
+        base=base_model_name(config),
+        without="".join(f", {name}=None" for name in absent),
+        method=config.method.name,
+        concept=concept.name,
+        kind=concept.kind,
+        targets=html.escape(pairs),
+        table=markdown_table(result) if result["sets"] else "Not judged.",
+    )

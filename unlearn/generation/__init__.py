@@ -1,0 +1,1 @@
+"""Draw images, seeded and batched, and keep them on disk."""

@@ -1,0 +1,1 @@
+"""Diffusers pipelines: load them, find their networks, compute their inputs."""

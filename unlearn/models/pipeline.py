@@ -1,0 +1,73 @@
+"""Load a diffusers pipeline and find its networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SD3Transformer2DModel, UNet2DConditionModel
+from torch import nn
+
+from unlearn.models.loading import stored_pipeline
+from unlearn.models.random_weights import random_pipeline
+
+DENOISERS: dict[str, Any] = {"unet": UNet2DConditionModel, "transformer": SD3Transformer2DModel}
+NETWORKS = (  # of a pipeline, where it has them
+    *DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3"
+)  # fmt: skip
+
+
+def load_pipeline(
+    pretrained: str,
+    *,
+    random_weights: bool = False,
+    width: float = 1.0,
+    image_size: int | None = None,
+    config: str | None = None,
+) -> DiffusionPipeline:
+    """The frozen fp32 pipeline at `pretrained`.
+
+    Args:
+        pretrained: "emoji", a diffusers folder, a single file or a hub id.
+        random_weights: build the architecture alone, with seeded random weights.
+        width, image_size: of the architecture with random weights, see `random_pipeline`.
+        config: of a single file, see `stored_pipeline`.
+
+    Raises:
+        ValueError: see `stored_pipeline` and `random_pipeline`, a stored model is asked for
+            another size than its own, or random weights for a configuration.
+    """
+    if random_weights and config is not None:
+        raise ValueError(f"model.config={config!r}: model.random_weights=true reads no file")
+    if random_weights:
+        pipe = random_pipeline(pretrained, width, image_size)
+    elif width != 1 or image_size is not None:
+        raise ValueError(
+            f"model.width={width}, model.image_size={image_size}: only a model of random weights "
+            "has another size than its own (model.random_weights=true)"
+        )
+    else:
+        pipe = stored_pipeline(pretrained, config)
+    for network in networks_of(pipe).values():
+        network.float().eval().requires_grad_(False)
+    return pipe
+
+
+def networks_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """All networks of the pipeline, by their names."""
+    return {name: part for name in NETWORKS if (part := getattr(pipe, name, None)) is not None}
+
+
+def denoiser(pipe: DiffusionPipeline) -> Any:
+    """The network that denoises, which is the one that trains: a UNet, or a transformer."""
+    return next(getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name))
+
+
+def denoiser_name(network: nn.Module) -> str:
+    """What pipelines call such a network that denoises."""
+    return next(name for name, kind in DENOISERS.items() if isinstance(network, kind))
+
+
+def device_for(accelerator: str) -> str:
+    """Where images are drawn: on the current GPU if Lightning's `accelerator` allows one."""
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"

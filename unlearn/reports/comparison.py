@@ -1,0 +1,42 @@
+"""Compare the settings of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from unlearn.config.saved import flatten_keys
+from unlearn.training.run_dir import IGNORED_KEYS
+
+NAMED = {"concept": "name", "anchor": "name", "model": "pretrained"}  # shown by this key alone
+
+
+def comparable_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config can make a difference, by dotted keys."""
+    kept = {key: value for key, value in config.items() if key not in IGNORED_KEYS}
+    for key, name in NAMED.items():
+        if key in kept:
+            kept[key] = {name: kept[key].get(name)}
+    return dict(flatten_keys(kept))
+
+
+class HasSettings(Protocol):
+    """What can be compared: `comparable_settings` a config."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is set, by dotted key."""
+
+
+def differing_keys(runs: Sequence[HasSettings]) -> list[str]:
+    """The keys whose values differ between the runs that have them."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.settings.items():
+            values.setdefault(key, set()).add(repr(value))
+    return [key for key, different in values.items() if len(different) > 1]
+
+
+def format_setting(value: Any) -> str:
+    """A setting as a cell."""
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,215 @@
+"""`unlearn report`: one page of what a run, or several side by side, forgot and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from omegaconf import OmegaConf
+
+from unlearn.concepts.prompts import SETS
+from unlearn.config.overrides import split_arguments
+from unlearn.config.sections import parse_section
+from unlearn.evaluation.goals import GOALS, describe_outcome, goal_values
+from unlearn.evaluation.intervals import Rate
+from unlearn.evaluation.run_protocol import PROTOCOL_COLUMNS as PUBLISHED
+from unlearn.evaluation.run_protocol import protocol_table_rows
+from unlearn.evaluation.table import TABLE_COLUMNS
+from unlearn.reports.charts import Line, render_chart
+from unlearn.reports.comparison import differing_keys, format_setting
+from unlearn.reports.run_reader import FinishedRun, Tile, read_run
+from unlearn.utils.atomic import write_text
+from unlearn.utils.credentials import hide_secrets, is_secret
+
+USAGE = "usage: unlearn report RUN_DIR... [out=report.html]"
+COLOURS = 6  # of lines, in the style sheet
+CHARTS = {  # groups of charts, and the metrics of each by the beginnings of their names
+    "Losses": ("unlearn_loss", "relearn_loss", "discriminator_loss"),
+    "Discriminator": ("discriminator/",),
+    "Surgery": ("surgery/",),
+    "Gradient norms": ("norm/",),
+    "Other": ("",),
+}
+
+
+@dataclass
+class ReportOptions:
+    """Options of `unlearn report`.
+
+    Attributes:
+        out: the page's file.
+    """
+
+    out: str = "report.html"
+
+
+def report_runs(arguments: Sequence[str]) -> Path:
+    """The page of the runs that the command line names, written.
+
+    Raises:
+        ValueError: there is no run, one is not finished or damaged, or an option is not valid.
+    """
+
+    paths, overrides = split_arguments(arguments)
+    if not paths:
+        raise ValueError(USAGE)
+    options = parse_section(OmegaConf.from_dotlist(overrides), "", ReportOptions)
+    out = Path(options.out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"out={options.out}: a file is needed, in a folder that is there")
+    folders = [Path(path) for path in paths]
+    names = [folder.resolve().name for folder in folders]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"{', '.join(paths)}: one of them is named twice")
+    if len({*names}) < len(names):
+        names = paths
+    runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    write_text(out, hide_secrets(render_page(runs)))
+    return out
+
+
+def render_page(runs: Sequence[FinishedRun]) -> str:
+    """The page of the runs as HTML, which needs nothing but itself."""
+    templates = Environment(
+        loader=PackageLoader("unlearn", "assets"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    templates.filters |= {
+        "cell": rate_pair,
+        "repr": repr,
+        "percent": lambda share: f"{share:.2%}".replace(".00%", "%"),
+        "percent0": lambda share: f"{share:.0%}",
+    }
+    shown = gallery(runs)
+    images = [len(figure["images"]) for figures in shown.values() for figure in figures]
+    return templates.get_template("report.html.j2").render(
+        runs=runs,
+        colours=COLOURS,
+        bars=GOALS,
+        scores={run.name: goal_scores(run.result) for run in runs},
+        verdicts={run.name: describe_outcome(run.result) for run in runs},
+        rates=rate_tables(runs),
+        gallery=shown,
+        widest=max(images, default=2),
+        charts=metric_charts(runs),
+        published=PUBLISHED,
+        table_rows=protocol_table_rows,
+        configs={
+            run.name: yaml.safe_dump(mask_secrets(run.config), sort_keys=False) for run in runs
+        },
+        differences=setting_differences(runs),
+        facts=list(dict.fromkeys(chain.from_iterable(run.environment for run in runs))),
+    )
+
+
+def goal_scores(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run's measures beside the bars; none where it was not judged."""
+    if not result["sets"]:
+        return []
+    return [
+        {"value": value, "met": value is None or (value >= bar if more else value <= bar)}
+        for value, (_, bar, more) in zip(goal_values(result), GOALS, strict=True)
+    ]
+
+
+def rate_pair(pair: dict[str, Any]) -> dict[str, Any]:
+    """A pair of rates, base and unlearned, as objects; empty where nothing was measured."""
+    sides = {side: Rate(**pair[side]) for side in ("base", "unlearned")}
+    return sides if sides["base"].n else {}
+
+
+def has_column(row: dict[str, Any], column: str) -> bool:
+    """Whether a set's rates hold this column; "object" or "style" alone may repeat another."""
+    own = row.get(column)
+    repeats = column in ("object", "style") and own in (row["right"], row.get("anchor"))
+    return bool(own and rate_pair(own)) and not repeats
+
+
+def rate_tables(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """The tables of the sets: of what is to be forgotten, and of what is to be kept.
+
+    Each holds its columns, and by set its lines: a label, the number of the run's colour, and the
+    rates by column.
+    """
+    tables = []
+    for title, names in (("To be forgotten", SETS[:2]), ("To be kept", SETS[2:])):
+        sets: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for number, run in enumerate(runs):
+            parts = {run.name: run.result, **{
+                f"{run.name}: {name}{', before' if own['earlier'] else ''}": own
+                for name, own in run.result.get("concepts", {}).items()
+            }}  # fmt: skip
+            for label, result in parts.items():
+                for name in names:
+                    if row := result["sets"].get(name):
+                        sets[name].append({"label": label, "colour": number, "rates": row})
+        lines = [line for own in sets.values() for line in own]
+        columns = [c for c in TABLE_COLUMNS if any(has_column(v["rates"], c) for v in lines)]
+        grouped = len(lines) > len(names)
+        facts = {"title": title, "columns": columns, "grouped": grouped, "empty": not lines}
+        tables.append({**facts, "sets": sets})
+    return tables
+
+
+def gallery(runs: Sequence[FinishedRun]) -> dict[str, list[dict[str, Any]]]:
+    """By set, the pictured prompts: the base model's image, and that of each run that drew it."""
+    shown: dict[tuple[str, str, str, str], list[tuple[FinishedRun, Tile]]] = {}
+    for run in runs:
+        for tile in run.tiles:
+            key = tile.part, tile.prompt, tile.seed, tile.base
+            shown.setdefault(key, []).append((run, tile))
+    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in SETS}
+    for (part, prompt, seed, base), drawn in shown.items():
+        images: list[tuple[str, int | None, str]] = [("base", None, base)]
+        for run, tile in drawn:
+            alone = len(runs) == 1
+            label, number = ("unlearned", None) if alone else (run.name, runs.index(run))
+            images.append((label, number, tile.unlearned))
+        unsafe = any(run.unsafe for run, _ in drawn)
+        figure = {"prompt": prompt, "seed": seed, "images": images, "unsafe": unsafe}
+        by_set[part].append(figure)
+    return {name: figures for name, figures in by_set.items() if figures}
+
+
+def metric_charts(runs: Sequence[FinishedRun]) -> dict[str, dict[str, Markup]]:
+    """By group, the charts of what metrics.csv holds, by metric; a line a run."""
+    names = list(dict.fromkeys(chain.from_iterable(run.metrics for run in runs)))
+    groups: dict[str, dict[str, Markup]] = {}
+    for group, beginnings in CHARTS.items():
+        for name in [n for n in names if n.startswith(beginnings)]:
+            names.remove(name)
+            lines = [
+                Line(run.name, number % COLOURS, run.metrics[name])
+                for number, run in enumerate(runs)
+                if name in run.metrics
+            ]
+            shares = name.endswith("accuracy") or name == "surgery/conflicting"
+            groups.setdefault(group, {})[name] = Markup(render_chart(name, lines, shares))
+    return groups
+
+
+def mask_secrets(config: Any, key: str = "") -> Any:
+    """A config whose secrets, by their keys, are not shown; switches and what is unset stay."""
+    if isinstance(config, dict):
+        return {k: mask_secrets(v, key if is_secret(key) else k) for k, v in config.items()}
+    if isinstance(config, list):
+        return [mask_secrets(value, key) for value in config]
+    hidden = is_secret(key) and config is not None and not isinstance(config, bool)
+    return "(hidden)" if hidden else config
+
+
+def setting_differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
+    """The config's keys whose values differ between the runs, and the value in each run."""
+    return {
+        key: [format_setting(mask_secrets(run.settings.get(key), key)) for run in runs]
+        for key in differing_keys(runs)
+    }

@@ -1,0 +1,83 @@
+"""Rank finished runs by forgetting and keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearn.config.saved import read_saved_config
+from unlearn.evaluation.intervals import Rate
+from unlearn.evaluation.score import SCORE_COLUMNS, column_rate, read_images, score
+from unlearn.reports.comparison import comparable_settings
+from unlearn.sweeps.jobs import read_failure
+from unlearn.training.run_dir import ERROR_FILE
+
+
+class RankedRun(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        folder: its directory.
+        settings: its config, by dotted keys.
+        rates: of each of `SCORE_COLUMNS`.
+        score: see `HEADER`.
+        rank: its Pareto rank among the others, from 1.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    rates: dict[str, Rate]
+    score: float
+    rank: int = 0
+
+    @property
+    def aims(self) -> tuple[float, float]:
+        """Unseen-target rate and retention, both to be low."""
+        unseen, kept = (self.rates[column].value for column in ("unseen target", "retention"))
+        assert unseen is not None and kept is not None  # `score` needs them
+        return unseen, -kept
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The run directories in a folder, or the folder itself; none inside of another."""
+    if any((folder / name).exists() for name in ("config.yaml", ERROR_FILE)):
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from run_folders(path)
+
+
+def read_ranked_runs(folders: Sequence[Path]) -> tuple[list[RankedRun], dict[Path, str]]:
+    """The finished runs, ranked, and why the last job in a folder failed or nothing is to rank."""
+    runs, failed = [], {}
+    for folder in folders:
+        if reason := read_failure(folder):
+            failed[folder] = reason
+        if not (folder / "result.json").exists():  # else the job failed beside a finished run
+            continue
+        try:
+            images = read_images(folder)
+            rates = {column: column_rate(images, column) for column in SCORE_COLUMNS}
+            settings = comparable_settings(read_saved_config(folder))
+            runs.append(RankedRun(folder, settings, rates, score(images)))
+        except ValueError as error:
+            failed[folder] = str(error)
+    return rank_runs(runs), failed
+
+
+def rank_runs(runs: Sequence[RankedRun]) -> list[RankedRun]:
+    """The runs with their ranks, the best first."""
+    left, done = list(runs), list[RankedRun]()
+    while left:
+        aims = [run.aims for run in left]
+        front = [
+            run
+            for run in left
+            if not any(o[0] <= run.aims[0] and o[1] <= run.aims[1] and o != run.aims for o in aims)
+        ]
+        rank = done[-1].rank + 1 if done else 1
+        done += [r._replace(rank=rank) for r in sorted(front, key=lambda r: -r.score)]
+        left = [run for run in left if run not in front]
+    return done

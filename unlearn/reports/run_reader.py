@@ -1,0 +1,228 @@
+"""A finished run, read from its directory."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from unlearn.concepts.concept import AnchorConfig, pair_anchors
+from unlearn.concepts.prompts import SETS
+from unlearn.config.base_model import base_model_name, base_model_options
+from unlearn.config.concepts import earlier_sections, trained_sections
+from unlearn.config.saved import load_run
+from unlearn.config.sections import parse_section, to_container
+from unlearn.evaluation.pictures import pictured_rows, tile_box
+from unlearn.evaluation.score import read_images
+from unlearn.reports.comparison import comparable_settings
+from unlearn.utils.images import read_image
+from unlearn.utils.units import GIB, format_duration
+
+
+class Tile(NamedTuple):
+    """A prompt of `before_after.png`: its set, the prompt, the seed, and both images as URIs."""
+
+    part: str
+    prompt: str
+    seed: str
+    base: str
+    unlearned: str
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the files of a finished run hold.
+
+    Attributes:
+        name: of the run.
+        folder: the run directory.
+        config: its config.yaml.
+        result: its result.json.
+        anchors: the anchor of each target; "" is no style.
+        base: the base model's name.
+        loading: arguments of `load_pipeline` that differ from its defaults.
+        unsafe: an image may be explicit.
+        tiles: the images of before_after.png; empty where it is not known what they show.
+        picture: then, the whole of it as a data URI.
+        metrics: by name, the points (step, value) of metrics.csv.
+        environment: what it trained with, and what that took; empty where it was not recorded.
+        evaluations: the published protocols' results.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    anchors: dict[str, str]
+    base: str
+    loading: dict[str, Any]
+    unsafe: bool
+    tiles: list[Tile]
+    picture: str
+    metrics: dict[str, list[tuple[float, float]]]
+    environment: dict[str, str]
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of its config and its last evaluation can make a difference, by dotted keys."""
+        evaluated = self.result.get("settings", {})
+        return comparable_settings(self.config) | {
+            f"evaluation.{k}": v for k, v in evaluated.items()
+        }
+
+
+def read_run(folder: Path, name: str) -> FinishedRun:
+    """The finished run in a directory.
+
+    Args:
+        folder: the run directory.
+        name: what to call it.
+
+    Raises:
+        ValueError: it is not finished, or a file of it is damaged.
+    """
+    config, _ = load_run(str(folder))
+    for file in ("result.json", "before_after.png"):
+        if not (folder / file).exists():
+            raise ValueError(
+                f"{folder}: not a finished run directory, {file} is missing; "
+                f"`unlearn evaluate {folder}` writes it"
+            )
+    sections = [*earlier_sections(config), *trained_sections(config)]
+    anchors: dict[str, str] = {}
+    for own in sections:
+        targets = own["concept"]["targets"] or [own["concept"]["name"]]
+        anchor = parse_section(own["anchor"], "anchor", AnchorConfig)
+        anchors |= pair_anchors(targets, anchor, own["concept"]["kind"] == "style")
+    defaults = {"random_weights": False, "width": 1.0, "image_size": None, "config": None}
+    picture = read_picture(folder / "before_after.png")
+    tiles = read_tiles(folder, picture)
+    return FinishedRun(
+        name=name,
+        folder=folder,
+        config=to_container(config),
+        result=read_result(folder / "result.json"),
+        anchors=anchors,
+        base=base_model_name(config),
+        loading={k: v for k, v in base_model_options(config).items() if defaults.get(k, "") != v},
+        unsafe=any(own["concept"]["kind"] == "unsafe" for own in sections),
+        tiles=tiles,
+        picture="" if tiles else data_uri(picture),
+        metrics=read_metrics(folder / "metrics.csv"),
+        environment=read_environment(folder),
+        evaluations=[read_json(p) for p in sorted(folder.glob("evaluation/*.json"))],
+    )
+
+
+@contextmanager
+def damage_as_value_errors(path: Path) -> Iterator[None]:
+    """Inside, what reading a damaged file raises becomes a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, csv.Error) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    with damage_as_value_errors(path):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_environment(folder: Path) -> dict[str, str]:
+    """What a run's environment.json and budget.json say, by labels.
+
+    Raises:
+        ValueError: one of them is damaged.
+    """
+    facts: dict[str, str] = {}
+    if (path := folder / "environment.json").exists():
+        facts |= read_json(path)
+    if (path := folder / "budget.json").exists():
+        budget = read_json(path)
+        with damage_as_value_errors(path):
+            facts[f"time of {budget['count']} steps"] = format_duration(budget["measured"]["steps"])
+            facts["memory at its peak"] = f"{budget['measured']['memory'] / GIB:.1f} GiB"
+    return facts
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result.json.
+
+    Raises:
+        ValueError: it is damaged, or of something else.
+    """
+    result = read_json(path)
+    with damage_as_value_errors(path):
+        if result["sets"] and {*result["sets"]} != {*SETS}:
+            raise ValueError(f"its sets are {[*result['sets']]}, not {[*SETS]}")
+        result["kind"], result["excluded_prompts"]
+    return result
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """The points (step, value) of each metric of a metrics.csv; none where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    if not path.exists():
+        return points
+    with damage_as_value_errors(path), path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = float(row.pop("step"))
+            for name, text in row.items():
+                if text and math.isfinite(value := float(text)):
+                    points.setdefault(name, []).append((step, value))
+    return points
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image inside a page, lossless."""
+    file = io.BytesIO()
+    image.save(file, format="WEBP", lossless=True)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The picture before and after.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    with damage_as_value_errors(path):
+        return Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
+
+
+def read_tiles(folder: Path, picture: Image.Image) -> list[Tile]:
+    """Return the images of the picture before and after, which shows the `pictured_rows`.
+
+    Empty where there is no images.csv, as of an old run without a judge.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    tiles = []
+    with damage_as_value_errors(folder / "images.csv"):
+        rows = read_images(folder)
+        for part in SETS:
+            for column, row in enumerate(pictured_rows([r for r in rows if r["set"] == part])):
+                boxes = [tile_box(picture.width, part, side, column) for side in (0, 1)]
+                base, after = (data_uri(picture.crop(box)) for box in boxes)
+                tiles.append(Tile(part, row["prompt"], row["seed"], base, after))
+    return tiles

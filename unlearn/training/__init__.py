@@ -1,0 +1,1 @@
+"""Train one run: its directory, checkpoints, loggers, signals."""

@@ -1,0 +1,189 @@
+"""A run's memory and time, estimated before it begins, and compared with what it took."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import psutil
+import torch
+from diffusers import DiffusionPipeline
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import evaluation_probes
+from unlearn.config.base_model import resolve_precision
+from unlearn.generation.sampling import default_batch_size
+from unlearn.methods.base import UnlearningModule
+from unlearn.models.pipeline import denoiser, networks_of
+from unlearn.training.rehearsal import Passes, rehearse
+from unlearn.utils.atomic import write_text
+from unlearn.utils.units import GIB, format_duration
+
+
+class Estimate(NamedTuple):
+    """What a run takes.
+
+    Attributes:
+        memory: bytes at the peak: on a CPU the process's, on a GPU its tensors'.
+        steps: seconds of the training steps.
+        images: seconds to draw the images to train on, if none is cached.
+        evaluation: seconds to draw those of both sides, if none is cached.
+    """
+
+    memory: int
+    steps: float
+    images: float
+    evaluation: float
+
+
+def estimate(
+    config: DictConfig,
+    concept: Concept,
+    pipe: DiffusionPipeline,
+    method: UnlearningModule,
+    left: int,
+) -> Estimate:
+    """What a run will take, from a rehearsal that takes a few seconds.
+
+    Left out, since they are small: discriminator and optimizers' time, text encoder, judge.
+
+    Args:
+        config: of the run.
+        concept: the run's.
+        pipe: on its device.
+        method: what trains, on the pipeline's UNet.
+        left: steps to make.
+
+    Raises:
+        ValueError: the device has less memory than the run needs.
+    """
+    passes = Passes(pipe, resolve_precision(config))
+    held, batch = memory_held(pipe.device), config.sampling_batch_size or default_batch_size(pipe)
+    if 0 < left < config.steps:  # its images are drawn, and sampling_batch_size must stay
+        batch = 1
+    drawn = partial(check_memory, pipe.device, "draw images", "a lower sampling_batch_size")
+    forward = rehearse(passes.forward, 2 * batch, drawn)
+    decode = rehearse(passes.decode, batch, drawn)
+    drawing = max(forward.memory(2 * batch), decode.memory(batch))
+    steps, training = 0.0, 0
+    if left:
+        drawing = max(drawing, rehearse(passes.encode, batch, drawn).memory(batch))
+        samples = method.samples_at_once(config)
+        states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's
+        states -= memory_that_moves(config, pipe)
+        less = "experiment=low_memory, or batch_size lower and method.accumulate_grad_batches as "
+        check = partial(check_memory, pipe.device, "train", f"{less}many times higher")
+        trained = rehearse(
+            lambda n: passes.trained(n, method), samples, lambda needed: check(needed + states)
+        )
+        training = trained.memory(samples) + states
+        alone, with_gradient = method.samples(config)
+        seconds = alone * forward.seconds + with_gradient * trained.seconds
+        steps = seconds * left / config.steps
+    data, settings = config.data, config.evaluation
+    image, shown = (
+        2 * part.num_inference_steps * forward.seconds + decode.seconds for part in (data, settings)
+    )
+    judged = (
+        2 * settings.images_per_prompt * sum(len(evaluation_probes(part)) for part in concept.each)
+    )
+    return Estimate(
+        held + max(drawing, training),
+        steps,
+        (data.images + data.relearn_images) * image * bool(config.steps),
+        judged * shown,
+    )
+
+
+def memory_that_moves(config: DictConfig, pipe: DiffusionPipeline) -> int:
+    """Bytes of a GPU that are free in training: of the networks that wait on the CPU, see `fit`."""
+    if pipe.device.type == "cpu" or config.logger.images_every:
+        return 0
+    parts = [part for part in networks_of(pipe).values() if part is not denoiser(pipe)]
+    return sum(weight.nbytes for part in parts for weight in part.parameters())
+
+
+def memory_held(device: torch.device) -> int:
+    """Bytes that the process, or on a GPU its tensors, hold."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that they held so far."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def check_memory(device: torch.device, work: str, way_out: str, needed: int) -> None:
+    """Refuse work that the device has too little memory for.
+
+    Raises:
+        ValueError: says how much is needed and free, and the way out.
+    """
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + reserved
+    else:
+        free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"too little memory on {device} to {work}: about {needed / GIB:.1f} GiB are needed, "
+            f"{free / GIB:.1f} are free; take {way_out}"
+        )
+
+
+class Budget(Callback):
+    """Says what a run will take, and after its steps what they took; budget.json has both.
+
+    Args:
+        estimated: see `estimate`.
+        run: the run directory.
+        count: of the steps to make, which a run that goes on has fewer of.
+    """
+
+    def __init__(self, estimated: Estimate, run: Path, count: int) -> None:
+        self.estimated, self.run, self.count = estimated, run, count
+
+    @rank_zero_only
+    def announce(self) -> None:
+        """Print the estimate."""
+        memory, steps, images, evaluation = self.estimated
+        drawn, stepped = format_duration(images), format_duration(steps)
+        train = f"{drawn} for images to train on, {stepped} for the steps, "
+        print(
+            f"estimate: {memory / GIB:.1f} GiB of memory; {train if steps else ''}"
+            f"{format_duration(evaluation)} for the evaluation's images (cached ones take no time)"
+        )
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Begin to count."""
+        self.start = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Print and write what was measured."""
+        if not trainer.is_global_zero:
+            return
+        seconds, memory = time.monotonic() - self.start, peak_memory(module.device)
+        written = {
+            "estimated": self.estimated._asdict(), "measured": {"memory": memory, "steps": seconds},
+            "count": self.count,
+        }  # fmt: skip
+        write_text(self.run / "budget.json", json.dumps(written, indent=2) + "\n")
+        print(
+            f"the steps took {format_duration(seconds)} "
+            f"(estimated {format_duration(self.estimated.steps)}), the run "
+            f"{memory / GIB:.1f} GiB of memory so far ({self.estimated.memory / GIB:.1f})"
+        )

@@ -1,0 +1,113 @@
+"""Callbacks of a run: weights and pictures kept on the way."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from diffusers import DiffusionPipeline
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from torch import Tensor
+
+from unlearn.concepts.concept import Concept
+from unlearn.concepts.prompts import SETS, evaluation_probes
+from unlearn.generation.sampling import generate
+from unlearn.training.loggers import log_image, picture_caption
+from unlearn.utils.atomic import atomic_path
+from unlearn.weights.delta import save_unlearned
+
+PICTURE_COLUMNS = 4  # prompts of each set in a picture
+
+
+def picture_prompts(concept: Concept) -> list[str]:
+    """Return `PICTURE_COLUMNS` prompts of each of the four sets that has any, evenly spaced.
+
+    A set of fewer begins again.
+    """
+    prompts = []
+    for name in SETS:
+        chosen = list(dict.fromkeys(p.prompt for p in evaluation_probes(concept) if p.set == name))
+        count = min(len(chosen), PICTURE_COLUMNS)
+        spaced = [chosen[i * len(chosen) // count] for i in range(count)]
+        prompts += (spaced * PICTURE_COLUMNS)[:PICTURE_COLUMNS]
+    return prompts
+
+
+class ProgressPictures(L.Callback):
+    """Every `every` steps, a picture of the four prompt sets as the model draws them then.
+
+    One row a set that has prompts, always the same prompts and noise; written to `images/` in the
+    run directory and sent to the loggers that show images.
+
+    Args:
+        pipe: the pipeline whose UNet is being trained.
+        concept: gives the prompts.
+        run: the run directory.
+        every: steps between pictures.
+        sampler: steps and guidance.
+    """
+
+    def __init__(
+        self, pipe: DiffusionPipeline, concept: Concept, run: Path, every: int, **sampler: Any
+    ) -> None:
+        self.pipe = copy.copy(pipe)  # shares the networks, but keeps a scheduler of its own
+        self.prompts, self.every, self.sampler = picture_prompts(concept), every, sampler
+        self.folder = run / "images"
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Draw, after the step that the interval ends with."""
+        step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
+        if rest or step % self.every or not trainer.is_global_zero:
+            return
+        seeds = range(len(self.prompts))
+        images = generate(self.pipe, self.prompts, seeds, description="picture", **self.sampler)
+        grid = images.unflatten(0, (-1, PICTURE_COLUMNS)).permute(0, 3, 1, 4, 2)
+        array = grid.flatten(2, 3).flatten(0, 1).contiguous()
+        self.folder.mkdir(exist_ok=True)
+        with atomic_path(self.folder / f"step_{step:06d}.png") as partial:
+            Image.fromarray(array.numpy()).save(partial, format="PNG")
+        caption = picture_caption(zip(self.prompts, seeds, strict=True))
+        for logger in trainer.loggers:
+            log_image(logger, "images/unlearned", array, step, caption)
+
+
+class KeptWeights(Callback):
+    """Every `every` steps, the weights as they are then: a run directory `steps/STEP` of their own.
+
+    `unlearn evaluate RUN_DIR/steps/*` shows how forgetting and damage went on.
+
+    Args:
+        run: the run directory, whose config.yaml is copied.
+        every: steps between them.
+        metadata: see `save_unlearned`.
+        earlier: the weights of the run that this one goes on from.
+    """
+
+    def __init__(
+        self, run: Path, every: int, metadata: dict[str, str], earlier: dict[str, Tensor]
+    ) -> None:
+        self.run, self.every, self.metadata, self.earlier = run, every, metadata, earlier
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep, after the step that the interval ends with."""
+        step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
+        if rest or step % self.every or not trainer.is_global_zero:
+            return
+        folder = self.run / "steps" / f"{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.run / "config.yaml", folder / "config.yaml")
+        weights = {**self.earlier, **module.trained_weights}
+        save_unlearned(weights, folder / "unlearned.safetensors", self.metadata, module.part)

@@ -1,0 +1,169 @@
+"""The checkpoints of a run: written whole, from which it goes on exactly."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from unlearn.training.metrics_file import MetricsFile
+from unlearn.training.signals import SignalHandler
+from unlearn.utils.atomic import atomic_path
+from unlearn.utils.errors import Interrupted, LostRankError, NotFiniteError
+
+
+def step_of(checkpoint: Path) -> int:
+    """How many steps were made when a checkpoint was written.
+
+    Raises:
+        ValueError: the file is damaged, or is no checkpoint of a run.
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as file:
+            if damaged := file.testzip():  # compares all checksums, as torch.load does not
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(state["step"])
+    except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{checkpoint}: damaged, or not a checkpoint of a run ({reason}); without that file "
+            "the same command begins at the first step"
+        ) from error
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their place; Lightning's own go through the folder for temporary
+    files, where a killed process leaves them."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write the file whole."""
+        buffer = io.BytesIO()  # so that a full disk is an OSError
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(exist_ok=True)
+        with atomic_path(Path(path)) as partial:
+            partial.write_bytes(buffer.getbuffer())
+
+
+class Checkpoints(Callback):
+    """Every `every` steps, at the end and when told to stop, all that a run goes on from.
+
+    That is what was trained, its optimizers, the position in the batches and the rows of
+    metrics.csv, in `checkpoints/last.ckpt`. Must be the last callback, for a checkpoint to mean
+    that all is done which belongs to its step.
+
+    Args:
+        run: the run directory.
+        every: steps between checkpoints.
+        metrics: the run's metrics.csv.
+        stop: says when a signal came.
+    """
+
+    def __init__(self, run: Path, every: int, metrics: MetricsFile, stop: SignalHandler) -> None:
+        self.run, self.path = run, run / "checkpoints" / "last.ckpt"
+        self.every, self.metrics, self.stop = every, metrics, stop
+        self.step = 0  # that the last checkpoint was written after
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Take the signals over from Lightning, which would go on at SIGTERM, or exit with 0."""
+        self.stop.listen()
+        self.stop.training = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save after the steps that the interval ends with.
+
+        Raises:
+            SystemExit: a signal came to one of the ranks.
+        """
+        step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
+        if rest or batch_idx + 1 == trainer.num_training_batches:
+            return
+        stopping = bool(self.stop.signum)
+        if trainer.world_size > 1:
+            stopping = trainer.strategy.reduce_boolean_decision(stopping, all=False)
+        if stopping or step % self.every == 0:
+            self.save(trainer, step)
+        if stopping:
+            self.exit(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Save the last state.
+
+        Raises:
+            SystemExit: a signal came meanwhile.
+        """
+        self.save(trainer, int(trainer.num_training_batches) // module.accumulate_grad_batches)
+        self.stop.training = False
+        if self.stop.signum:
+            self.exit(trainer)
+
+    def exit(self, trainer: L.Trainer) -> None:
+        """End the process; rank 0's status stands for the run.
+
+        Raises:
+            SystemExit: always.
+        """
+        self.stop.training = False
+        if not trainer.is_global_zero:
+            raise SystemExit(0)  # another status would have Lightning kill rank 0
+        raise Interrupted(self.stop.signum or 15)
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        """At once, since Lightning kills the remaining processes within seconds.
+
+        Raises:
+            LostRankError: another process of the run died or could not be reached.
+            RunError: a loss was not finite.
+        """
+        if isinstance(exception, NotFiniteError):
+            self.keep_inputs(module, exception, trainer.global_rank)
+        lost = isinstance(exception, torch.distributed.DistError) or "gloo" in str(exception)
+        if trainer.world_size > 1 and lost:
+            reason = str(exception).strip().splitlines()[0]
+            raise LostRankError(
+                f"a process of this run died or could not be reached; its last checkpoint is "
+                f"{self.path}, which the same command goes on from ({reason})"
+            ) from exception
+
+    def keep_inputs(self, module: Any, error: NotFiniteError, rank: int) -> None:
+        """Write what a step with a loss that is not finite began with, and say where."""
+        path = self.run / f"failed_step_rank{rank}.pt"
+        weights = {name: weight.detach() for name, weight in module.trained_weights.items()}
+        state = {"step": error.step, "losses": error.losses, "batch": error.batch}
+        with atomic_path(path) as partial:
+            torch.save({**state, "weights": weights}, partial)
+        error.args = (
+            f"{error}; the last checkpoint is of step {self.step}. Lower method.lr, or take "
+            "trainer.precision=32-true, in another run_dir. The step's losses, batch and weights "
+            "lie in a file to look at:\n"
+            f"  python -c \"import torch; print(torch.load('{path}', weights_only=True))\"",
+        )
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the step and the rows of metrics.csv."""
+        checkpoint |= {"step": self.step, "metrics": self.metrics.rows}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with metrics.csv as it was then."""
+        self.step = checkpoint["step"]
+        self.metrics.restore(checkpoint["metrics"])
+
+    def save(self, trainer: L.Trainer, step: int) -> None:
+        """Called on every rank; rank 0 writes."""
+        self.step = step
+        trainer.save_checkpoint(self.path)

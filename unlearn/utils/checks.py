@@ -1,0 +1,61 @@
+"""Unknown names, refused with the nearest valid ones."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+
+from unlearn.utils.credentials import is_secret
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """The valid names most like `name`, as a question; where none is, the first ones."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known[:8])
+    return f"did you mean one of {near}?"
+
+
+def check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    """Refuse an unknown name, naming the nearest valid ones.
+
+    Raises:
+        ValueError: `value` is not in `known`.
+    """
+    if value not in known:
+        raise ValueError(f"{key}={value!r} is unknown; {suggest(str(value), known)}")
+
+
+def unknown_key_message(key: str, value: object, known: Sequence[str]) -> str:
+    """That there is no such key; a value that its key calls a secret is not repeated."""
+    said = "***" if is_secret(key) else value
+    return f"{key}={said}: there is no such key; {suggest(key.rpartition('.')[2], known)}"
+
+
+def check_number(
+    key: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Refuse a number that is not finite, or out of its bounds.
+
+    Raises:
+        ValueError: names the key, the value and the bounds.
+    """
+    too_small = (at_least is not None and value < at_least) or (
+        above is not None and value <= above
+    )
+    too_large = at_most is not None and value > at_most
+    if math.isfinite(value) and not too_small and not too_large:
+        return
+    wanted = [
+        f"{words} {bound:g}"
+        for words, bound in (("at least", at_least), ("more than", above), ("at most", at_most))
+        if bound is not None
+    ]
+    bounds = " and ".join(wanted)
+    if isinstance(value, float):
+        bounds = f"a finite number of {bounds}" if bounds else "a finite number"
+    raise ValueError(f"{key}={value}: {bounds} is needed")

@@ -1,0 +1,79 @@
+"""Describe an option once: its default, its bounds and its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, field, fields
+from typing import Any
+
+from unlearn.utils.checks import check_choice, check_number
+
+REQUIRED = "???"  # OmegaConf's mark of a value that must be given
+
+
+def option(
+    default: Any = REQUIRED,
+    *,
+    help: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """Return a dataclass field that knows its meaning and its allowed values.
+
+    Args:
+        default: the value where none is given; without it, the option must be given.
+        help: one line that says what the option is.
+        at_least: the smallest value.
+        above: what every value is larger than.
+        at_most: the largest value.
+        choices: the only values.
+    """
+    about = {"help": help, "at_least": at_least, "above": above, "at_most": at_most}
+    metadata = {**about, "choices": tuple(choices)}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_options(options: Any, section: str = "") -> None:
+    """Refuse the values of a dataclass of options that are not allowed.
+
+    Args:
+        options: a dataclass whose fields `option` made; None is always allowed.
+        section: the part of the configuration that the options stand in, for the message.
+
+    Raises:
+        ValueError: names the key, the value and what is allowed.
+    """
+    for each in fields(options):
+        value, about = getattr(options, each.name), each.metadata
+        key = f"{section}.{each.name}".lstrip(".")
+        if about.get("choices") and value is not None:
+            check_choice(key, value, about["choices"])
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            bounds = {name: about.get(name) for name in ("at_least", "above", "at_most")}
+            check_number(key, value, **bounds)
+
+
+def allowed_values(each: Field[Any]) -> str:
+    """Return what values an option takes, in words; "" where any of its type is taken."""
+    about = each.metadata
+    if about.get("choices"):
+        return ", ".join(about["choices"])
+    parts = []
+    if about.get("at_least") is not None:
+        parts.append(f"at least {about['at_least']:g}")
+    if about.get("above") is not None:
+        parts.append(f"more than {about['above']:g}")
+    if about.get("at_most") is not None:
+        parts.append(f"at most {about['at_most']:g}")
+    return ", ".join(parts)
+
+
+def default_of(each: Field[Any]) -> Any:
+    """Return the default of an option; `REQUIRED` where it must be given."""
+    if each.default_factory is not MISSING:
+        return each.default_factory()
+    return REQUIRED if each.default is MISSING else each.default

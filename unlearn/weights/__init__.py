@@ -1,0 +1,1 @@
+"""Changed weights: files of our own, and weights from elsewhere."""

@@ -1,0 +1,215 @@
+"""The unlearned weights: a delta of changed weights, and a whole pipeline with a model card."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from unlearn.methods.base import UnlearningModule
+from unlearn.methods.registry import METHODS, method_for
+from unlearn.models.pipeline import networks_of
+from unlearn.utils.atomic import atomic_path
+from unlearn.utils.checks import check_choice
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def save_unlearned(
+    weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str], part: str = "unet"
+) -> None:
+    """Write the changed weights of a part; `metadata` names base, concept and method."""
+    write_safetensors({f"{part}.{k}": v for k, v in weights.items()}, path, metadata)
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors and metadata atomically.
+
+    Equal ones give equal bytes: safetensors writes metadata in a random order, so the header is
+    written again with sorted keys.
+    """
+    raw = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata=metadata)
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the format's alignment
+    with atomic_path(path) as partial:
+        partial.write_bytes(len(header).to_bytes(8, "little") + header + raw[end:])
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        ValueError: it is none, or its header does not fit its bytes.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def named_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
+    """The weights of the networks but the VAE, by their names in the pipeline: "unet.NAME", ...
+
+    Without the "text_model." that text encoders' names have in some versions of transformers.
+    """
+
+    return {
+        f"{part}.{name.removeprefix('text_model.')}": weight
+        for part, network in networks_of(pipe).items()
+        if part != "vae"
+        for name, weight in network.named_parameters()
+    }
+
+
+def copy_weights(
+    pipe: DiffusionPipeline, weights: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Copy weights into the pipeline, under the names of `named_weights`.
+
+    Raises:
+        ValueError: see `check_fit`; nothing is changed.
+    """
+    own = named_weights(pipe)
+    check_fit(own, weights, path)
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
+
+
+def check_fit(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Refuse weights that cannot take the place of a pipeline's own, see `named_weights`.
+
+    Raises:
+        ValueError: they do not fit the pipeline, or are not finite. Begins with `path`.
+    """
+    if not weights:
+        raise ValueError(f"{path}: holds no weights")
+    for name, tensor in weights.items():
+        if name not in own:
+            raise ValueError(f"{path}: {name} is not a weight of this pipeline")
+        if own[name].shape != tensor.shape:
+            shapes = f"{tuple(tensor.shape)}, the pipeline's is {tuple(own[name].shape)}"
+            raise ValueError(f"{path}: {name} has shape {shapes}; made for another base model")
+    check_finite(weights, path)
+    check_finite({name: tensor.to(own[name].dtype) for name, tensor in weights.items()}, path)
+
+
+def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Refuse values that are no finite floating-point numbers.
+
+    Raises:
+        ValueError: names the first weight that holds one. Begins with `path`.
+    """
+    for name, tensor in weights.items():
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise ValueError(f"{path}: {name} is of {kind}; allowed are dense {list(FLOATS)}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+
+
+def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> DiffusionPipeline:
+    """Patch a diffusers pipeline in place with unlearned weights, and return it.
+
+    A method that acts at inference is installed: the pipeline samples as it wants.
+
+    Raises:
+        ValueError: see `check_unlearned`; nothing is changed.
+    """
+    weights, metadata = check_unlearned(pipe, path)
+    if not metadata.get("at_inference"):
+        copy_weights(pipe, weights, path)
+        return pipe
+    method, options = inference_method(pipe, metadata, path)
+    own = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+    try:
+        method.install(pipe, own, options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return pipe
+
+
+def check_unlearned(
+    pipe: DiffusionPipeline, path: str | os.PathLike[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the metadata of a run's file, which fit the pipeline; it is not changed.
+
+    Raises:
+        ValueError: the weights do not fit the pipeline, or are not finite, or nothing is known of
+            what acts at inference.
+    """
+    weights, metadata = read_safetensors(path)
+    if metadata.get("at_inference"):
+        inference_method(pipe, metadata, path)
+        check_finite(weights, path)
+    else:
+        check_fit(named_weights(pipe), weights, path)
+    return weights, metadata
+
+
+def check_base(path: Path, base: str) -> None:
+    """Refuse a run's weights that say that they are of another base model than its config.
+
+    Raises:
+        ValueError: they do, or the file is damaged.
+    """
+    own = read_safetensors(path)[1].get("base", base)
+    if own != base:
+        raise ValueError(f"{path}: made for the base model {own!r}; its config.yaml says {base!r}")
+
+
+def inference_method(
+    pipe: DiffusionPipeline, metadata: Mapping[str, str], path: str | os.PathLike[str]
+) -> tuple[type[UnlearningModule], dict[str, Any]]:
+    """The method that a file says acts at inference, and what it needs to know.
+
+    Raises:
+        ValueError: there is no such method, it does not take such a pipeline, or it needs
+            something else. Begins with `path`.
+    """
+
+    acting = {name: method for name, method in METHODS.items() if method.AT_INFERENCE}
+    name = metadata.get("method", "")
+    check_choice(f"{path}: method", name, list(acting))
+    try:
+        method_for(pipe, name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        options = dict(json.loads(metadata["at_inference"]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: at_inference is no dictionary: {error}") from error
+    needed = acting[name].AT_INFERENCE
+    if options.keys() != needed.keys() or not all(
+        isinstance(value, needed[key]) for key, value in options.items()
+    ):
+        raise ValueError(f"{path}: at_inference={options}: {name} needs {list(needed)}")
+    return acting[name], options
+
+
+def read_weights_alone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the metadata of a run's file whose weights alone are its result.
+
+    Raises:
+        ValueError: the method acts at inference, which no other format holds.
+    """
+    weights, metadata = read_safetensors(path)
+    if "at_inference" in metadata:
+        raise ValueError(
+            f"{path}: method.name={metadata['method']!r} acts at inference, which changed weights "
+            "cannot hold; unlearn.load_unlearned(pipe, path) installs it in a pipeline"
+        )
+    return weights, metadata

@@ -1,0 +1,215 @@
+"""Unlearned weights from elsewhere, in the formats that other projects publish."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from unlearn.models.pipeline import DENOISERS, denoiser, denoiser_name, load_pipeline
+from unlearn.weights.adapters import is_adapter, load_adapter
+from unlearn.weights.delta import check_finite, copy_weights, load_unlearned, read_safetensors
+
+DELTA = (*DENOISERS, "text_encoder", "modifier_token")  # sections of a delta.bin
+FITTING = (  # of the networks that denoise
+    "_class_name", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim",
+    "in_channels", "out_channels",
+)  # fmt: skip
+PROCESSOR = re.compile(r"\.processor\.(to_(?:q|k|v|out))_custom_diffusion\.")
+COMPVIS = "model.diffusion_model."
+
+
+def load_weights(
+    pipe: DiffusionPipeline,
+    path: str | os.PathLike[str],
+    targets: list[str] | None = None,
+) -> DiffusionPipeline:
+    """Load unlearned weights into the pipeline, in place, and return it.
+
+    The format is recognised by what the file or folder holds:
+
+    - a run directory, or its `unlearned.safetensors`;
+    - a diffusers folder of a whole pipeline, or of the UNet or transformer alone, which takes the
+      place of the present;
+    - changed weights under that network's own names, as safetensors (ESD) or a pickle, in which
+      they may stand under "unet" or "transformer" beside "text_encoder" and "modifier_token"
+      (`delta.bin` of DoCo, Concept Ablation and Custom Diffusion), or be named as diffusers' Custom
+      Diffusion;
+    - an SPM, or another LoRA: see `load_adapter`.
+
+    Args:
+        pipe: the base model.
+        path: the file or folder.
+        targets: what an SPM forgets, whose strength depends on it; None: as its file says.
+
+    Raises:
+        ValueError: the format is not known, or its names, shapes or values do not fit the pipeline;
+            nothing is changed. A pickle with more than plain tensors in it is never run.
+    """
+    place = Path(path)
+    if place.is_dir():
+        if (place / "model_index.json").exists() or (place / "config.json").exists():
+            return load_folder(pipe, place)
+        place = place / "unlearned.safetensors"
+    if not place.is_file():
+        raise ValueError(
+            f"{path}: no file, run directory, or diffusers folder of a pipeline or its network"
+        )
+    if place.suffix != ".safetensors":
+        return load_delta(pipe, read_pickle(place), place)
+    tensors, metadata = read_safetensors(place)
+    if is_adapter(tensors):
+        return load_adapter(pipe, tensors, metadata, place, targets)
+    if all(name.partition(".")[0] in DENOISERS for name in tensors):
+        return load_unlearned(pipe, place)
+    return load_delta(pipe, tensors, place)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dictionary of tensors in a PyTorch file; what else it holds is not run.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file raises anything
+        raise ValueError(
+            f"{path}: not a PyTorch file of plain tensors; what else a pickle holds can be code, "
+            "and is never run"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not named weights")
+    return content
+
+
+def load_delta(
+    pipe: DiffusionPipeline, content: Mapping[str, Any], path: Path
+) -> DiffusionPipeline:
+    """Load changed weights, by section (see `DELTA`) or of the network that denoises alone."""
+    if isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if any(str(name).startswith(COMPVIS) for name in content):
+        raise ValueError(
+            f"{path}: holds weights under CompVis' names ({COMPVIS}...); StableDiffusionPipeline."
+            "from_single_file(...).save_pretrained(...) turns a whole checkpoint of that kind into "
+            "a diffusers folder, which loads"
+        )
+    part = denoiser_name(denoiser(pipe))
+    sectioned = any(isinstance(content.get(name), Mapping) for name in DENOISERS)
+    delta = content if sectioned else {part: content}
+    for key, value in delta.items():
+        if key not in DELTA or not isinstance(value, Mapping):
+            raise ValueError(f"{path}: {key!r} is none of the sections {list(DELTA)}")
+    weights = {}
+    for section in DENOISERS:
+        for name, value in delta.get(section, {}).items():
+            if not (isinstance(value, Mapping) and not value):  # of a processor without weights
+                weights[f"{section}." + PROCESSOR.sub(r".\1.", str(name))] = value
+    for name, value in delta.get("text_encoder", {}).items():
+        if not str(name).endswith("position_ids"):  # a buffer of numbers in order
+            weights["text_encoder." + str(name).removeprefix("text_model.")] = value
+    tokens = delta.get("modifier_token", {})
+    for name, value in {**weights, **tokens}.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    if not weights:
+        raise ValueError(f"{path}: holds no weights")
+    check_tokens(pipe, tokens, path)
+    copy_weights(pipe, weights, path)
+    add_tokens(pipe, tokens)
+    return pipe
+
+
+def check_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse new words that the tokenizer knows, or whose embeddings do not fit.
+
+    Raises:
+        ValueError: names the word.
+    """
+    width = pipe.text_encoder.config.hidden_size
+    known = pipe.tokenizer.get_vocab()
+    for token, embedding in tokens.items():
+        if not isinstance(token, str) or not token.strip():
+            raise ValueError(f"{path}: modifier_token {token!r} is no word")
+        if token in known:
+            raise ValueError(f"{path}: modifier_token {token!r} is a word of the tokenizer already")
+        if embedding.shape != (width,):
+            raise ValueError(
+                f"{path}: modifier_token {token!r} has shape {tuple(embedding.shape)}, this "
+                f"pipeline's text encoder needs {(width,)}"
+            )
+    check_finite(tokens, path)
+
+
+def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, Tensor]) -> None:
+    """Teach the tokenizer and the text encoder new words."""
+    if not tokens:
+        return
+    pipe.tokenizer.add_tokens(list(tokens))
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
+    table = pipe.text_encoder.get_input_embeddings().weight.requires_grad_(False)
+    for token, embedding in tokens.items():
+        table[pipe.tokenizer.convert_tokens_to_ids(token)] = embedding.to(table)
+
+
+def load_folder(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
+    """Put the parts of a diffusers folder in place of the present: a whole pipeline's, or one's.
+
+    Raises:
+        ValueError: its network that denoises is of another kind, or it is not whole.
+    """
+    whole, part = (folder / "model_index.json").exists(), denoiser_name(denoiser(pipe))
+    home = folder / part if whole else folder
+    check_network(pipe, home)
+    try:
+        if whole:
+            other = load_pipeline(str(folder))
+            parts = other.components
+        else:
+            options = {"use_safetensors": True, "low_cpu_mem_usage": False}
+            parts = {part: DENOISERS[part].from_pretrained(folder, **options)}
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
+    stored: set[str] = set()
+    for file in home.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            stored.update(opened.keys())
+    if missing := sorted(parts[part].state_dict().keys() - stored):
+        raise ValueError(f"{home}: its weights lack {missing[0]}")  # it would be random
+    networks = {name: own for name, own in parts.items() if isinstance(own, nn.Module)}
+    for name, network in networks.items():
+        check_finite({f"{name}.{k}": v for k, v in network.named_parameters()}, folder)
+    if whole and other.vae_scale_factor != pipe.vae_scale_factor:
+        raise ValueError(f"{folder}: its VAE shrinks images by another factor than this pipeline's")
+    for network in networks.values():
+        network.to(pipe.device, pipe.dtype).eval().requires_grad_(False)
+    pipe.register_modules(**parts)
+    return pipe
+
+
+def check_network(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Refuse a network that denoises of another class, or with another interface.
+
+    Raises:
+        ValueError: there is none, or it does not fit the pipeline's text encoder or VAE.
+    """
+    own = denoiser(pipe)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no config.json of a {denoiser_name(own)}: {error}") from error
+    known = {"_class_name": type(own).__name__, **own.config}
+    for key in FITTING:
+        if config.get(key) != known.get(key):
+            raise ValueError(
+                f"{folder}: its {key} is {config.get(key)!r}, this pipeline's is {known.get(key)!r}"
+            )
