@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import yaml
-
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments"
 PLACEHOLDER = "*This part is generated from the package, which does not have its source yet: {}.*"
@@ -108,31 +106,21 @@ def from_reference(function: str, *arguments: str) -> str:
     return str(getattr(reference, function)(*arguments))
 
 
-def recipes(method: str) -> str:
-    """Return the settings that each model gives a method, by kind of concept."""
-    folder = ROOT / "conf" / "recipe"
-    if not folder.is_dir():
-        return PLACEHOLDER.format("`conf/recipe`")
+def recipes(name: str) -> str:
+    """Return the settings of a recipe on each model that has it, by kind of concept."""
+    from unlearn.config.recipes import read_recipe
+
+    paths = sorted((ROOT / "conf" / "recipe").glob(f"*/{name}.yaml"))
     return "\n\n".join(
-        f"`conf/recipe/{path.parent.name}/{path.name}`\n\n{recipe_table(read_recipe(path))}"
-        for path in sorted(folder.glob(f"*/{method}.yaml"))
+        f"`conf/recipe/{path.parent.name}/{path.name}`\n\n"
+        f"{recipe_table(read_recipe([path.parent.name], name))}"
+        for path in paths
     )
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Return a recipe's settings by kind, those of the files that its defaults name beneath."""
-    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    found: dict[str, Any] = {}
-    for entry in own.get("defaults", []):
-        if isinstance(entry, str) and entry != "_self_":
-            parent = ROOT / "conf" / entry.strip("/") if "/" in entry else path.with_name(entry)
-            found |= read_recipe(parent.with_suffix(".yaml"))
-    return found | {kind: own[kind] for kind in KINDS if kind in own}
 
 
 def recipe_table(settings: dict[str, Any]) -> str:
     """Return a table with a row for each setting and a column for each kind of concept."""
-    kinds = [kind for kind in KINDS if isinstance(settings.get(kind), dict)]
+    kinds = [kind for kind in KINDS if settings.get(kind)]
     keys = list(dict.fromkeys(key for kind in kinds for key in settings[kind]))
     rows = [[f"`{k}`", *(str(settings[kind].get(k, "")) for kind in kinds)] for k in keys]
     return table(["key", *kinds], rows)
