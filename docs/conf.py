@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # extensions.py and generate.py; the package
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # advice on packages not used here
 
 project = "unlearn"
 author = "the unlearn authors"

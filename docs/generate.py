@@ -178,7 +178,7 @@ def table2() -> list[dict[str, str]]:
 
 def percent(value: str) -> str:
     """Return a share as a percentage with a digit."""
-    return f"{100 * float(value):.1f} %"
+    return f"{100 * float(value):.1f}%"
 
 
 def table2_rows(group: str) -> str:
@@ -187,12 +187,10 @@ def table2_rows(group: str) -> str:
     for row in table2():
         if row["targets"] != group:
             continue
-        shares = [row[f"{column}: value"] for column in COLUMNS]
-        low, high = (percent(row[f"unseen target: {end}"]) for end in ("low", "high"))
-        cells = [percent(value) for value in shares]
-        cells[0] += f" ({low} to {high})"
-        rows.append([row["method"], row["runs"] or "", *cells])
-    return table(["method", "runs", *COLUMNS], rows)
+        first, *others = (percent(row[f"{column}: value"]) for column in COLUMNS)
+        interval = "–".join(percent(row[f"{COLUMNS[0]}: {end}"])[:-1] for end in ("low", "high"))
+        rows.append([row["method"], row["runs"] or "", first, interval, *others])
+    return table(["method", "runs", COLUMNS[0], "95% interval", *COLUMNS[1:]], rows)
 
 
 def several() -> str:
@@ -214,11 +212,11 @@ def bench_step(name: str) -> str:
     rows = [
         [
             line,
-            f"{own['seconds']:.2f} s",
+            f"{own['seconds']:.2f}\u00a0s",
             f"{own['speed']:.2f}",
             f"{own['predicted_speed']:.2f}",
             f"{own['run_speed']:.2f}",
-            f"{own['memory'] / 2**30:.2f} GiB",
+            f"{own['memory'] / 2**30:.2f}\u00a0GiB",
             f"{own['memory_share']:.2f}",
         ]
         for line, own in found["steps"].items()
