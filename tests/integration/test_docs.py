@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+import unlearn
 from unlearn.config.compose import compose as compose_overrides
 from unlearn.config.overrides import check_flags
 from unlearn.exports.formats import FORMATS
@@ -37,6 +39,12 @@ SHELLS = ("sh", "bash", "console")
 WORDS = 30  # of a sentence, at most
 LINES = 150  # of README, at most
 FLAGS = ("-m", "--multirun")  # of Hydra, where a command is composed
+NOTEBOOK = DOCS / "getting-started" / "first_run.ipynb"
+SMALL = [  # of a run of the notebook
+    "steps=2", "batch_size=2", "method.warmup_steps=1", "data.images=4", "data.relearn_images=2",
+    "data.num_inference_steps=2", "evaluation.images_per_prompt=1", "trainer.accelerator=cpu",
+    "evaluation.num_inference_steps=2",
+]  # fmt: skip
 LISTED = ("concepts", "methods", "models", "protocols", "words")  # of `unlearn list`
 
 
@@ -343,6 +351,34 @@ def test_readmes_results_are_those_of_the_table() -> None:
     for name, cells in rows:
         expected = [generate.percent(kept[name][f"{column}: value"]) for column in columns]
         assert cells.split(" | ") == expected, name
+
+
+def notebook_cells() -> list[str]:
+    """The code of the notebook's cells."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_uses_the_public_api_alone() -> None:
+    text = "\n".join(notebook_cells())
+    imports = re.findall(r"^(?:from|import) (\S+)", text, re.MULTILINE)
+    assert {*imports} == {"unlearn", "diffusers", "pathlib"}
+    assert {*re.findall(r"unlearn\.(\w+)\(", text)} <= {*unlearn.__all__}
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(
+    random_model: Path, random_judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen, *cells = notebook_cells()
+    names: dict[str, object] = {}
+    exec(chosen, names)
+    base = [f"model.pretrained={random_model}", f"evaluation.judge={random_judge}"]
+    names |= {"overrides": ["concept=panda", *base, *SMALL], "base": random_model}
+    for cell in cells:
+        exec(cell, names)
+    assert (tmp_path / "runs" / "panda-doco-0" / "sample.png").exists()
 
 
 @pytest.mark.slow
