@@ -55,8 +55,8 @@ test-lower: install  ## the fast tests with the oldest dependencies allowed, in 
 	$(BIN)/uv pip install -q -p .venv-lower --resolution lowest-direct -e '.[dev,emoji]'
 	.venv-lower/bin/$(PYTEST) -m 'not slow' -W ignore  # old beside new
 
-docs: install  ## the API from its docstrings, in docs/html
-	$(BIN)/python -W error -m pdoc -d google -t docs -o docs/html unlearn
+docs: install  ## the documentation, in docs/html
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/html
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
