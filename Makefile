@@ -3,7 +3,7 @@ BIN := .venv/bin
 comma := ,
 
 .PHONY: help install quickstart shown-concepts reproduce-table2 bench test test-slow test-lower lint \
-  docs
+  docs docker
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -62,3 +62,6 @@ lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docker:  ## build the image `unlearn` (ARGS='--build-arg EXTRAS=plots,demo')
+	docker build -t unlearn $(ARGS) .

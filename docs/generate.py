@@ -98,11 +98,11 @@ def options(method: str) -> str:
 
 
 def from_reference(function: str, *arguments: str) -> str:
-    """Return what a function of `unlearn.config.reference` returns."""
+    """Return what a function of `unlearn.cli.reference` returns."""
     try:
-        reference = importlib.import_module("unlearn.config.reference")
+        reference = importlib.import_module("unlearn.cli.reference")
     except ModuleNotFoundError:
-        return PLACEHOLDER.format("`unlearn.config.reference`")
+        return PLACEHOLDER.format("`unlearn.cli.reference`")
     return str(getattr(reference, function)(*arguments))
 
 
