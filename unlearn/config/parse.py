@@ -87,6 +87,7 @@ def parse_config(config: DictConfig) -> RunConfig:
         method=config.method.name,
         folder=Path(run.run_dir),
         saved={key: value for key, value in saved.items() if key not in NOT_SAVED},
+        recipe=config.method.recipe,
         trained=trained,
         options=options,
         data=data,

@@ -105,6 +105,7 @@ class RunConfig(ModelConfig):
     Attributes:
         trained: the concepts that the run itself trains on, as one.
         method: the method's name.
+        recipe: the file of conf/recipe with the method's settings.
         options: the method's.
         data: the images to train on.
         trainer: where the run runs.
@@ -115,6 +116,7 @@ class RunConfig(ModelConfig):
     """
 
     method: str
+    recipe: str
     trained: Concept
     options: MethodOptions
     data: DataOptions

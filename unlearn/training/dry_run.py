@@ -22,7 +22,7 @@ def describe_plan(config: RunConfig, progress: Progress) -> str:
     facts = {
         "forget": f"{concept.name} ({concept.kind}): {pairs}",
         "model": f"{config.base.name}, {config.precision}, on {config.accelerator}",
-        "method": f"{config.method}, recipe {config.saved['method']['recipe']}",
+        "method": f"{config.method}, recipe {config.recipe}",
         "steps": f"{config.steps} of {config.batch_size} samples a device, seed {config.seed}",
         "train on": f"{len(training_pairs(concept))} prompt pairs; {data.images} anchor images, "
         f"{data.relearn_images} relearn images",
