@@ -14,8 +14,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
-from unlearn.sweeps.jobs import compose_job, keep_error, read_failure
-from unlearn.sweeps.pool import run_jobs
+from unlearn.config.jobs import compose_job
+from unlearn.sweeps.jobs import keep_error, read_failure
+from unlearn.sweeps.pool import PoolJob, run_jobs
 
 
 class PoolLauncher(Launcher):
@@ -63,7 +64,13 @@ class PoolLauncher(Launcher):
             return read_failure(Path(run))
 
         perform = partial(run_one, str(version.getbase()), self.hydra_context, self.task_function)
-        errors = run_jobs({job.run_dir: job for job in jobs}, finish, self.workers, job=perform)
+        pooled = {
+            job.run_dir: PoolJob(
+                Path(job.run_dir), partial(perform, job), str(job.trainer.devices) == "1"
+            )
+            for job in jobs
+        }
+        errors = run_jobs(pooled, finish, self.workers)
         for run in errors.keys() - returns.keys():
             keep_error(Path(run), errors[run], given[run])
         return [returns[run] for run in given if run in returns]

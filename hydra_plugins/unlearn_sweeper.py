@@ -18,14 +18,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
+from unlearn.config.jobs import check_jobs, compose_job, read_jobs
+from unlearn.config.parse import parse_config
 from unlearn.reports.sweep import report_sweep
-from unlearn.sweeps.jobs import (
-    check_jobs,
-    compose_job,
-    is_job_finished,
-    raise_for_failures,
-    read_jobs,
-)
+from unlearn.sweeps.jobs import raise_for_failures
+from unlearn.training.run_dir import read_progress
 from unlearn.utils.errors import refuse
 
 
@@ -107,6 +104,14 @@ class UnlearnSweeper(Sweeper):
             config.pop("hydra")
         return compose_job(config, overrides)
 
+    def is_finished(self, overrides: Sequence[str]) -> bool:
+        """Return whether a job's run directory holds the whole run.
+
+        Raises:
+            ValueError: the configuration is not valid, or the folder holds another run.
+        """
+        return read_progress(parse_config(self.compose(overrides))).finished
+
     def launch(self, jobs: Sequence[Sequence[str]], first: int) -> None:
         """Run jobs, each given by its overrides; they are numbered from `first`."""
         try:
@@ -145,9 +150,7 @@ class UnlearnSweeper(Sweeper):
         missing = []
         for number in range(self.trials):
             params = search.recorded(number)
-            if params and is_job_finished(
-                self.compose([*fixed, *search.overrides(number, params)])
-            ):
+            if params and self.is_finished([*fixed, *search.overrides(number, params)]):
                 search.add(number, params)
             else:
                 missing.append((number, params))

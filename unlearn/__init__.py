@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from unlearn.api import (
+        METHODS,
+        Run,
+        evaluate,
+        load_run,
+        load_unlearned,
+        register_method,
+        sample,
+        train,
+    )
+
+__version__ = version("unlearn-diffusion")
+__all__ = [
+    "METHODS",
+    "Run",
+    "__version__",
+    "evaluate",
+    "load_run",
+    "load_unlearned",
+    "register_method",
+    "sample",
+    "train",
+]
 
 
-def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> DiffusionPipeline:
-    """Patch a diffusers pipeline in place with unlearned weights, and return it.
-
-    A method that acts at inference is installed: the pipeline samples as it wants.
-
-    Args:
-        pipe: the base model's pipeline.
-        path: an `unlearned.safetensors`.
+def __getattr__(name: str) -> Any:
+    """Return a name of the public API, loaded when it is asked for: torch is slow to import.
 
     Raises:
-        ValueError: the file is none, or does not fit the pipeline; nothing is changed.
+        AttributeError: there is no such name.
     """
-    from unlearn.weights import delta  # here, as torch would slow `unlearn --help`
+    if name in __all__:
+        return getattr(import_module("unlearn.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    return delta.load_unlearned(pipe, path)
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,22 +6,22 @@ import copy
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusers import DiffusionPipeline
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 
-from unlearn.config.base_model import base_model_options, sampler_options
-from unlearn.config.concepts import earlier_sections, trained_sections
 from unlearn.config.overrides import split_arguments
-from unlearn.config.saved import load_run
+from unlearn.config.run_config import ModelConfig
+from unlearn.config.saved import load_run_config
 from unlearn.config.sections import parse_section
 from unlearn.generation.sampling import generate
-from unlearn.models.pipeline import denoiser, denoiser_name, device_for, load_pipeline
+from unlearn.models.pipeline import denoiser, denoiser_name
 from unlearn.models.text_states import check_known, check_lengths
+from unlearn.utils.options import option
 from unlearn.weights.delta import load_unlearned
 
 if TYPE_CHECKING:
@@ -36,17 +36,14 @@ body:has(#explicit input:not(:checked)) .drawn img { filter: blur(1.5rem); }
 Draw = Callable[[str, int, int], list[Image.Image]]
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Options of `unlearn demo`.
+    """What `unlearn demo` takes as KEY=VALUE."""
 
-    Attributes:
-        port: of the page; 0: a free one.
-        host: the address to listen on; "0.0.0.0": other machines reach it too.
-    """
-
-    port: int = 7860
-    host: str = "127.0.0.1"
+    port: int = option(7860, help="of the page; 0: a free one", at_least=0, at_most=2**16 - 1)
+    host: str = option(
+        "127.0.0.1", help="the address to listen on; 0.0.0.0: other machines reach it too"
+    )
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -61,18 +58,16 @@ def run(arguments: Sequence[str]) -> None:
     if len(paths) != 1:
         raise ValueError(USAGE)
     options = parse_section(OmegaConf.from_dotlist(overrides), "", DemoOptions)
-    if not 0 <= options.port < 2**16:
-        raise ValueError(f"port={options.port}: allowed are 0 (a free one) to 65535")
-    config, folder = load_run(paths[0])
+    config = load_run_config(Path(paths[0]))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio  # noqa: F401 - before the model is loaded
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error}; it needs the extra `demo`") from error
-    launch(build_page(config, folder, make_draw(config, folder)), options)
+    launch(build_page(config, make_draw(config)), options)
 
 
-def make_draw(config: DictConfig, folder: Path) -> Draw:
+def make_draw(config: ModelConfig) -> Draw:
     """A function that draws a prompt: the base model's image, and the unlearned model's.
 
     Its arguments are the prompt, the seed and the sampling steps; both images have the same noise.
@@ -80,34 +75,32 @@ def make_draw(config: DictConfig, folder: Path) -> Draw:
 
     Args:
         config: of the run.
-        folder: the run directory.
 
     Raises:
         ValueError: the run's weights do not fit its base model.
     """
-    base = load_pipeline(**base_model_options(config)).to(device_for(config.trainer.accelerator))
+    base = config.base.load().to(config.device)
     unlearned: DiffusionPipeline = copy.copy(base)  # shares all but the network that changes
     setattr(unlearned, denoiser_name(denoiser(base)), copy.deepcopy(denoiser(base)))
-    load_unlearned(unlearned, folder / "unlearned.safetensors")
+    load_unlearned(unlearned, config.weights)
     lock = threading.Lock()  # schedulers keep state
 
     def draw(prompt: str, seed: int, steps: int) -> list[Image.Image]:
         check_known(base.tokenizer, [prompt])
         check_lengths(base.tokenizer, [prompt])
-        sampler = {**sampler_options(config, steps), "batch_size": 1}
+        sampler = replace(config.sampler(steps), batch_size=1)
         with lock:
-            sides = [generate(pipe, [prompt], [seed], **sampler)[0] for pipe in (base, unlearned)]
+            sides = [generate(pipe, [prompt], [seed], sampler)[0] for pipe in (base, unlearned)]
         return [Image.fromarray(side.permute(1, 2, 0).numpy()) for side in sides]
 
     return draw
 
 
-def build_page(config: DictConfig, folder: Path, draw: Draw) -> Blocks:
+def build_page(config: ModelConfig, draw: Draw) -> Blocks:
     """The page; images of an unsafe concept are blurred until they are wanted.
 
     Args:
         config: of the run.
-        folder: the run directory.
         draw: see `make_draw`.
     """
     import gradio as gr
@@ -121,18 +114,22 @@ def build_page(config: DictConfig, folder: Path, draw: Draw) -> Blocks:
             said = str(error)
             raise gr.Error(said, title="This cannot be drawn", print_exception=False) from error
 
-    concepts = [*earlier_sections(config), *trained_sections(config)]
-    names = ", ".join(part["concept"]["name"] for part in concepts)
+    concepts = [own.concept for own in (*config.earlier, *config.sections)]
+    names = ", ".join(concept.name for concept in concepts)
     with gr.Blocks(title=f"Unlearned: {names}", analytics_enabled=False) as page:
-        gr.Markdown(f"# Unlearned: {names}\n{folder}: the same noise on both sides.")
+        gr.Markdown(f"# Unlearned: {names}\n{config.folder}: the same noise on both sides.")
         prompt = gr.Textbox(label="Prompt", placeholder="a photo of ...", autofocus=True)
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             steps = gr.Slider(
-                1, MOST_STEPS, config.evaluation.num_inference_steps, step=1, label="Sampling steps"
+                1,
+                MOST_STEPS,
+                config.prompt_sets.num_inference_steps,
+                step=1,
+                label="Sampling steps",
             )
         button = gr.Button("Draw", variant="primary")
-        if any(part["concept"]["kind"] == "unsafe" for part in concepts):
+        if any(concept.kind == "unsafe" for concept in concepts):
             gr.Checkbox(False, label="Show explicit images", elem_id="explicit")
         with gr.Row():
             images = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from unlearn.config.overrides import split_arguments
-from unlearn.config.saved import load_run
+from unlearn.config.saved import load_run_config
 from unlearn.config.sections import parse_section
 from unlearn.exports.formats import ExportOptions, export_as
 
@@ -23,6 +23,6 @@ def run(arguments: list[str]) -> None:
     paths, overrides = split_arguments(arguments)
     if len(paths) not in (1, 2):
         raise ValueError(USAGE)
-    config, folder = load_run(paths[0])
+    config = load_run_config(Path(paths[0]))
     options = parse_section(OmegaConf.from_dotlist(overrides), "", ExportOptions)
-    print(export_as(config, folder, Path(paths[1]) if paths[1:] else None, options))
+    print(export_as(config, Path(paths[1]) if paths[1:] else None, options))

@@ -31,6 +31,8 @@ USAGE = """usage: unlearn COMMAND ...
   demo         a page to try a run's weights, base beside unlearned
   sweep-report rank the runs of a sweep, and show what differs between them
   new-concept  write a commented file for a concept of your own
+  config       what a key of the configuration means: default and allowed values
+  list         the concepts, methods, models, protocols and words that there are
 
 `unlearn COMMAND --help` says more.
 """
@@ -45,7 +47,9 @@ HELP = {
   unlearn train 'concept=[panda,noto]'              several, together
   unlearn train concept=noto after=runs/panda-doco-0   one after another
   unlearn train concept=panda trainer=ddp           all GPUs
+  unlearn train concept=panda dry_run=true          print the plan, run nothing
   unlearn train concept=panda --cfg job --resolve   print the configuration, run nothing
+  eval "$(unlearn train -sc install=bash)"          complete keys and choices in this shell
 
 choices (files of conf/; your own in ./conf/ are found too):
 {choices}
@@ -142,5 +146,18 @@ holds the DIRs.
     "new-concept": """usage: unlearn new-concept NAME
 
 Writes conf/concept/NAME.yaml under this folder, to edit; then: unlearn train concept=NAME
+""",
+    "config": """usage: unlearn config [KEY] [overrides]
+
+  unlearn config                         every key
+  unlearn config data.images             one key: its default, meaning and allowed values
+  unlearn config method method=esd       a section, as an override chooses it
+  unlearn config evaluation evaluation=i2p
+""",
+    "list": """usage: unlearn list [concepts|methods|models|protocols|words]
+
+  unlearn list methods     with their papers
+  unlearn list concepts    by model and kind
+  unlearn list words       what the embedded model knows
 """,
 }

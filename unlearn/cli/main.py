@@ -20,6 +20,8 @@ COMMANDS = {  # the module of each, whose `run` takes the arguments; loaded when
     "demo": "demo",
     "sweep-report": "sweep_report",
     "new-concept": "new_concept",
+    "config": "config",
+    "list": "list",
 }
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from unlearn.reports.page import report_runs
+from omegaconf import OmegaConf
+
+from unlearn.config.overrides import split_arguments
+from unlearn.config.sections import parse_section
+from unlearn.reports.page import ReportOptions, report_runs
+
+USAGE = "usage: unlearn report RUN_DIR... [out=report.html]"
 
 
 def run(arguments: list[str]) -> None:
@@ -11,4 +17,8 @@ def run(arguments: list[str]) -> None:
     Raises:
         ValueError: there is no run, one is not finished or damaged, or an option is not valid.
     """
-    print(report_runs(arguments))
+    paths, overrides = split_arguments(arguments)
+    if not paths:
+        raise ValueError(USAGE)
+    options = parse_section(OmegaConf.from_dotlist(overrides), "", ReportOptions)
+    print(report_runs(paths, options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial, update_wrapper
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -12,9 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from unlearn.config.compose import split_concept_list
+from unlearn.config.jobs import compose_job
 from unlearn.config.overrides import check_flags, hydra_errors_as_value_errors
+from unlearn.config.parse import parse_config
 from unlearn.config.search_path import conf_dir, user_conf_dir
-from unlearn.sweeps.jobs import compose_job, run_job
+from unlearn.sweeps.jobs import run_job
 from unlearn.training.run import train
 from unlearn.utils.errors import RunError, refuse
 
@@ -26,9 +29,9 @@ def train_composed(command_line: list[str], config: Any) -> None:
     try:
         config = compose_job(config, given)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            run_job(config, given)
+            run_job(Path(str(config.run_dir)), given, partial(parse_config, config))
         else:
-            train(config)
+            train(parse_config(config))
     except (ValueError, RunError) as error:
         refuse(error)
 

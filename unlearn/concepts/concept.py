@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
-
-from omegaconf import MISSING
+from typing import Any
 
 from unlearn.concepts.prompt_packs import read_pack
 from unlearn.concepts.vocabulary import Vocabulary, vocabulary
 from unlearn.utils.checks import check_choice
+from unlearn.utils.options import option
 
 KINDS = ("instance", "style", "unsafe")
 NAME_PATTERN = re.compile(r"\w[\w .,'&()-]*")  # safe in a path, in Markdown and in HTML
@@ -29,49 +28,54 @@ FAR_CONCEPTS = [
 ]
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ConceptConfig:
-    """The section `concept` of a config: a file of conf/concept, or the command line.
+    """The section `concept` of a configuration: a file of conf/concept, or the command line."""
 
-    Attributes:
-        name: the concept's name, which names the run.
-        kind: "instance", "style" or "unsafe" (explicit content; often a group of objects).
-        targets: the words that unlearning trains on; null: the name.
-        synonyms: phrases for a target that unlearning never sees; null: those that the model's
-            vocabulary lists.
-        seen_templates: prompts to train on, with `{}` for the target (a style: with `{p}` for a
-            prompt and `{t}` for the target, each in turn); null: those of the vocabulary.
-        unseen_templates: prompts that only the evaluation uses.
-        related: neighbours that must survive; null: of the target's family in the vocabulary.
-        unrelated: far concepts that must survive and that no training prompt names; null: eight.
-    """
+    name: str = option(help="the concept's name, which names the run")
+    kind: str = option(
+        "instance", help="unsafe: explicit content; often a group of objects", choices=KINDS
+    )
+    targets: list[str] | None = option(
+        None, help="the words that unlearning trains on; null: the name"
+    )
+    synonyms: dict[str, list[str]] | None = option(
+        None,
+        help="by target, phrases that unlearning never sees; null: those of the model's vocabulary",
+    )
+    seen_templates: list[str] | None = option(
+        None,
+        help="prompts to train on, with {} for the target (a style: {p} for a prompt, {t} for the "
+        "target); null: those of the vocabulary",
+    )
+    unseen_templates: list[str] | None = option(
+        None, help="prompts that only the evaluation uses; null: those of the vocabulary"
+    )
+    related: list[str] | None = option(
+        None, help="neighbours that must survive; null: of the target's family in the vocabulary"
+    )
+    unrelated: list[str] | None = option(
+        None, help="far concepts that must survive, in no training prompt; null: eight"
+    )
 
-    name: str = MISSING
-    kind: str = "instance"
-    targets: Optional[list[str]] = None  # noqa: UP045 - OmegaConf reads these annotations
-    synonyms: Optional[dict[str, list[str]]] = None  # noqa: UP045
-    seen_templates: Optional[list[str]] = None  # noqa: UP045
-    unseen_templates: Optional[list[str]] = None  # noqa: UP045
-    related: Optional[list[str]] = None  # noqa: UP045
-    unrelated: Optional[list[str]] = None  # noqa: UP045
 
-
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class AnchorConfig:
-    """The section `anchor` of a config: a file of conf/anchor, or the command line.
+    """The section `anchor` of a configuration: a file of conf/anchor, or the command line.
 
-    Attributes:
-        name: the anchor's name.
-        words: the word that the targets are corrected to, or one for each target; null: the name.
-            For a style [""] is no style at all, which serves where plain prompts never show the
-            target style.
-        prompts: a prompt pack, one prompt a line, each with the anchor word exactly once: a name
-            of unlearn/assets/prompts or a path; null: the concept's templates.
+    For a style `words=[""]` is no style at all, which serves where prompts without a style never
+    show the target style.
     """
 
-    name: str = MISSING
-    words: Optional[list[str]] = None  # noqa: UP045
-    prompts: Optional[str] = None  # noqa: UP045
+    name: str = option(help="the anchor's name")
+    words: list[str] | None = option(
+        None, help="the word that targets are corrected to, or one for each target; null: the name"
+    )
+    prompts: str | None = option(
+        None,
+        help="a prompt pack, one prompt a line, each with the anchor word once: a name of "
+        "unlearn/assets/prompts or a path; null: the concept's templates",
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Concept:
     others: tuple[Concept, ...] = ()
 
     @property
-    def each(self) -> tuple[Concept, ...]:
+    def members(self) -> tuple[Concept, ...]:
         """The concepts that it is made of, or itself alone."""
         return self.parts or (self,)
 
@@ -117,7 +121,7 @@ class Concept:
         return [n for o in self.others for t in o.targets for n in (t, *o.synonyms[t])]
 
     @property
-    def spared(self) -> list[str]:
+    def safe_unrelated(self) -> list[str]:
         """The far concepts that no training prompt of the others names either."""
         return [n for n in self.unrelated if all(n in o.unrelated for o in self.others)]
 

@@ -36,7 +36,7 @@ def join_concepts(parts: Sequence[Concept]) -> Concept:
         seen=[],
         unseen=[],
         related=list(related),
-        unrelated=aware[0].spared,
+        unrelated=aware[0].safe_unrelated,
         words=parts[0].words,
         parts=aware,
     )

@@ -145,7 +145,7 @@ def proportional_order(
         prompts: gives those of a concept; of several, one concept's after another's.
         images: how many images there are.
     """
-    sizes = [len(prompts(part)) for part in concept.each]
+    sizes = [len(prompts(part)) for part in concept.members]
     if len(sizes) == 1:
         return [i % sizes[0] for i in range(images)]
     each, starts = math.ceil(images / len(sizes)), [0, *accumulate(sizes)]
@@ -174,7 +174,7 @@ class Probe:
 
 def evaluation_probes(concept: Concept) -> list[Probe]:
     """The prompts of the four sets: seen target, unseen target, related, unrelated."""
-    return [probe for part in concept.each for _, probe in numbered_probes(part)]
+    return [probe for part in concept.members for _, probe in numbered_probes(part)]
 
 
 def numbered_probes(concept: Concept) -> list[tuple[int, Probe]]:
@@ -190,7 +190,7 @@ def numbered_probes(concept: Concept) -> list[tuple[int, Probe]]:
     return [
         (number, p)
         for number, p in enumerate(probes)
-        if allowed(p.prompt) and (p.set != "unrelated" or p.object in concept.spared)
+        if allowed(p.prompt) and (p.set != "unrelated" or p.object in concept.safe_unrelated)
     ]
 
 
@@ -200,7 +200,7 @@ def check_prompts(concept: Concept) -> None:
     Raises:
         ValueError: names the concept, and what it lacks.
     """
-    for part in concept.each:
+    for part in concept.members:
         trained = {prompt for pair in training_pairs(part) for prompt in pair}
         probes = [p for _, p in numbered_probes(part)]
         left = {p.set for p in probes} | ({"training"} if trained else set())

@@ -1,22 +1,59 @@
-"""Name a run's base model, sampler and precision."""
+"""Name a base model, and the precision that it runs in."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig
+from diffusers import DiffusionPipeline
 
-from unlearn.config.schema import PRECISIONS
+from unlearn.config.schema import PRECISIONS, ModelOptions
+from unlearn.models.pipeline import load_pipeline
 
 
-def resolve_precision(config: DictConfig) -> str:
-    """Lightning's precision; "auto" is bf16 where the machine has it natively, else fp32.
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that can be loaded: arguments of `load_pipeline`."""
+
+    pretrained: str
+    config: str | None = None
+    random_weights: bool = False
+    width: float = 1.0
+    image_size: int | None = None
+
+    @classmethod
+    def of(cls, model: ModelOptions) -> BaseModel:
+        """Return the base model of a configuration's section `model`."""
+        return cls(
+            model.pretrained, model.config, model.random_weights, model.width, model.image_size
+        )
+
+    @property
+    def name(self) -> str:
+        """The model's name; one of random weights is not to be taken for the model itself."""
+        return f"random:{self.pretrained}" if self.random_weights else self.pretrained
+
+    def load(self) -> DiffusionPipeline:
+        """Load the frozen fp32 pipeline.
+
+        Raises:
+            ValueError: see `load_pipeline`.
+        """
+        return load_pipeline(
+            self.pretrained,
+            random_weights=self.random_weights,
+            width=self.width,
+            image_size=self.image_size,
+            config=self.config,
+        )
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """Return Lightning's precision; "auto" is bf16 where the machine has it natively, else fp32.
 
     Raises:
-        ValueError: another precision; fp16 with the reason.
+        ValueError: the precision is another; of fp16, says why.
     """
-    precision = str(config.trainer.precision)
     if "16" in precision and "bf16" not in precision:
         raise ValueError(
             f"trainer.precision={precision!r}: the gradients of unlearning and relearning are "
@@ -27,31 +64,8 @@ def resolve_precision(config: DictConfig) -> str:
         raise ValueError(f"trainer.precision={precision!r}: allowed are {list(PRECISIONS)}")
     if precision != "auto":
         return precision
-    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+    if accelerator != "cpu" and torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
-
-
-def base_model_options(config: DictConfig) -> dict[str, Any]:
-    """A run's base model: arguments of `load_pipeline`."""
-    keys = ("pretrained", "random_weights", "width", "image_size", "config")
-    return {key: config.model[key] for key in keys if key in config.model}
-
-
-def base_model_name(config: DictConfig) -> str:
-    """The base model's name; one of random weights is not to be taken for the model itself."""
-    name = str(config.model.pretrained)
-    return f"random:{name}" if base_model_options(config).get("random_weights") else name
-
-
-def sampler_options(config: DictConfig, steps: int) -> dict[str, Any]:
-    """How a run draws images with so many steps: arguments of `generate`."""
-    guidance_scale = float(config.model.guidance_scale)
-    sampler = {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "precision": resolve_precision(config),
-    }
-    return {**sampler, "batch_size": config.get("sampling_batch_size")}

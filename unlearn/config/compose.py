@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -46,7 +47,7 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         chosen = [[*found_too, *rest, f"concept={name}"] for name in names]
         configs = [hydra.compose(root, own_overrides) for own_overrides in chosen]
     check_same_form(configs)
-    return join_configs(configs)
+    return OmegaConf.create(join_configs(configs))
 
 
 def split_concept_list(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -72,21 +73,21 @@ def split_concept_list(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, [str(o.input_line) for o in rest]
 
 
-def join_configs(configs: Sequence[DictConfig]) -> DictConfig:
-    """One config for the concepts of several.
+def join_configs(configs: Sequence[DictConfig]) -> dict[str, Any]:
+    """Return one configuration for the concepts of several, in containers, not resolved.
 
     It is that of most steps, the first of equals: settings that were chosen together stay
     together. Its `concept.kind` is the kind whose settings they are; `concepts` holds the sections
     of every concept.
     """
+    joint: Any = max(configs, key=lambda c: c.get("steps") or 0)
+    joint = dict(OmegaConf.to_container(joint))
     if len(configs) == 1:
-        return configs[0]
-    joint = max(configs, key=lambda c: c.get("steps") or 0).copy()
-    OmegaConf.set_struct(joint, False)
+        return joint
     concepts = [s for c in configs for s in (*earlier_sections(c), *trained_sections(c))]
     name = "+".join(s["concept"]["name"] for s in concepts)
-    joint.concept = {"name": name, "kind": joint.concept.kind}
-    joint.concepts = concepts
+    joint["concept"] = {"name": name, "kind": joint["concept"]["kind"]}
+    joint["concepts"] = concepts
     for key in ("anchor", "earlier"):
         joint.pop(key, None)
     return joint

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn.concepts.concept import AnchorConfig, Concept, ConceptConfig, build_concept
+from unlearn.concepts.concept import (
+    AnchorConfig,
+    Concept,
+    ConceptConfig,
+    build_concept,
+    pair_anchors,
+)
 from unlearn.concepts.joint import join_concepts
 from unlearn.concepts.vocabulary import vocabulary
 from unlearn.config.sections import parse_section, to_container
 
 
+class ConceptSections(NamedTuple):
+    """The sections `concept` and `anchor` of one concept that a model forgets."""
+
+    concept: ConceptConfig
+    anchor: AnchorConfig
+
+    @property
+    def anchors(self) -> dict[str, str]:
+        """The anchor word of each target; "" is no style."""
+        targets = self.concept.targets or [self.concept.name]
+        return pair_anchors(targets, self.anchor, self.concept.kind == "style")
+
+
 def trained_sections(config: DictConfig) -> list[dict[str, Any]]:
-    """The sections `concept` and `anchor` of each concept that a run trains on."""
+    """Return the sections `concept` and `anchor` of each concept that a run trains on.
+
+    Raises:
+        ValueError: no concept, or no anchor, is chosen.
+    """
     if "concepts" in config:
         return list(to_container(config.concepts))
     for key in ("concept", "anchor"):
@@ -26,34 +50,33 @@ def trained_sections(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def earlier_sections(config: DictConfig) -> list[dict[str, Any]]:
-    """Those sections of what was forgotten before the run, by the runs that it goes on from."""
+    """Return those sections of what earlier runs forgot, whose weights the run starts from."""
     return list(to_container(config.get("earlier") or []))
 
 
-def build_run_concept(config: DictConfig, own: bool = False) -> Concept:
-    """What the weights of a run forget, checked against what its model knows.
-
-    Args:
-        config: the run's.
-        own: only what the run itself trains on, not what was forgotten before it.
+def parse_concept(sections: dict[str, Any]) -> ConceptSections:
+    """Return the two sections as typed objects.
 
     Raises:
-        ValueError: see `parse_section`, `build_concept` and `join_concepts`.
+        ValueError: see `parse_section`.
     """
-    chosen = (
-        trained_sections(config) if own else [*earlier_sections(config), *trained_sections(config)]
+    return ConceptSections(
+        parse_section(sections["concept"], "concept", ConceptConfig),
+        parse_section(sections["anchor"], "anchor", AnchorConfig),
     )
-    known = config.model.vocabulary
+
+
+def build_concepts(sections: Sequence[ConceptSections], known: str | None) -> Concept:
+    """Return the concepts as one, checked against what the model knows.
+
+    Args:
+        sections: of each concept.
+        known: the model's vocabulary, "emoji", or None where names are not checked.
+
+    Raises:
+        ValueError: see `build_concept` and `join_concepts`; or there is no such vocabulary.
+    """
     if known not in (None, "emoji"):
         raise ValueError(f"model.vocabulary={known!r}: allowed are 'emoji' and null")
     words = vocabulary() if known else None
-    return join_concepts(
-        [
-            build_concept(
-                parse_section(s["concept"], "concept", ConceptConfig),
-                parse_section(s["anchor"], "anchor", AnchorConfig),
-                words,
-            )
-            for s in chosen
-        ]
-    )
+    return join_concepts([build_concept(concept, anchor, words) for concept, anchor in sections])

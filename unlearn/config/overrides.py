@@ -16,6 +16,7 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from unlearn.config.search_path import group_choices
+from unlearn.config.sections import resolver_reason
 from unlearn.utils.checks import check_choice, suggest, unknown_key_message
 
 
@@ -68,7 +69,7 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
             return f"{group}={name}: no such file of conf/{group}; {suggest(name, known)}"
     cause = error.__cause__ or error
     if isinstance(error, InterpolationResolutionError) and str(error).startswith("ValueError"):
-        return str(error).partition("interpolation: ")[2].partition("\n")[0]  # of a resolver
+        return resolver_reason(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         parent = cause.parent_node
         known = [str(key) for key in parent or () if key != "hydra"]

@@ -1,120 +1,125 @@
-"""Check a composed configuration before any work."""
+"""Check a composed configuration, and build the one object that a run is made from."""
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import asdict, make_dataclass
-from importlib.util import find_spec
-from typing import Any, get_type_hints
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import check_prompts
-from unlearn.config.after import record_earlier_concepts
-from unlearn.config.base_model import base_model_name, resolve_precision
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.after import read_earlier_concepts
+from unlearn.config.base_model import BaseModel, resolve_precision
+from unlearn.config.concepts import build_concepts, parse_concept, trained_sections
+from unlearn.config.plugins import parse_callbacks, parse_loggers, shows_images
 from unlearn.config.recipes import find_recipe
-from unlearn.config.schema import (
-    LOGGERS,
-    MODES,
-    SECTIONS,
-    DataConfig,
-    EvaluationConfig,
-    LoggerConfig,
-    ModelConfig,
-    RunConfig,
-)
+from unlearn.config.run_config import RunConfig
+from unlearn.config.saved import earlier_run_dir
+from unlearn.config.schema import PROMPT_SETS, EvaluationOptions, ModelOptions, RunOptions
 from unlearn.config.sections import check_keys, parse_section, to_container
-from unlearn.config.trainer import check_trainer
+from unlearn.config.trainer import check_sweep, parse_trainer
+from unlearn.data.training_data import DataOptions
 from unlearn.methods.registry import METHODS
 from unlearn.utils.checks import check_choice, check_number
 from unlearn.utils.credentials import check_secrets
 
+SECTIONS = (
+    "concept", "anchor", "model", "method", "data", "trainer", "logger", "callbacks", "evaluation"
+)  # fmt: skip
+IMAGES_EVERY = 250  # steps between pictures, with a logger that shows images
+NOT_SAVED = ("resume", "dry_run")  # how this call treats the run
 
-def check_config(config: DictConfig) -> Concept:
-    """Refuse what a run could not do, before any work; returns the concept that it trains on.
 
-    The sections of `config` become what their schemas make of them: "8" an 8, where an int belongs.
+def parse_config(config: DictConfig) -> RunConfig:
+    """Return the run that a composed configuration describes; nothing is loaded or written.
+
+    Every section becomes what its schema makes of it: "8" becomes an 8, where an int belongs.
 
     Raises:
-        ValueError: names the key, the value and what is allowed.
+        ValueError: the run could not be made; names the key, the value and what is allowed.
     """
-
-    check_keys(config, [*SECTIONS, *RunConfig.__annotations__])
-    concept = build_run_concept(config, own=True)
+    top = [each.name for each in fields(RunOptions)]
+    check_keys(config, [*SECTIONS, *top])
+    sections = trained_sections(config)
+    concepts = tuple(parse_concept(own) for own in sections)
+    vocabulary = config.model.get("vocabulary")
+    trained = build_concepts(concepts, vocabulary)
     check_choice("method.name", config.method.name, list(METHODS))
     method = METHODS[config.method.name]
-    if OmegaConf.is_interpolation(config, "steps"):
+    if OmegaConf.is_interpolation(config, "steps"):  # else the method may do without a recipe
         find_recipe(config.model.recipes, config.method.recipe)
-    model = parse_section(config.model, "model", ModelConfig)
-    data = parse_section(config.data, "data", DataConfig)
-    check_evaluation(config)
-    logger = parse_section(config.logger, "logger", LoggerConfig)
-    run = parse_section({k: config[k] for k in RunConfig.__annotations__}, "", RunConfig)
-    options: Any = parse_section(config.method, "method", options_schema(method))
-    check_choice("logger.name", logger.name, LOGGERS)
-    check_choice("logger.mode", logger.mode, MODES)
-    if logger.name == "tensorboard" and find_spec("tensorboard") is None:
-        raise ValueError("logger.name='tensorboard': the extra `tensorboard` is not installed")
-    for key, value, least in (
-        ("seed", run.seed, 0),
-        ("batch_size", run.batch_size, 1),
-        ("checkpoint_every", run.checkpoint_every, 1),
-        ("keep_every", run.keep_every, 0),
-        ("data.images", data.images, max(2, len(concept.each))),
-        ("data.relearn_images", data.relearn_images, 0),
-        ("data.num_inference_steps", data.num_inference_steps, 1),
-        ("logger.images_every", logger.images_every, 0),
-        ("sampling_batch_size", run.sampling_batch_size, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{key}={value}: at least {least} is needed")
-    method.check_options(asdict(options))
-    check_number("model.guidance_scale", model.guidance_scale, at_least=0)
+    model = parse_section(config.model, "model", ModelOptions)
+    data = parse_section(config.data, "data", DataOptions)
+    evaluation = parse_prompt_sets(config)
+    run = parse_section({key: config[key] for key in top}, "", RunOptions)
+    own = {k: v for k, v in config.method.items_ex(resolve=True) if k not in ("name", "recipe")}
+    options: Any = parse_section(own, "method", method.Options)
+    check_number("data.images", data.images, at_least=max(2, len(trained.members)))
     if not run.run_dir.strip():
         raise ValueError(f"run_dir={run.run_dir!r}: a folder's name is needed")
-    typed = {"model": model, "data": data, "logger": logger}
-    sections = {k: asdict(v) for k, v in {**typed, "method": options}.items()}
-    for key, value in {**sections, **asdict(run)}.items():
-        config[key] = value
-    method.check_run(config)
-    resolve_precision(config)
-    check_trainer(config)
-    check_secrets(to_container(config))
+    trainer, more = parse_trainer(to_container(config.trainer))
+    check_sweep(asdict(trainer))
+    loggers = parse_loggers(to_container(config.logger) or {})
+    callbacks = parse_callbacks(to_container(config.callbacks) or {})
+    every = run.log_images_every
+    if every is None:
+        every = IMAGES_EVERY if any(map(shows_images, loggers.values())) else 0
+    base = BaseModel.of(model)
+    saved = {key: to_container(value) for key, value in config.items_ex(resolve=True)}
+    saved |= {"model": asdict(model), "data": asdict(data), "evaluation": asdict(evaluation)}
+    saved |= {"method": {**{k: config.method[k] for k in ("name", "recipe")}, **asdict(options)}}
+    saved |= asdict(run) | {"trainer": {**asdict(trainer), **more}}
+    check_secrets(saved)
+    earlier: list[Any] = []
     if run.after is not None:
-        record_earlier_concepts(config, base_model_name(config))
-    check_prompts(build_run_concept(config))
-    return concept
+        earlier = read_earlier_concepts(run.after, base.name, Path(run.run_dir), config.method.name)
+        saved["earlier"] = earlier
+    result = RunConfig(
+        sections=concepts,
+        earlier=tuple(parse_concept(own) for own in earlier),
+        vocabulary=model.vocabulary,
+        base=base,
+        guidance_scale=model.guidance_scale,
+        sampling_batch_size=run.sampling_batch_size,
+        precision=resolve_precision(trainer.precision, trainer.accelerator),
+        accelerator=trainer.accelerator,
+        evaluation=evaluation,
+        method=config.method.name,
+        folder=Path(run.run_dir),
+        saved={key: value for key, value in saved.items() if key not in NOT_SAVED},
+        trained=trained,
+        options=options,
+        data=data,
+        trainer=trainer,
+        trainer_more=more,
+        loggers=loggers,
+        callbacks=callbacks,
+        seed=run.seed,
+        steps=run.steps,
+        batch_size=run.batch_size,
+        gradient_checkpointing=run.gradient_checkpointing,
+        checkpoint_every=run.checkpoint_every,
+        keep_every=run.keep_every,
+        log_images_every=every,
+        resume=run.resume,
+        dry_run=run.dry_run,
+        after=None if run.after is None else earlier_run_dir(run.after),
+    )
+    method.check_plan(options, result.plan)
+    check_prompts(result.concept)
+    return result
 
 
-def check_evaluation(config: DictConfig) -> None:
-    """Refuse a section `evaluation` that is not of the four prompt sets; it becomes typed.
+def parse_prompt_sets(config: DictConfig) -> EvaluationOptions:
+    """Return the options of the four prompt sets, which a run ends with.
 
     Raises:
-        ValueError: names the key, the value and what is allowed.
+        ValueError: a published protocol is chosen, or a value is not allowed.
     """
-    if (protocol := config.evaluation.get("name", "prompt_sets")) != "prompt_sets":
+    if (protocol := config.evaluation.get("name", PROMPT_SETS)) != PROMPT_SETS:
         raise ValueError(
-            f"evaluation={protocol}: a run ends with the four prompt sets (prompt_sets); "
+            f"evaluation={protocol}: a run ends with the four prompt sets ({PROMPT_SETS}); "
             f"`unlearn evaluate RUN_DIR evaluation={protocol}` runs a published protocol"
         )
-    evaluation = parse_section(config.evaluation, "evaluation", EvaluationConfig)
-    for key, least in (("images_per_prompt", 1), ("num_inference_steps", 1), ("first_seed", 0)):
-        if (value := getattr(evaluation, key)) < least:
-            raise ValueError(f"evaluation.{key}={value}: at least {least} is needed")
-    config.evaluation = asdict(evaluation)
-
-
-def options_schema(method: Any) -> type:
-    """A dataclass of a method's options: its constructors' keyword arguments that it takes."""
-    fields: dict[str, tuple[type, Any]] = {"name": (str, MISSING), "recipe": (str, MISSING)}
-    for part in reversed(method.__mro__):
-        if "__init__" in vars(part) and part.__module__.startswith("unlearn.methods.registry"):
-            hints = get_type_hints(part.__init__)  # type: ignore[misc]
-            for name, parameter in inspect.signature(part.__init__).parameters.items():  # type: ignore[misc]
-                if parameter.kind is parameter.KEYWORD_ONLY:
-                    fields[name] = hints[name], parameter.default
-    for name in method.LACKS:
-        del fields[name]
-    return make_dataclass("Options", [(k, *v) for k, v in fields.items()])
+    return parse_section(config.evaluation, "evaluation", EvaluationOptions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +11,82 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from unlearn.config.base_model import base_model_name
+from unlearn.config.base_model import BaseModel, resolve_precision
+from unlearn.config.concepts import earlier_sections, parse_concept, trained_sections
+from unlearn.config.run_config import ModelConfig
+from unlearn.config.schema import PROMPT_SETS, EvaluationOptions, ModelOptions
+from unlearn.config.sections import parse_section, to_container
+from unlearn.utils.checks import check_number
 from unlearn.weights.delta import check_base
 
 WEIGHTS_FILE = "unlearned.safetensors"
 
 
-def load_run(run: str) -> tuple[Any, Path]:
-    """The config of a finished run.
+def load_run_config(run: Path) -> ModelConfig:
+    """Return what a finished run forgot, and how.
 
     Raises:
         ValueError: `run` holds no config.yaml of a run, or no unlearned.safetensors of its base.
     """
-
-    folder = Path(run)
-    for name in ("config.yaml", "unlearned.safetensors"):
-        if not (folder / name).exists():
-            raise ValueError(f"{folder}: not a finished run directory, {name} is missing")
-    config = read_config(folder / "config.yaml")
-    check_base(folder / "unlearned.safetensors", base_model_name(config))
-    return config, folder
+    config = parse_model_config(read_run_config(run), run)
+    check_base(config.weights, config.base.name)
+    return config
 
 
-def read_saved_config(run: Path) -> dict[str, Any]:
-    """A run's config.yaml.
+def read_run_config(run: Path) -> DictConfig:
+    """Return the config.yaml of a finished run.
 
     Raises:
-        ValueError: it is none, so the folder is not this program's to write in.
+        ValueError: a file of a finished run is missing, or config.yaml is not a run's.
     """
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        if {"concept", "method", "seed"} <= config.keys():
-            return dict(config)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        pass
-    raise ValueError(
-        f"run_dir={run}: its config.yaml is damaged, or not that of a run; choose another run_dir"
+    for name in ("config.yaml", WEIGHTS_FILE):
+        if not (run / name).exists():
+            raise ValueError(f"{run}: not a finished run directory, {name} is missing")
+    return read_config(run / "config.yaml")
+
+
+def parse_model_config(config: DictConfig, folder: Path) -> ModelConfig:
+    """Return what evaluating a configured model needs.
+
+    Args:
+        config: a run's config.yaml, or a composed conf/evaluate.yaml.
+        folder: of the results, and of a run's weights.
+
+    Raises:
+        ValueError: a value is not allowed; names the key, the value and what is allowed.
+    """
+    model = parse_section(config.model, "model", ModelOptions)
+    evaluation = dict(to_container(config.evaluation))
+    name = evaluation.get("name", PROMPT_SETS)
+    batch = config.get("sampling_batch_size")
+    if batch is not None:
+        if not isinstance(batch, int):
+            raise ValueError(f"sampling_batch_size={batch}: a whole number is needed")
+        check_number("sampling_batch_size", batch, at_least=1)
+    accelerator = str(config.trainer.accelerator)
+    return ModelConfig(
+        sections=tuple(parse_concept(own) for own in trained_sections(config)),
+        earlier=tuple(parse_concept(own) for own in earlier_sections(config)),
+        vocabulary=model.vocabulary,
+        base=BaseModel.of(model),
+        guidance_scale=model.guidance_scale,
+        sampling_batch_size=batch,
+        precision=resolve_precision(str(config.trainer.precision), accelerator),
+        accelerator=accelerator,
+        evaluation=parse_section(evaluation, "evaluation", EvaluationOptions)
+        if name == PROMPT_SETS
+        else None,
+        method=(config.get("method") or {}).get("name"),
+        folder=folder,
+        saved=to_container(config),
     )
 
 
-def flatten_keys(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its dotted key."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flatten_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def read_config(path: Path) -> DictConfig:
-    """The config.yaml of a run.
+    """Return a run's config.yaml.
 
     Raises:
-        ValueError: it is none; names the file.
+        ValueError: the file is no run's; names the file.
     """
     try:
         config = OmegaConf.load(path)
@@ -77,7 +100,33 @@ def read_config(path: Path) -> DictConfig:
     return config
 
 
+def read_saved_config(run: Path) -> dict[str, Any]:
+    """Return the config.yaml of a run directory that a new call would write in.
+
+    Raises:
+        ValueError: the file is no run's, so the folder is not this program's to write in.
+    """
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        if {"concept", "method", "seed"} <= config.keys():
+            return dict(config)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        pass
+    raise ValueError(
+        f"run_dir={run}: its config.yaml is damaged, or not that of a run; choose another run_dir"
+    )
+
+
+def flatten_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of nested mappings with its dotted key."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flatten_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def earlier_run_dir(after: str) -> Path:
-    """The run directory that `after` names: it, or the weights in it."""
+    """Return the run directory that the key `after` names: it, or the weights in it."""
     path = Path(after)
     return path.parent if path.name == WEIGHTS_FILE else path

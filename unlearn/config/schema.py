@@ -1,78 +1,106 @@
-"""The typed sections of a run's configuration."""
+"""The sections of a run's configuration, each a dataclass of options."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Optional
+from dataclasses import dataclass
+from typing import Any
 
-from omegaconf import MISSING
+from unlearn.utils.options import option
 
 PRECISIONS = ("32-true", "bf16-mixed", "auto")
-LOGGERS = ("csv", "wandb", "tensorboard")
-MODES = ("online", "offline")  # of wandb
-SECTIONS = ("concept", "anchor", "model", "method", "data", "trainer", "logger", "evaluation")
+PROMPT_SETS = "prompt_sets"  # the evaluation that a run ends with
 
 
-@dataclass
-class ModelConfig:
-    """The section `model`: see conf/model."""
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The section `model`: the base model and how it draws."""
 
-    pretrained: str = MISSING
-    vocabulary: Optional[str] = None  # noqa: UP045 - OmegaConf reads these annotations
-    guidance_scale: float = MISSING
-    recipes: list[str] = MISSING
-    random_weights: bool = False
-    width: float = 1.0
-    image_size: Optional[int] = None  # noqa: UP045
-    config: Optional[str] = None  # noqa: UP045
-
-
-@dataclass
-class DataConfig:
-    """The section `data`: see conf/data."""
-
-    images: int = MISSING
-    relearn_images: int = MISSING
-    num_inference_steps: int = MISSING
-    flip: bool = MISSING
-    rescale: bool = MISSING
+    pretrained: str = option(help="emoji, a diffusers folder, a single file or a hub id")
+    config: str | None = option(
+        None, help="of a single file: a folder or hub id; null: that of its published model"
+    )
+    vocabulary: str | None = option(
+        None, help="what the model knows: emoji, or null where names are not checked"
+    )
+    guidance_scale: float = option(help="of classifier-free guidance", at_least=0, at_most=1000)
+    recipes: list[str] = option(
+        help="folders of conf/recipe; the first that has the method's recipe counts"
+    )
+    random_weights: bool = option(False, help="the architecture alone, its weights random")
+    width: float = option(1.0, help="of the channels, with random weights", above=0, at_most=1)
+    image_size: int | None = option(
+        None, help="pixels, with random weights; null: the published model's", at_least=1
+    )
 
 
-@dataclass
-class EvaluationConfig:
-    """The section `evaluation` of the four prompt sets: see conf/evaluation/emoji.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The section `evaluation` of the four prompt sets."""
 
-    name: str = "prompt_sets"
-    images_per_prompt: int = MISSING
-    first_seed: int = MISSING
-    num_inference_steps: int = MISSING
-    judge: Optional[str] = None  # noqa: UP045
-    clip: str = "openai/clip-vit-base-patch32"
-
-
-@dataclass
-class LoggerConfig:
-    """The section `logger`: see conf/logger."""
-
-    name: str = MISSING
-    images_every: int = MISSING
-    project: str = "unlearn"
-    group: str = ""
-    tags: list[str] = field(default_factory=list)
-    mode: str = "online"
+    name: str = option(PROMPT_SETS, help="names the evaluation", choices=(PROMPT_SETS,))
+    images_per_prompt: int = option(help="images of each prompt", at_least=1, at_most=10_000)
+    first_seed: int = option(
+        help="seed of the first image, far from those of the training images", at_least=0
+    )
+    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=10_000)
+    judge: str | None = option(
+        None, help="a folder with a judge, clip, or none; null: the embedded model's, or clip"
+    )
+    clip: str = option(
+        "openai/clip-vit-base-patch32", help="of judge=clip: a hub id, a folder, or emoji"
+    )
 
 
-@dataclass
-class RunConfig:
-    """What stands at the top of conf/train.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The keys at the top of conf/train.yaml."""
 
-    seed: int = MISSING
-    steps: int = MISSING
-    batch_size: int = MISSING
-    gradient_checkpointing: bool = False
-    sampling_batch_size: Optional[int] = None  # noqa: UP045
-    checkpoint_every: int = MISSING
-    keep_every: int = MISSING
-    run_dir: str = MISSING
-    resume: bool = True
-    after: Optional[str] = None  # noqa: UP045
+    seed: int = option(help="of every random number of the run", at_least=0, at_most=2**32 - 1)
+    steps: int = option(help="training steps, with the warm-up", at_least=0, at_most=10**8)
+    batch_size: int = option(
+        help="samples a device; the relearn half is as large again", at_least=1, at_most=10**6
+    )
+    gradient_checkpointing: bool = option(
+        False, help="compute activations twice: less memory, more time"
+    )
+    sampling_batch_size: int | None = option(
+        None,
+        help="images drawn at a time; null: 32 up to 512 x 512 pixels, fewer of larger ones",
+        at_least=1,
+        at_most=10**5,
+    )
+    checkpoint_every: int = option(help="steps between checkpoints", at_least=1, at_most=10**8)
+    keep_every: int = option(
+        help="steps between weights kept in steps/; 0: the last alone", at_least=0, at_most=10**8
+    )
+    log_images_every: int | None = option(
+        None,
+        help="steps between pictures of what the model draws; 0: none; null: 250 with a logger "
+        "that shows images, else none",
+        at_least=0,
+        at_most=10**8,
+    )
+    run_dir: str = option(help="the folder of the run")
+    resume: bool = option(
+        True, help="go on where an earlier call stopped; false: delete what it wrote"
+    )
+    dry_run: bool = option(False, help="print the plan, and stop")
+    after: str | None = option(
+        None, help="a finished run of the same base model, whose weights this one starts from"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions:
+    """The section `trainer`: where a run runs; further options of Lightning's Trainer are taken."""
+
+    accelerator: str = option(help="cpu, gpu, mps or auto, as Lightning has it")
+    devices: Any = option(help="how many devices, or a list of their numbers")
+    num_nodes: int = option(help="machines", at_least=1, at_most=10**5)
+    strategy: str = option(help="auto, ddp or ddp_spawn, or another of Lightning's")
+    precision: str = option(
+        help="32-true, bf16-mixed, or auto: bf16 where the machine has it natively"
+    )
+    log_every_n_steps: int = option(
+        50, help="steps between rows of metrics.csv", at_least=1, at_most=10**8
+    )

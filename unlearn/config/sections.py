@@ -1,65 +1,75 @@
-"""Config sections as plain containers and as checked objects."""
+"""Turn sections of a configuration into plain containers and typed objects."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from unlearn.utils.checks import unknown_key_message
+from unlearn.utils.options import check_options
 
 Schema = TypeVar("Schema")
 
 
 def to_container(config: Any) -> Any:
-    """A config as plain containers, interpolations resolved."""
+    """Return a configuration as plain containers, its interpolations resolved."""
     if not OmegaConf.is_config(config):
         return config
     return OmegaConf.to_container(config, resolve=True)
 
 
-def config_to_save(config: Any) -> dict[str, Any]:
-    """What is kept of a run's config: all of it, resolved, without how this call treats it."""
-    return {key: v for key, v in to_container(config).items() if key != "resume"}
-
-
 def parse_section(config: Any, key: str, schema: type[Schema]) -> Schema:
-    """A config section as a `schema` object.
+    """Return a section as an object of a dataclass, its values checked.
 
     Args:
         config: the section.
-        key: its name, for the message.
-        schema: a dataclass.
+        key: the section's name, for the message.
+        schema: a dataclass whose fields `option` made.
 
     Raises:
-        ValueError: a value is missing, has the wrong type, or has no place in the schema.
+        ValueError: a value is missing, has the wrong type or is out of its bounds, or the dataclass
+            has no such option; names the key, the value and what is allowed.
     """
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(schema), to_container(config))
-        return OmegaConf.to_object(typed)  # type: ignore[return-value]
+        structure = OmegaConf.structured(schema)
+        OmegaConf.set_readonly(structure, None)  # as a frozen dataclass is
+        parsed = OmegaConf.to_object(OmegaConf.merge(structure, to_container(config)))
     except ConfigKeyError as error:
         name, given = str(error.full_key), OmegaConf.create(to_container(config))
         known = [str(k) for k in error.parent_node or ()]
         said = OmegaConf.select(given, name)
         raise ValueError(unknown_key_message(f"{key}.{name}".lstrip("."), said, known)) from error
+    except InterpolationResolutionError as error:
+        raise ValueError(resolver_reason(error)) from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         name = ".".join(filter(None, (key, getattr(error, "full_key", None))))
         raise ValueError(f"{name}: {reason}") from error
+    check_options(parsed, key)
+    return parsed  # type: ignore[return-value]
 
 
-def check_keys(config: Any, known: list[str]) -> None:
-    """Refuse a config that has other keys than `known`, or lacks one.
+def resolver_reason(error: InterpolationResolutionError) -> str:
+    """Return why a resolver of ours refused, in its own words."""
+    text = str(error)
+    return text.partition("interpolation: ")[2].partition("\n")[0] or text.splitlines()[0]
 
-    Those of several concepts have `concepts` in the place of `anchor`, and may have `earlier`.
+
+def check_keys(config: Iterable[Any], known: Sequence[str]) -> None:
+    """Refuse a configuration that has other keys than `known`, or lacks one.
+
+    A configuration of several concepts has `concepts` in the place of `anchor`.
 
     Raises:
         ValueError: names the key.
     """
-    for key in config:
+    values: Any = config
+    for key in values:
         if key not in (*known, "concepts", "earlier"):
-            raise ValueError(unknown_key_message(str(key), config[key], known))
+            raise ValueError(unknown_key_message(str(key), values[key], known))
     for key in known:
-        if key not in config and not (key == "anchor" and "concepts" in config):
+        if key not in values and not (key == "anchor" and "concepts" in values):
             raise ValueError(f"{key} is missing: conf/train.yaml has it")

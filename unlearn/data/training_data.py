@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,27 @@ from torch import Tensor
 
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import proportional_order, relearn_prompts, training_pairs
-from unlearn.generation.sampling import default_batch_size, generate
+from unlearn.generation.sampling import Sampler, default_batch_size, generate
 from unlearn.models.text_states import encode_prompts
+from unlearn.utils.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The section `data`: the images to train on, which the base model draws."""
+
+    images: int = option(help="anchor images", at_least=1, at_most=10**7)
+    relearn_images: int = option(
+        help="images of what must survive; 0: relearn on the anchor images, as the paper",
+        at_least=0,
+        at_most=10**7,
+    )
+    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=10_000)
+    flip: bool = option(help="also train on each image mirrored")
+    rescale: bool = option(
+        help="also train on each anchor image at another scale, with a phrase that says so; not "
+        "for a style"
+    )
 
 
 class ImageSet(NamedTuple):
@@ -94,19 +114,21 @@ def draw_images(
     prompts: list[str],
     order: list[int],
     seeds: range,
+    sampler: Sampler,
+    *,
     description: str,
     flip: bool,
     rescale: bool,
-    **sampler: Any,
+    cached: str = "",
 ) -> ImageSet:
-    """One base-model image a seed, of the prompts in the order, as posterior moments.
+    """Draw one base-model image a seed, of the prompts in the order, as posterior moments.
 
     With `flip` each image comes mirrored too, with `rescale` once more at another scale.
     """
     states = encode_prompts(pipe, prompts).cpu()
     prompt = torch.tensor(order)
     texts = [prompts[i] for i in order]
-    images = generate(pipe, texts, seeds, description=description, **sampler)
+    images = generate(pipe, texts, seeds, sampler, description=description, cached=cached)
     phrase = torch.zeros(len(images), dtype=torch.long)
     if rescale:
         scaled, phrases = rescaled(images, torch.Generator().manual_seed(seeds.start))
@@ -114,7 +136,7 @@ def draw_images(
     if flip:
         images, phrase = torch.cat([images, images.flip(-1)]), phrase.repeat(2)
     moments = []
-    for chunk in images.split(sampler.get("batch_size") or default_batch_size(pipe)):
+    for chunk in images.split(sampler.batch_size or default_batch_size(pipe)):
         posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
         moments.append(torch.stack([posterior.mean, posterior.std]).cpu())
     mean, std = torch.cat(moments, dim=1)
@@ -127,51 +149,49 @@ def draw_images(
 def make_training_data(
     pipe: DiffusionPipeline,
     concept: Concept,
+    options: DataOptions,
+    sampler: Sampler,
     *,
     seed: int,
-    images: int,
-    relearn_images: int,
-    flip: bool,
-    rescale: bool,
     images_of: str = "anchor",
-    **sampler: Any,
+    cached: str = "",
 ) -> TrainingData:
     """Draw the anchor images and the relearn images with the base model.
 
     Args:
         pipe: the base pipeline.
         concept: gives the prompts.
+        options: how many images, and what else is made of each.
+        sampler: how the images are drawn.
         seed: the run's seed; runs of other seeds, with as many images in all, share no image seed.
-        images: number of anchor images.
-        relearn_images: number of images of what must survive; 0: relearn on anchor images, as
-            the paper does.
-        flip: also train on each image mirrored.
-        rescale: also train on each anchor image at another scale, with a phrase that says so added
-            to the target prompt alone; not for a style.
         images_of: "anchor" or "target": the prompts that the unlearn half's images are drawn from;
             either way they are trained on under the target prompts, beside the anchor prompts.
-        sampler: how the images are drawn: arguments of `generate`.
+        cached: see `generate`.
 
     Raises:
         ValueError: a prompt is too long.
     """
     anchors, targets = map(list, zip(*training_pairs(concept), strict=True))
-    total = images + relearn_images
+    total = options.images + options.relearn_images
     seeds = range(seed * total, (seed + 1) * total)
-    rescale = rescale and all(part.kind != "style" for part in concept.each)
+    rescale = options.rescale and all(part.kind != "style" for part in concept.members)
     phrased = with_phrases(targets) if rescale else [targets]
     target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
-    sampler["flip"] = flip
+    how: dict[str, Any] = {"flip": options.flip, "cached": cached}
     drawn, label = (targets if images_of == "target" else anchors), f"{images_of} images"
-    order = proportional_order(concept, training_pairs, images)
-    anchor = draw_images(pipe, drawn, order, seeds[:images], label, rescale=rescale, **sampler)
+    order = proportional_order(concept, training_pairs, options.images)
+    anchor = draw_images(
+        pipe, drawn, order, seeds[: options.images], sampler,
+        description=label, rescale=rescale, **how,
+    )  # fmt: skip
     if images_of == "target":
         anchor = anchor._replace(states=encode_prompts(pipe, anchors).cpu())
-    if not relearn_images:
+    if not options.relearn_images:
         return TrainingData(anchor, target_states)
     prompts = relearn_prompts(concept)
-    order = proportional_order(concept, relearn_prompts, relearn_images)
+    order = proportional_order(concept, relearn_prompts, options.relearn_images)
     relearn = draw_images(
-        pipe, prompts, order, seeds[images:], "relearn images", rescale=False, **sampler
-    )
+        pipe, prompts, order, seeds[options.images :], sampler,
+        description="relearn images", rescale=False, **how,
+    )  # fmt: skip
     return TrainingData(anchor, target_states, relearn)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from omegaconf import DictConfig
 from torch import Tensor
 
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import SETS
-from unlearn.config.base_model import base_model_options, sampler_options
-from unlearn.config.concepts import build_run_concept, earlier_sections
-from unlearn.config.sections import to_container
+from unlearn.config.run_config import ModelConfig
 from unlearn.evaluation.clip import ClipScorer
 from unlearn.evaluation.clip_judge import ClipJudge, names_of
 from unlearn.evaluation.judge import Judge
@@ -31,105 +29,103 @@ from unlearn.evaluation.table import markdown_table
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.generation.sampling import generate
 from unlearn.models.frozen_layers import store_in_bf16
-from unlearn.models.pipeline import denoiser, device_for, load_pipeline
+from unlearn.models.pipeline import denoiser
 from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
 from unlearn.utils.paths import EMBEDDED
 from unlearn.weights.importing import load_weights
 
 
-def load_judge(config: DictConfig, concept: Concept) -> Judge | ClipJudge | None:
-    """The judge of `evaluation.judge`: a folder's, "clip", or for "none" None.
+def load_judge(config: ModelConfig, concept: Concept) -> Judge | ClipJudge | None:
+    """Return the judge of `evaluation.judge`: a folder's, "clip", or for "none" None.
 
-    null: the embedded model's where the vocabulary is known, else "clip".
+    null is the embedded model's where the vocabulary is known, else "clip".
 
     Raises:
         ValueError: the folder holds no judge, or the CLIP of `evaluation.clip` cannot be loaded.
     """
-    default = "clip" if config.model.vocabulary is None else str(EMBEDDED / "judges" / "judge")
-    chosen = config.evaluation.judge or default
+    default = "clip" if config.vocabulary is None else str(EMBEDDED / "judges" / "judge")
+    chosen = config.prompt_sets.judge or default
     if chosen == "none":
         return None
     if chosen != "clip":
         return Judge.load(Path(chosen))
     try:
-        clip = ClipScorer.load(config.evaluation.clip, device_for(config.trainer.accelerator))
+        clip = ClipScorer.load(config.prompt_sets.clip, config.device)
     except ValueError as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{reason}; evaluation.judge=none draws pictures alone") from error
     return ClipJudge(clip, *names_of(concept))
 
 
-def evaluate(config: DictConfig, run: Path, foreign: Path | None = None) -> dict[str, Any]:
+def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[str, Any]:
     """Draw, judge and compare; write what a run directory lists of results, and print the table.
 
-    That is `result.json`, `images.csv` and `before_after.png`; without a judge, only what the
-    picture shows, and a result without `sets`. What was forgotten before the run is evaluated too.
+    The files are `result.json`, `images.csv` and `before_after.png`. Without a judge only what the
+    picture shows is drawn, and the result has no `sets`. What was forgotten before the run is
+    evaluated too.
 
     Args:
-        config: a run's, or of weights from elsewhere conf/evaluate.yaml's.
-        run: the folder of the results, and of the run's weights.
-        foreign: weights from elsewhere, see `load_weights`.
+        config: of a run, or of weights from elsewhere.
+        external_weights: weights from elsewhere, see `load_weights`.
 
     Raises:
         ValueError: the judge or the weights cannot be loaded; before any image is drawn.
     """
-    concept = build_run_concept(config)
-    settings = config.evaluation
+    concept, settings, folder = config.concept, config.prompt_sets, config.folder
     judge = load_judge(config, concept)
-    asked = image_requests(concept, settings.images_per_prompt, settings.first_seed)
+    requests = image_requests(concept, settings.images_per_prompt, settings.first_seed)
     if judge is None:
-        asked = [
-            a for name in SETS for a in pictured_rows([b for b in asked if b.probe.set == name])
+        requests = [
+            r for name in SETS for r in pictured_rows([q for q in requests if q.probe.set == name])
         ]
-    probes, seeds = [a.probe for a in asked], [a.seed for a in asked]
-    prompts = [p.prompt for p in probes]
-    weights = foreign or run / "unlearned.safetensors"
-    device = device_for(config.trainer.accelerator)
-    sampler = sampler_options(config, settings.num_inference_steps)
+    weights = external_weights or config.weights
+    sampler = config.sampler(settings.num_inference_steps)
 
-    def look(pipe: DiffusionPipeline, side: str, installed: str = "") -> Tensor:
-        """The images that one of the two models draws."""
-        pipe.to(device)
-        how = {**sampler, "cached": pipeline_fingerprint(pipe), "installed": installed}
-        if sampler["precision"] == "bf16-mixed":
+    def draw_side(pipe: DiffusionPipeline, side: str, installed: str = "") -> Tensor:
+        """Draw the images of one of the two models."""
+        pipe.to(config.device)
+        fingerprint = pipeline_fingerprint(pipe)
+        if config.precision == "bf16-mixed":
             store_in_bf16(denoiser(pipe), ())
-        return generate(pipe, prompts, seeds, description=f"{side} images", **how)
+        prompts, seeds = [r.probe.prompt for r in requests], [r.seed for r in requests]
+        return generate(
+            pipe, prompts, seeds, sampler,
+            description=f"{side} images", cached=fingerprint, installed=installed,
+        )  # fmt: skip
 
-    base = load_pipeline(**base_model_options(config))
+    base = config.base.load()
     scheduler = base.scheduler
     pipe = load_weights(base, weights, concept.targets)
     pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
-    after = look(pipe, "unlearned", f"{file_sha256(weights)} {concept.targets}")
+    after = draw_side(pipe, "unlearned", f"{file_sha256(weights)} {concept.targets}")
     del base, pipe
-    before = look(load_pipeline(**base_model_options(config)), "base")
-    method = config.get("method", {}).get("name")
-    result = {"concept": concept.name, "kind": concept.kind, "method": method}
-    if foreign:
-        result["weights"] = str(foreign)
-        run.mkdir(parents=True, exist_ok=True)
-    how = {"precision": sampler["precision"], "device": device}
+    before = draw_side(config.base.load(), "base")
+    result = {"concept": concept.name, "kind": concept.kind, "method": config.method}
+    if external_weights:
+        result["weights"] = str(external_weights)
+        folder.mkdir(parents=True, exist_ok=True)
     result["settings"] = {
-        **to_container(settings),
-        "sampling_batch_size": sampler["batch_size"],
-        **how,
+        **asdict(settings),
+        "sampling_batch_size": config.sampling_batch_size,
+        "precision": config.precision,
+        "device": config.device,
     }
     flags: Sides = {"base": {}, "unlearned": {}}
     if judge:
         both = {"base": judge.judge(before), "unlearned": judge.judge(after)}
-        sides = judge_sides(asked, both)
-        earlier = {s["concept"]["name"] for s in earlier_sections(config)}
-        result |= summarise_all(asked, sides, earlier)
+        sides = judge_sides(requests, both)
+        result |= summarise_all(requests, sides, config.earlier_names)
         if judge.note:
             result["judge"] = judge.note
         flags = concat_sides(sides.values())
     else:
         result |= {"excluded_prompts": [], "sets": {}}
-    write_images(run / "images.csv", asked, flags, result["excluded_prompts"])
-    before_after(probes, before, after, run / "before_after.png")
-    result["sha256"] = {n: file_sha256(run / n) for n in ("images.csv", "before_after.png")}
-    write_text(run / "result.json", json.dumps(result, indent=2) + "\n")  # last: all is there
-    print_result(result, run, weights)
+    write_images(folder / "images.csv", requests, flags, result["excluded_prompts"])
+    before_after([r.probe for r in requests], before, after, folder / "before_after.png")
+    result["sha256"] = {n: file_sha256(folder / n) for n in ("images.csv", "before_after.png")}
+    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")  # last: all is there
+    print_result(result, folder, weights)
     return result
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional
-
-from omegaconf import MISSING
+from typing import Any
 
 from unlearn.config.sections import parse_section
 from unlearn.evaluation.nudity import PRESETS
@@ -17,8 +15,9 @@ from unlearn.evaluation.prompt_files import (
     published_file,
     read_prompts,
 )
-from unlearn.generation.sampling import SCHEDULERS, SamplingRequest
+from unlearn.generation.sampling import SCHEDULERS, Sampler, SamplingRequest
 from unlearn.utils.checks import check_choice
+from unlearn.utils.options import check_options, option
 
 NOISE = ("per_image", "per_call")
 METRICS = (
@@ -33,115 +32,112 @@ METRICS = (
 )
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class DrawnConcept:
-    """How a protocol draws one of its concepts.
+    """How a protocol draws one of its concepts: an entry of `evaluation.concepts`."""
 
-    Attributes:
-        file: its prompts, a path in the repository; null: the protocol's `file`.
-        word: fills templates, and captions; null: the concept's name.
-        replaces: the word of the file's prompts in whose place `word` is put.
-        caption: the text that CLIP compares images with; null: the protocol's `caption`.
-        anchor: the word that CLIP may choose instead, for `clip_accuracy`.
-        images_per_prompt: null: the protocol's.
-        metrics: null: the protocol's.
-        erased: it is drawn only for models that forgot the concept of this name; null: for all.
-    """
+    file: str | None = option(
+        None, help="its prompts, a path in the repository; null: the protocol's file"
+    )
+    word: str | None = option(None, help="fills templates, and captions; null: the concept's name")
+    replaces: str | None = option(
+        None, help="the word of the file's prompts in whose place `word` is put"
+    )
+    caption: str | None = option(
+        None, help="the text that CLIP compares images with; null: the protocol's caption"
+    )
+    anchor: str | None = option(
+        None, help="the word that CLIP may choose instead, for clip_accuracy"
+    )
+    images_per_prompt: int | None = option(
+        None, help="images of each prompt; null: the protocol's", at_least=1, at_most=10_000
+    )
+    metrics: list[str] | None = option(None, help="null: the protocol's")
+    erased: str | None = option(
+        None, help="drawn only for models that forgot the concept of this name; null: for all"
+    )
 
-    file: Optional[str] = None  # noqa: UP045 - OmegaConf reads these annotations
-    word: Optional[str] = None  # noqa: UP045
-    replaces: Optional[str] = None  # noqa: UP045
-    caption: Optional[str] = None  # noqa: UP045
-    anchor: Optional[str] = None  # noqa: UP045
-    images_per_prompt: Optional[int] = None  # noqa: UP045
-    metrics: Optional[list[str]] = None  # noqa: UP045
-    erased: Optional[str] = None  # noqa: UP045
 
-
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Values that a protocol was published with for a base model, to check one's own against.
+    """Values that a protocol was published with for a base model: `evaluation.calibration`."""
 
-    Attributes:
-        base: the `model.pretrained` that they are of.
-        settings: what else they are of: keys of the section, and their values.
-        tolerance: by metric.
-        values: by concept and metric.
-    """
-
-    base: str = MISSING
-    settings: dict[str, str] = field(default_factory=dict)
-    tolerance: dict[str, float] = field(default_factory=dict)
-    values: dict[str, dict[str, float]] = field(default_factory=dict)
+    base: str = option(help="the model.pretrained that they are of")
+    settings: dict[str, str] = option({}, help="what else they are of: keys of the section")
+    tolerance: dict[str, float] = option({}, help="by metric")
+    values: dict[str, dict[str, float]] = option({}, help="by concept and metric")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The section `evaluation` of a published protocol; the files of conf/evaluation say more.
+    """The section `evaluation` of a published protocol."""
 
-    Attributes:
-        name: names the result.
-        lite: a small variant, which is not the published protocol.
-        source: where the protocol was published.
-        differences: what here differs from there; printed with every result.
-        repository, commit: of the prompt files, on GitHub.
-        sha256: of each file; null: files of one's own, in `prompts_file`.
-        format: of the files, a key of `FORMATS`.
-        file: what the concepts read.
-        prompts_file: where the files lie: a file, or a folder; null: they are fetched.
-        limit: prompts a concept, evenly spaced; null: all.
-        images_per_prompt: how many.
-        noise: "per_image" (a generator each) or "per_call" (one draws all images of a prompt, and
-            is seeded anew for each prompt).
-        seed: where the file gives none. With a generator an image, the following images count on.
-        size: pixels, where the file gives none; null: the model's own.
-        scheduler, num_inference_steps, eta, guidance_scale, negative_prompt: how images are drawn.
-        batch_size: images a call, where noise is `per_image`.
-        concepts: by name.
-        caption: the text that CLIP compares images with, of {word} and {prompt}.
-        metrics: of `METRICS`.
-        clip: see `ClipScorer.load`.
-        inception: weights for KID and FID; null: they are on CLIP's features.
-        nudity: what the detector's findings count as, a key of `nudity.PRESETS`.
-        reference: a folder of images for `fid_reference`.
-        calibration: of base models.
-    """
-
-    name: str = MISSING
-    lite: bool = False
-    source: str = MISSING
-    differences: list[str] = field(default_factory=list)
-    repository: str = MISSING
-    commit: str = MISSING
-    sha256: Optional[dict[str, str]] = None  # noqa: UP045
-    format: str = MISSING
-    file: Optional[str] = None  # noqa: UP045
-    prompts_file: Optional[str] = None  # noqa: UP045
-    limit: Optional[int] = None  # noqa: UP045
-    images_per_prompt: int = 1
-    noise: str = MISSING
-    seed: int = MISSING
-    size: Optional[int] = None  # noqa: UP045
-    scheduler: str = MISSING
-    num_inference_steps: int = MISSING
-    eta: float = 0.0
-    guidance_scale: float = MISSING
-    negative_prompt: str = ""
-    batch_size: int = 8
-    concepts: dict[str, DrawnConcept] = MISSING
-    caption: str = "{word}"
-    metrics: list[str] = MISSING
-    clip: str = MISSING
-    inception: Optional[str] = None  # noqa: UP045
-    nudity: Optional[str] = None  # noqa: UP045
-    reference: Optional[str] = None  # noqa: UP045
-    calibration: Optional[Calibration] = None  # noqa: UP045
+    name: str = option(help="names the result")
+    lite: bool = option(False, help="a small variant, which is not the published protocol")
+    source: str = option(help="where the protocol was published")
+    differences: list[str] = option(
+        [], help="what differs from the publication; printed with every result"
+    )
+    repository: str = option(help="of the prompt files, on GitHub")
+    commit: str = option(help="of the prompt files")
+    sha256: dict[str, str] | None = option(
+        None, help="of each file; null: files of one's own, in prompts_file"
+    )
+    format: str = option(help="of the files", choices=tuple(FORMATS))
+    file: str | None = option(None, help="what the concepts read")
+    prompts_file: str | None = option(
+        None, help="where the files lie: a file, or a folder; null: they are fetched"
+    )
+    limit: int | None = option(
+        None, help="prompts a concept, evenly spaced; null: all", at_least=1, at_most=10**9
+    )
+    images_per_prompt: int = option(1, help="images of each prompt", at_least=1, at_most=10_000)
+    noise: str = option(
+        help="per_image: a generator each; per_call: one draws all images of a prompt, and is "
+        "seeded anew for each prompt",
+        choices=NOISE,
+    )
+    seed: int = option(
+        help="where the file gives none; with a generator an image, the next images count on"
+    )
+    size: int | None = option(
+        None, help="pixels, where the file gives none; null: the model's own", at_least=1,
+        at_most=10**5,
+    )  # fmt: skip
+    scheduler: str = option(help="that draws", choices=tuple(SCHEDULERS))
+    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=10_000)
+    eta: float = option(0.0, help="of DDIM", at_least=0, at_most=1)
+    guidance_scale: float = option(help="of classifier-free guidance")
+    negative_prompt: str = option("", help="of every image")
+    batch_size: int = option(
+        8, help="images a call, where noise is per_image", at_least=1, at_most=10**5
+    )
+    concepts: dict[str, DrawnConcept] = option(help="what is drawn, by name")
+    caption: str = option(
+        "{word}", help="the text that CLIP compares images with, of {word} and {prompt}"
+    )
+    metrics: list[str] = option(help=f"of {', '.join(METRICS)}")
+    clip: str = option(help="a hub id, a folder, or emoji")
+    inception: str | None = option(
+        None, help="weights for KID and FID; null: they are on CLIP's features"
+    )
+    nudity: str | None = option(
+        None, help="what the detector's findings count as", choices=tuple(PRESETS)
+    )
+    reference: str | None = option(None, help="a folder of images for fid_reference")
+    calibration: Calibration | None = option(None, help="of base models")
 
     @property
-    def sampler(self) -> dict[str, Any]:
-        """Keyword arguments of `draw`."""
-        keys = ("scheduler", "eta", "negative_prompt", "batch_size")
-        return {"steps": self.num_inference_steps, **{key: getattr(self, key) for key in keys}}
+    def sampler(self) -> Sampler:
+        """How the protocol draws images."""
+        return Sampler(
+            self.num_inference_steps,
+            self.guidance_scale,
+            batch_size=self.batch_size,
+            scheduler=self.scheduler,
+            eta=self.eta,
+            negative_prompt=self.negative_prompt,
+        )
 
     def file_of(self, concept: str) -> str:
         """The prompt file of a concept."""
@@ -166,21 +162,12 @@ def read_protocol(config: Any, erased: str) -> Protocol:
             nothing for the erased concept.
     """
     protocol = parse_section(config, "evaluation", Protocol)
-    check_choice("evaluation.format", protocol.format, list(FORMATS))
-    check_choice("evaluation.noise", protocol.noise, list(NOISE))
-    check_choice("evaluation.scheduler", protocol.scheduler, list(SCHEDULERS))
-    for key in ("images_per_prompt", "num_inference_steps", "batch_size", "limit", "size"):
-        value = getattr(protocol, key)
-        if value is not None and value < 1:
-            raise ValueError(f"evaluation.{key}={value}: at least 1 is needed")
     if protocol.size and protocol.size % 8:
         raise ValueError(f"evaluation.size={protocol.size}: a multiple of 8 is needed")
     if protocol.eta and protocol.scheduler != "ddim":
         raise ValueError(f"evaluation.eta={protocol.eta}: evaluation.scheduler=ddim alone has one")
     if protocol.reference is not None and not Path(protocol.reference).is_dir():
         raise ValueError(f"evaluation.reference={protocol.reference!r}: there is no such folder")
-    if protocol.nudity is not None:
-        check_choice("evaluation.nudity", protocol.nudity, list(PRESETS))
     if protocol.sha256 is None and protocol.prompts_file is None:
         raise ValueError(
             "evaluation.sha256=null: takes files of one's own, so evaluation.prompts_file=PATH too"
@@ -193,8 +180,9 @@ def read_protocol(config: Any, erased: str) -> Protocol:
             f"evaluation={protocol.name}: has prompts for models that forgot one of {known}, "
             f"not for concept.name={erased!r}"
         )
-    protocol.concepts = chosen
-    for name in protocol.concepts:
+    protocol = replace(protocol, concepts=chosen)
+    for name, concept in protocol.concepts.items():
+        check_options(concept, f"evaluation.concepts.{name}")
         check_drawn(protocol, name)
     return protocol
 
@@ -211,10 +199,6 @@ def check_drawn(protocol: Protocol, name: str) -> None:
         raise ValueError(f"{key}.file=null: it or evaluation.file must name a prompt file")
     if protocol.sha256 is not None and file not in protocol.sha256:
         raise ValueError(f"evaluation.sha256: has no hash for {file!r}, the file of {key}")
-    if concept.images_per_prompt is not None and concept.images_per_prompt < 1:
-        raise ValueError(
-            f"{key}.images_per_prompt={concept.images_per_prompt}: at least 1 is needed"
-        )
     try:
         protocol.caption_of(name, "")
     except (KeyError, IndexError, ValueError) as error:

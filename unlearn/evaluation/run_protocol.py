@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from omegaconf import DictConfig
 
-from unlearn.config.base_model import base_model_name, base_model_options, resolve_precision
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.run_config import ModelConfig
 from unlearn.evaluation.nudity import PRESETS
-from unlearn.evaluation.protocol import Protocol, read_protocol, rows_of
+from unlearn.evaluation.protocol import Protocol, rows_of
 from unlearn.evaluation.protocol_metrics import Cell, Lenses, Seen, cells_of
 from unlearn.generation.image_cache import pipeline_fingerprint
-from unlearn.generation.sampling import SamplingRequest, draw_requests
-from unlearn.models.pipeline import device_for, load_pipeline
+from unlearn.generation.sampling import Sampler, SamplingRequest, draw_requests
 from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
 from unlearn.weights.importing import load_weights
@@ -42,54 +39,49 @@ SHARES = ("clip_error_rate", "clip_accuracy", "nudity")  # shown in per cent
 
 
 def evaluate_published(
-    config: DictConfig, weights: Path, out: Path, changed: Sequence[str] = ()
+    config: ModelConfig, protocol: Protocol, weights: Path, changed: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Draw, measure and calibrate; write `PROTOCOL.json` into `out`, and print its table.
+    """Draw, measure and calibrate; write `evaluation/PROTOCOL.json`, and print its table.
 
     All images go through the cache, so an interrupted call goes on where it stopped, and base
     images are drawn once for all models.
 
     Args:
-        config: sections concept, anchor, model, trainer, and the protocol as `evaluation`.
+        config: of the model; the result lies in its folder.
+        protocol: the published protocol.
         weights: what `load_weights` takes.
-        out: the folder of the result.
         changed: overrides of the protocol, for its warnings.
 
     Raises:
-        ValueError: the protocol is not valid, or its prompts, a network or the weights cannot be
-            had; before any image is drawn.
+        ValueError: the protocol's prompts, a network or the weights cannot be had; before any image
+            is drawn.
     """
-    concept = build_run_concept(config)
-    protocol = read_protocol(config.evaluation, concept.name)
+    concept = config.concept
     rows = rows_of(protocol)
-    device, precision = device_for(config.trainer.accelerator), resolve_precision(config)
+    device, precision = config.device, config.precision
     if precision != "32-true":
         changed = [*changed, f"trainer.precision={precision}"]
     lenses = Lenses(protocol, device)
     reference = lenses.features_of(Path(protocol.reference)) if protocol.reference else None
     diffusers_logging.set_verbosity_error()  # cut prompts are counted below
-    base = load_pipeline(**base_model_options(config))
+    base = config.base.load()
     scheduler, cut = base.scheduler, cut_prompts(base, rows)
-    sampler = {**protocol.sampler, "precision": precision}
+    sampler = replace(protocol.sampler, precision=precision)
     pipe = load_weights(base, weights, concept.targets).to(device)
     pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
-    installed = (
-        f"{file_sha256(weights)} {concept.targets}"  # an SPM's strength depends on the targets
-    )
-    after = draw_side(pipe, rows, lenses, "unlearned images", installed, **sampler)
+    installed = f"{file_sha256(weights)} {concept.targets}"  # an SPM's strength depends on targets
+    after = draw_side(pipe, rows, lenses, sampler, "unlearned images", installed)
     del base, pipe
-    base = load_pipeline(**base_model_options(config)).to(device)
-    before = draw_side(base, rows, lenses, "base images", **sampler)
+    before = draw_side(config.base.load().to(device), rows, lenses, sampler, "base images")
     cells, left_out = cells_of(protocol, rows, before, after, lenses.clip, reference)
-    calibration, off = calibrate(protocol, base_model_name(config), cells, changed)
-    method = config.get("method", {}).get("name")
+    calibration, off = calibrate(protocol, config.base.name, cells, changed)
     warnings = [*protocol_notes(protocol, changed, cut), *left_out, *off]
     result = {
         "protocol": protocol.name,
         "lite": protocol.lite,
-        "base": base_model_name(config),
+        "base": config.base.name,
         "concept": concept.name,
-        "method": method,
+        "method": config.method,
         "weights": str(weights),
         **lenses.names,
         "settings": {**asdict(protocol), "precision": precision, "device": device},
@@ -97,6 +89,7 @@ def evaluate_published(
         "calibration": calibration,
         "warnings": warnings,
     }
+    out = config.folder / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{protocol.name}.json"
     write_text(path, json.dumps(result, indent=2) + "\n")
@@ -108,15 +101,15 @@ def draw_side(
     pipe: DiffusionPipeline,
     rows: dict[str, list[SamplingRequest]],
     lenses: Lenses,
+    sampler: Sampler,
     description: str,
     installed: str = "",
-    **sampler: Any,
 ) -> dict[str, Seen]:
-    """What is in the images that a pipeline draws for the rows, by concept."""
+    """Return what is in the images that a pipeline draws for the rows, by concept."""
     shots = [shot for concept in rows.values() for shot in concept]
-    how: dict[str, Any] = {"description": description, "installed": installed, **sampler}
+    how = {"description": description, "installed": installed}
     how["cached"] = pipeline_fingerprint(pipe)
-    drawn = {i: lenses.see(images) for i, images in draw_requests(pipe, shots, **how)}
+    drawn = {i: lenses.see(images) for i, images in draw_requests(pipe, shots, sampler, **how)}
     seen = [drawn[i] for i in range(len(shots))]
     by_concept = {}
     for concept, own in rows.items():

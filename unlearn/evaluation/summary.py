@@ -104,7 +104,7 @@ def image_requests(concept: Concept, seeds: int, first_seed: int) -> list[ImageR
     """The images of a concept's four sets, or of those of each of several, one after another."""
     return [
         ImageRequest(part, probe, first_seed + number * seeds + i)
-        for part in concept.each
+        for part in concept.members
         for number, probe in numbered_probes(part)
         for i in range(seeds)
     ]

@@ -6,31 +6,26 @@ import json
 import shutil
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from unlearn.config.base_model import base_model_options
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.run_config import ModelConfig
 from unlearn.exports.model_card import model_card
 from unlearn.models.loading import absent_parts, read_model_index
-from unlearn.models.pipeline import load_pipeline
 from unlearn.weights.delta import load_unlearned, read_weights_alone
 
 RUN_FILES = ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png")  # of a run
 
 
-def export_run(config: DictConfig, run: Path, out: Path) -> Path:
+def export_run(config: ModelConfig, out: Path) -> Path:
     """Write the whole unlearned pipeline as a diffusers folder, with the delta and a model card.
 
     Args:
         config: of the run.
-        run: a finished run directory.
         out: the folder to make.
 
     Raises:
-        ValueError: `out` exists and is not empty, `run` lacks a file, or the method acts at
+        ValueError: `out` exists and is not empty, the run lacks a file, or the method acts at
             inference, so that no weights alone are its result.
     """
-
+    run = config.folder
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: is not empty; name a folder that does not exist yet")
     for name in RUN_FILES:
@@ -38,11 +33,9 @@ def export_run(config: DictConfig, run: Path, out: Path) -> Path:
             raise ValueError(
                 f"{run}: {name} is missing; `unlearn evaluate {run}` writes the results"
             )
-    read_weights_alone(run / "unlearned.safetensors")
-    concept = build_run_concept(config)
-    pipe = load_unlearned(
-        load_pipeline(**base_model_options(config)), run / "unlearned.safetensors"
-    )
+    read_weights_alone(config.weights)
+    concept = config.concept  # refused now if its prompt pack is gone
+    pipe = load_unlearned(config.base.load(), config.weights)
     pipe.save_pretrained(out)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     absent = absent_parts(type(pipe), read_model_index(str(out)))

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
-from unlearn.config.base_model import base_model_options
+from unlearn.config.run_config import ModelConfig
 from unlearn.exports.folder import export_run
-from unlearn.models.pipeline import load_pipeline
 from unlearn.utils.atomic import atomic_path
-from unlearn.utils.checks import check_choice
+from unlearn.utils.options import option
 from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, write_safetensors
 from unlearn.weights.lora import kohya_file, lora_factors, peft_file, ranks_of
 
@@ -29,37 +26,40 @@ LORA = {"lora": peft_file, "kohya": kohya_file}
 DEFAULT_ERROR = 0.01  # of a LoRA, unless another is given
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What `unlearn export` takes as KEY=VALUE."""
 
-    format: str = "folder"
-    error: Optional[float] = None  # noqa: UP045 - OmegaConf reads these annotations
+    format: str = option("folder", help="of the file or folder", choices=tuple(FORMATS))
+    error: float | None = option(
+        None,
+        help="of a LoRA: relative error of each layer's change; null: 0.01",
+        above=0,
+        at_most=1,
+    )
 
 
-def export_as(config: DictConfig, run: Path, out: Path | None, options: ExportOptions) -> str:
+def export_as(config: ModelConfig, out: Path | None, options: ExportOptions) -> str:
     """Write a run in another format; returns the path and what there is to say of it.
 
     Args:
         config: of the run.
-        run: a finished run directory.
-        out: the file or, of format "folder", the folder; None: in `run`, see `FORMATS`.
+        out: the file or, of format "folder", the folder; None: in the run directory, see `FORMATS`.
         options: the format, and for a LoRA the relative error of each layer's change.
 
     Raises:
         ValueError: an option is not valid, `out` is there already or does not end as its format
             does, or the format cannot hold the run.
     """
-    check_choice("format", options.format, list(FORMATS))
     if options.error is not None and options.format not in LORA:
         raise ValueError(f"error={options.error}: format={options.format} has no error")
-    out = out or run / FORMATS[options.format]
+    out = out or config.folder / FORMATS[options.format]
     if options.format == "folder":
-        return str(export_run(config, run, out))
+        return str(export_run(config, out))
     suffix = Path(FORMATS[options.format]).suffix
     if out.exists() or out.suffix != suffix:
         raise ValueError(f"{out}: name a file that does not exist yet and ends in {suffix}")
-    delta = run / "unlearned.safetensors"
+    delta = config.weights
     weights, metadata = read_weights_alone(delta)
     if options.format == "delta":
         write_delta(weights, out)
@@ -69,7 +69,7 @@ def export_as(config: DictConfig, run: Path, out: Path | None, options: ExportOp
             "format='kohya': names a UNet's layers alone, and this run's weights are a "
             "transformer's; allowed are folder, delta and lora"
         )
-    base = named_weights(load_pipeline(**base_model_options(config)))
+    base = named_weights(config.base.load())
     check_fit(base, weights, delta)
     factors = lora_factors(base, weights, DEFAULT_ERROR if options.error is None else options.error)
     tensors, own = LORA[options.format](factors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,23 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from unlearn.config.base_model import base_model_options
 from unlearn.config.compose import join_configs
-from unlearn.config.concepts import build_run_concept
-from unlearn.config.saved import load_run
-from unlearn.config.sections import to_container
-from unlearn.models.pipeline import load_pipeline
+from unlearn.config.saved import (
+    WEIGHTS_FILE,
+    load_run_config,
+    parse_model_config,
+    read_run_config,
+)
 from unlearn.utils.atomic import write_text
+from unlearn.utils.options import option
 from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, write_safetensors
 
-WEIGHTS_FILE = "unlearned.safetensors"
 
-
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class MergeOptions:
     """What `unlearn merge` takes as KEY=VALUE."""
 
-    scale: float = 1.0
+    scale: float = option(1.0, help="of the sum of what each run changed", above=0, at_most=100)
 
 
 def merge_weights(
@@ -65,11 +64,9 @@ def merge_runs(paths: Sequence[Path], out: Path, options: MergeOptions) -> Path:
         ValueError: they do not fit together, one acts at inference, `out` holds a run, or the
             scale is not valid.
     """
-    if not (math.isfinite(options.scale) and options.scale > 0):
-        raise ValueError(f"scale={options.scale}: more than 0 is needed")
     if (out / WEIGHTS_FILE).exists() or out.is_file():
         raise ValueError(f"{out}: is a run or a file already; name a folder that does not exist")
-    configs = [load_run(str(path))[0] for path in paths]
+    runs = [load_run_config(path) for path in paths]
     parts = [read_weights_alone(path / WEIGHTS_FILE) for path in paths]
     bases = [metadata.get("base") for _, metadata in parts]
     for path, base in zip(paths, bases, strict=True):
@@ -78,19 +75,20 @@ def merge_runs(paths: Sequence[Path], out: Path, options: MergeOptions) -> Path:
                 f"{path}: its base model is {base!r}, that of {paths[0]} is {bases[0]!r}; only "
                 "changes of one base model can be added"
             )
-    config = OmegaConf.create(to_container(join_configs(configs)))
-    merged = [f"{c.concept.name} ({c.method.name})" for c in configs]
-    config.method = {"name": "merge", "merged": merged, "scale": options.scale}
-    config.after, config.run_dir = None, str(out)
-    concept = build_run_concept(config)  # refused where two forget the same
-    own = named_weights(load_pipeline(**base_model_options(config)))
+    merged = [f"{run.own_name} ({run.method})" for run in runs]
+    saved = join_configs([read_run_config(path) for path in paths])
+    saved |= {"after": None, "run_dir": str(out)}
+    saved["method"] = {"name": "merge", "merged": merged, "scale": options.scale}
+    config = parse_model_config(OmegaConf.create(saved), out)
+    concept = config.concept  # refused where two forget the same
+    own = named_weights(config.base.load())
     for path, (weights, _) in zip(paths, parts, strict=True):
         check_fit(own, weights, path)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", OmegaConf.to_yaml(config))
+    write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
     facts = {"base": str(bases[0]), "concept": concept.name, "method": "merge"}
     facts |= {"merged": json.dumps(merged), "scale": str(options.scale)}
     write_safetensors(
-        merge_weights(own, [w for w, _ in parts], options.scale), out / WEIGHTS_FILE, facts
+        merge_weights(own, [w for w, _ in parts], options.scale), config.weights, facts
     )
     return out

@@ -6,10 +6,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig
-
 from unlearn.concepts.concept import Concept
-from unlearn.config.base_model import base_model_name
+from unlearn.config.run_config import ModelConfig
 from unlearn.evaluation.table import markdown_table
 
 CARD_TEMPLATE = """---
@@ -50,7 +48,7 @@ Made with `unlearn`; the run's configuration is `config.yaml`.
 
 
 def model_card(
-    config: DictConfig, concept: Concept, result: dict[str, Any], absent: Sequence[str] = ()
+    config: ModelConfig, concept: Concept, result: dict[str, Any], absent: Sequence[str] = ()
 ) -> str:
     """The card in Markdown; a target may be any text, so what it holds of HTML is escaped.
 
@@ -58,13 +56,13 @@ def model_card(
         config: of the run.
         concept: what it forgot.
         result: its result.json.
-        absent: parts that the pipeline is stored without, see `stored.left_out`.
+        absent: parts that the pipeline is stored without, see `absent_parts`.
     """
     pairs = ", ".join(f"{t} (to {a or 'no style'})" for t, a in concept.anchors.items())
     return CARD_TEMPLATE.format(
-        base=base_model_name(config),
+        base=config.base.name,
         without="".join(f", {name}=None" for name in absent),
-        method=config.method.name,
+        method=config.method,
         concept=concept.name,
         kind=concept.kind,
         targets=html.escape(pairs),

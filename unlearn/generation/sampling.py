@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -76,116 +77,134 @@ def sampling_scheduler(scheduler: Any, name: str | None) -> Any:
     return kind.from_config(scheduler.config, **options)
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn.
+
+    Attributes:
+        num_inference_steps: steps of the scheduler.
+        guidance_scale: of classifier-free guidance, where a request has none of its own.
+        precision: "32-true" or "bf16-mixed", which autocasts the networks.
+        batch_size: images a call, of requests of one image; None: see `default_batch_size`.
+        scheduler: see `sampling_scheduler`.
+        eta: of DDIM.
+        negative_prompt: of every request; "": none.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    precision: str = "32-true"
+    batch_size: int | None = None
+    scheduler: str | None = None
+    eta: float = 0.0
+    negative_prompt: str = ""
+
+
 def generate(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    sampler: Sampler,
     *,
-    steps: int,
-    guidance_scale: float,
-    precision: str = "32-true",
-    batch_size: int | None = None,
     description: str = "generating",
     cached: str = "",
     installed: str = "",
 ) -> Tensor:
-    """Images of the prompts, uint8 (N, 3, H, W), each of one generator.
+    """Draw images of prompts, uint8 (N, 3, H, W), each of one generator.
 
     Args:
-        pipe: the pipeline; its scheduler becomes DPM-Solver++, where it is not a flow's.
+        pipe: the pipeline; its scheduler is replaced by the sampler's.
         prompts: N prompts.
         seeds: N seeds, one an image.
-        steps: sampling steps.
-        guidance: scale of classifier-free guidance.
-        precision: "32-true" or "bf16-mixed", which autocasts the networks.
-        batch_size: images a call; None: `default_batch_size`.
+        sampler: how.
         description: of the progress bar.
-        cached: the pipeline's `fingerprint`, by which the cache keeps the images, and only those
-            that it lacks are drawn; "": none is kept.
+        cached: the pipeline's `pipeline_fingerprint`, by which the cache keeps the images, and only
+            those that the cache lacks are drawn; "": none is kept.
         installed: what changed the pipeline, see `ImageCache`.
     """
-    shots = [SamplingRequest(p, s, guidance_scale) for p, s in zip(prompts, seeds, strict=True)]
-    how: dict[str, Any] = {"steps": steps, "precision": precision, "batch_size": batch_size}
-    how |= {"description": description, "cached": cached, "installed": installed}
-    images = dict(draw_requests(pipe, shots, **how))
-    return torch.cat([images[number] for number in range(len(shots))])
+    scale = sampler.guidance_scale
+    requests = [SamplingRequest(p, s, scale) for p, s in zip(prompts, seeds, strict=True)]
+    how: dict[str, Any] = {"description": description, "cached": cached, "installed": installed}
+    images = dict(draw_requests(pipe, requests, sampler, **how))
+    return torch.cat([images[number] for number in range(len(requests))])
 
 
 def draw_requests(
     pipe: DiffusionPipeline,
-    shots: Sequence[SamplingRequest],
+    requests: Sequence[SamplingRequest],
+    sampler: Sampler,
     *,
-    steps: int,
-    scheduler: str | None = None,
-    eta: float = 0.0,
-    negative_prompt: str = "",
-    precision: str = "32-true",
-    batch_size: int | None = None,
     description: str = "generating",
     cached: str = "",
     installed: str = "",
 ) -> Iterator[tuple[int, Tensor]]:
-    """The images of each shot, uint8 (images, 3, H, W), with its number; as they become ready.
+    """Yield each request's images, uint8 (images, 3, H, W), with its number, as they become ready.
 
-    Generators are on the CPU. Shots of one image are drawn in batches padded to one size, so an
-    image depends on its shot and the batch size alone. A shot of several images is one call, as
-    the pipeline draws `num_images_per_prompt` images with one generator.
+    Generators are on the CPU. Requests of one image are drawn in batches padded to one size, so an
+    image depends on its request and the batch size alone. A request of several images is one call,
+    as the pipeline draws `num_images_per_prompt` images with one generator.
 
     Args:
-        pipe: the pipeline; its scheduler is replaced.
-        shots: what to draw.
-        steps: sampling steps.
-        scheduler: see `sampling_scheduler`.
-        eta: of DDIM.
-        negative_prompt: of every shot; "": none.
-        precision: "32-true" or "bf16-mixed", which autocasts the networks.
-        batch_size: images a call, of shots of one image; None: `default_batch_size`.
+        pipe: the pipeline; its scheduler is replaced by the sampler's.
+        requests: what to draw.
+        sampler: how; the guidance scale is each request's own.
         description: of the progress bar.
-        cached: the pipeline's `fingerprint`, by which the cache keeps the images, and only those
-            that it lacks are drawn; "": none is kept.
+        cached: the pipeline's `pipeline_fingerprint`, by which the cache keeps the images, and only
+            those that the cache lacks are drawn; "": none is kept.
         installed: what changed the pipeline, see `ImageCache`.
 
     Raises:
         ValueError: see `sampling_scheduler`.
     """
-    pipe.scheduler = sampling_scheduler(pipe.scheduler, scheduler)
-    batch_size = batch_size or default_batch_size(pipe)
+    pipe.scheduler = sampling_scheduler(pipe.scheduler, sampler.scheduler)
+    batch_size = sampler.batch_size or default_batch_size(pipe)
     pipe.set_progress_bar_config(disable=True)
-    sampler: dict[str, Any] = {"steps": steps, "eta": eta, "negative_prompt": negative_prompt}
-    settings = {**sampler, "precision": precision, "batch_size": batch_size}
-    cache = image_cache_for(pipe, cached, installed, settings) if cached else None
-    mixed = torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+    cache = image_cache_for(pipe, cached, installed, sampler, batch_size) if cached else None
+    bf16 = sampler.precision == "bf16-mixed"
+    mixed = torch.autocast(pipe.device.type, torch.bfloat16, enabled=bf16)
     missing, side = [], image_side(pipe)
-    total = sum(shot.images for shot in shots)
+    total = sum(request.images for request in requests)
     with tqdm(total=total, desc=description, unit="image") as progress:
-        for number, shot in enumerate(shots):
-            size = shot.size or (side, side)
-            found = [cache.get(size, *shot, i) for i in range(shot.images)] if cache else [None]
+        for number, request in enumerate(requests):
+            size = request.size or (side, side)
+            found = (
+                [cache.get(size, *request, i) for i in range(request.images)] if cache else [None]
+            )
             if any(image is None for image in found):
                 missing.append(number)
                 continue
-            progress.update(shot.images)
+            progress.update(request.images)
             yield number, torch.stack(found)  # type: ignore[arg-type]
-        for call in group_calls(shots, missing, batch_size):
+        for call in group_calls(requests, missing, batch_size):
             with mixed:
-                drawn = call_pipeline(pipe, [shots[n] for n in call], batch_size, **sampler)
+                drawn = call_pipeline(pipe, [requests[n] for n in call], batch_size, sampler)
             for number, images in zip(call, drawn, strict=True):
                 if cache:
                     for i, image in enumerate(images):
-                        cache.put(image, *shots[number], i)
+                        cache.put(image, *requests[number], i)
                 progress.update(len(images))
                 yield number, images
 
 
 def image_cache_for(
-    pipe: DiffusionPipeline, cached: str, installed: str, settings: dict[str, Any]
+    pipe: DiffusionPipeline, cached: str, installed: str, sampler: Sampler, batch_size: int
 ) -> ImageCache:
-    """Return the cache of what the pipeline draws with these settings, see `draw_requests`."""
+    """Return the cache of what the pipeline draws with its scheduler and this sampler."""
     changed = "encode_prompt" in vars(pipe)  # as every method that acts at inference does
     assert installed or not changed, "the cache would take it for its base model"
     schedule = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
-    own = {"scheduler": type(pipe.scheduler).__name__, "schedule": schedule, **settings}
-    return ImageCache(cache_folder(), cached, installed, **own)
+    return ImageCache(
+        cache_folder(),
+        cached,
+        installed,
+        scheduler=type(pipe.scheduler).__name__,
+        schedule=schedule,
+        num_inference_steps=sampler.num_inference_steps,
+        eta=sampler.eta,
+        negative_prompt=sampler.negative_prompt,
+        precision=sampler.precision,
+        batch_size=batch_size,
+    )
 
 
 def group_calls(
@@ -206,36 +225,38 @@ def group_calls(
 
 def call_pipeline(
     pipe: DiffusionPipeline,
-    shots: list[SamplingRequest],
+    requests: list[SamplingRequest],
     batch_size: int,
-    *,
-    steps: int,
-    eta: float,
-    negative_prompt: str,
+    sampler: Sampler,
 ) -> list[Tensor]:
-    """The images of each shot, of one call: one shot of several images, or several of one."""
-    first = shots[0]
+    """Return each request's images of one call: one request of several images, or several of one.
+
+    A call of requests of one image is padded to `batch_size`.
+    """
+    first = requests[0]
     height, width = first.size or (None, None)
     generator: Any
     if first.images > 1:
         prompts = [first.prompt]
         generator = torch.Generator().manual_seed(first.seed)
     else:
-        padding = batch_size - len(shots)
-        prompts = [*(shot.prompt for shot in shots), *[""] * padding]
-        seeds = [*(shot.seed for shot in shots), *[0] * padding]
+        padding = batch_size - len(requests)
+        prompts = [*(request.prompt for request in requests), *[""] * padding]
+        seeds = [*(request.seed for request in requests), *[0] * padding]
         generator = [torch.Generator().manual_seed(seed) for seed in seeds]
     output = pipe(
         prompts,
         height=height,
         width=width,
-        negative_prompt=[negative_prompt] * len(prompts) if negative_prompt else None,
+        negative_prompt=[sampler.negative_prompt] * len(prompts)
+        if sampler.negative_prompt
+        else None,
         num_images_per_prompt=first.images,
         generator=generator,
-        num_inference_steps=steps,
+        num_inference_steps=sampler.num_inference_steps,
         guidance_scale=first.guidance_scale,
         output_type="pt",
-        **({"eta": eta} if eta else {}),  # not every pipeline knows it
+        **({"eta": sampler.eta} if sampler.eta else {}),  # not every pipeline knows it
     ).images
     drawn = (output.float().clamp(0, 1) * 255).round().byte().cpu()
-    return list(drawn.split(first.images)[: len(shots)])
+    return list(drawn.split(first.images)[: len(requests)])

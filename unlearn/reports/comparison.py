@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from unlearn.config.saved import flatten_keys
-from unlearn.training.run_dir import IGNORED_KEYS
+from unlearn.training.run_dir import deciding_values
 
 NAMED = {"concept": "name", "anchor": "name", "model": "pretrained"}  # shown by this key alone
 
 
 def comparable_settings(config: dict[str, Any]) -> dict[str, Any]:
     """What of a config can make a difference, by dotted keys."""
-    kept = {key: value for key, value in config.items() if key not in IGNORED_KEYS}
+    kept = dict(config)
     for key, name in NAMED.items():
         if key in kept:
             kept[key] = {name: kept[key].get(name)}
-    return dict(flatten_keys(kept))
+    return deciding_values(kept)
 
 
 class HasSettings(Protocol):

@@ -11,11 +11,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from omegaconf import OmegaConf
 
 from unlearn.concepts.prompts import SETS
-from unlearn.config.overrides import split_arguments
-from unlearn.config.sections import parse_section
 from unlearn.evaluation.goals import GOALS, describe_outcome, goal_values
 from unlearn.evaluation.intervals import Rate
 from unlearn.evaluation.run_protocol import PROTOCOL_COLUMNS as PUBLISHED
@@ -26,8 +23,8 @@ from unlearn.reports.comparison import differing_keys, format_setting
 from unlearn.reports.run_reader import FinishedRun, Tile, read_run
 from unlearn.utils.atomic import write_text
 from unlearn.utils.credentials import hide_secrets, is_secret
+from unlearn.utils.options import option
 
-USAGE = "usage: unlearn report RUN_DIR... [out=report.html]"
 COLOURS = 6  # of lines, in the style sheet
 CHARTS = {  # groups of charts, and the metrics of each by the beginnings of their names
     "Losses": ("unlearn_loss", "relearn_loss", "discriminator_loss"),
@@ -38,28 +35,24 @@ CHARTS = {  # groups of charts, and the metrics of each by the beginnings of the
 }
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Options of `unlearn report`.
+    """What `unlearn report` takes as KEY=VALUE."""
 
-    Attributes:
-        out: the page's file.
-    """
-
-    out: str = "report.html"
+    out: str = option("report.html", help="the page's file")
 
 
-def report_runs(arguments: Sequence[str]) -> Path:
-    """The page of the runs that the command line names, written.
+def report_runs(paths: Sequence[str], options: ReportOptions) -> Path:
+    """Write the page of finished runs, and return its file.
+
+    Args:
+        paths: the run directories.
+        options: where the page goes.
 
     Raises:
         ValueError: there is no run, one is not finished or damaged, or an option is not valid.
     """
 
-    paths, overrides = split_arguments(arguments)
-    if not paths:
-        raise ValueError(USAGE)
-    options = parse_section(OmegaConf.from_dotlist(overrides), "", ReportOptions)
     out = Path(options.out)
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"out={options.out}: a file is needed, in a folder that is there")
@@ -68,7 +61,7 @@ def report_runs(arguments: Sequence[str]) -> Path:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"{', '.join(paths)}: one of them is named twice")
     if len({*names}) < len(names):
-        names = paths
+        names = list(paths)
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     write_text(out, hide_secrets(render_page(runs)))
     return out

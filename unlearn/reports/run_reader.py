@@ -9,18 +9,15 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from unlearn.concepts.concept import AnchorConfig, pair_anchors
 from unlearn.concepts.prompts import SETS
-from unlearn.config.base_model import base_model_name, base_model_options
-from unlearn.config.concepts import earlier_sections, trained_sections
-from unlearn.config.saved import load_run
-from unlearn.config.sections import parse_section, to_container
+from unlearn.config.base_model import BaseModel
+from unlearn.config.saved import load_run_config
 from unlearn.evaluation.pictures import pictured_rows, tile_box
 from unlearn.evaluation.score import read_images
 from unlearn.reports.comparison import comparable_settings
@@ -91,37 +88,38 @@ def read_run(folder: Path, name: str) -> FinishedRun:
     Raises:
         ValueError: it is not finished, or a file of it is damaged.
     """
-    config, _ = load_run(str(folder))
+    config = load_run_config(folder)
     for file in ("result.json", "before_after.png"):
         if not (folder / file).exists():
             raise ValueError(
                 f"{folder}: not a finished run directory, {file} is missing; "
                 f"`unlearn evaluate {folder}` writes it"
             )
-    sections = [*earlier_sections(config), *trained_sections(config)]
-    anchors: dict[str, str] = {}
-    for own in sections:
-        targets = own["concept"]["targets"] or [own["concept"]["name"]]
-        anchor = parse_section(own["anchor"], "anchor", AnchorConfig)
-        anchors |= pair_anchors(targets, anchor, own["concept"]["kind"] == "style")
-    defaults = {"random_weights": False, "width": 1.0, "image_size": None, "config": None}
+    sections = [*config.earlier, *config.sections]
+    anchors = {target: anchor for own in sections for target, anchor in own.anchors.items()}
     picture = read_picture(folder / "before_after.png")
     tiles = read_tiles(folder, picture)
     return FinishedRun(
         name=name,
         folder=folder,
-        config=to_container(config),
+        config=dict(config.saved),
         result=read_result(folder / "result.json"),
         anchors=anchors,
-        base=base_model_name(config),
-        loading={k: v for k, v in base_model_options(config).items() if defaults.get(k, "") != v},
-        unsafe=any(own["concept"]["kind"] == "unsafe" for own in sections),
+        base=config.base.name,
+        loading=changed_values(config.base, BaseModel(config.base.pretrained)),
+        unsafe=any(own.concept.kind == "unsafe" for own in sections),
         tiles=tiles,
         picture="" if tiles else data_uri(picture),
         metrics=read_metrics(folder / "metrics.csv"),
         environment=read_environment(folder),
         evaluations=[read_json(p) for p in sorted(folder.glob("evaluation/*.json"))],
     )
+
+
+def changed_values(base: BaseModel, plain: BaseModel) -> dict[str, Any]:
+    """Return the arguments of `load_pipeline` that are not as `plain` has them, and the first."""
+    own, other = asdict(base), asdict(plain)
+    return {k: v for k, v in own.items() if k == "pretrained" or v != other[k]}
 
 
 @contextmanager

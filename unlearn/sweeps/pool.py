@@ -14,10 +14,9 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 Result = TypeVar("Result")
@@ -54,60 +53,70 @@ def run_concurrently(
     return errors
 
 
-def run_logged(job: Callable[[DictConfig], Result], config: DictConfig) -> Result:
-    """One run, whose output is added to log.txt in its run directory; returns what `job` does."""
-    run = Path(config.run_dir)
-    run.mkdir(parents=True, exist_ok=True)
+class PoolJob(NamedTuple, Generic[Result]):
+    """One run of a pool.
+
+    Attributes:
+        run_dir: the run directory, which gets what the run prints, as log.txt.
+        perform: makes the run, in another process.
+        one_device: the run has one device.
+    """
+
+    run_dir: Path
+    perform: Callable[[], Result]
+    one_device: bool = True
+
+
+def run_logged(job: PoolJob[Result]) -> Result:
+    """Make one run, whose output is added to log.txt in its run directory; return its result."""
+    job.run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with (
-            (run / "log.txt").open("a", encoding="utf-8") as log,
+            (job.run_dir / "log.txt").open("a", encoding="utf-8") as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
-            return job(config)
+            return job.perform()
     finally:
         if (parent := parent_process()) and not parent.is_alive():
             os._exit(128 + signal.SIGTERM)  # nobody waits for a result, or has more to do
 
 
 def run_jobs(
-    configs: dict[str, DictConfig],
+    jobs: Mapping[str, PoolJob[Result]],
     finish: Callable[[str, Result], str | None],
     workers: int,
     done: int = 0,
-    *,
-    job: Callable[[DictConfig], Result],
 ) -> dict[str, str]:
-    """The errors of the runs that failed, by name.
+    """Make runs side by side, and return the errors of those that failed, by name.
 
     The processor's cores are shared out among the workers: small networks gain more from runs side
     by side than from threads. So are the GPUs, where each run has one device. Where this process
     ends, however it does, a run ends as at SIGTERM.
 
     Args:
-        configs: of each run, by its name.
+        jobs: by the runs' names.
         finish, workers, done: see `run_concurrently`.
-        job: makes a run of a config, in its run directory.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    asked = {str(OmegaConf.select(config, "trainer.devices")) for config in configs.values()}
-    devices: list[str | None] = [*(visible_gpus() if asked == {"1"} else [])] or [None]
+    alone = all(job.one_device for job in jobs.values())
+    devices: list[str | None] = [*(visible_gpus() if alone else [])] or [None]
     idle: SimpleQueue[tuple[ProcessPoolExecutor, str | None]] = SimpleQueue()  # of one process each
     for device in islice(cycle(devices), workers):
         idle.put((start_worker(threads, device), device))
 
-    def run(config: DictConfig) -> Result:
+    def run(job: PoolJob[Result]) -> Result:
         pool, device = idle.get()
         try:
-            return pool.submit(run_logged, job, config).result()
+            return pool.submit(run_logged, job).result()
         except BrokenProcessPool as error:
             pool = start_worker(threads, device)
-            raise RuntimeError(f"its process died (out of memory?): {config.run_dir}") from error
+            raise RuntimeError(f"its process died (out of memory?): {job.run_dir}") from error
         finally:
             idle.put((pool, device))
 
     try:
-        tasks = {name: partial(run, config) for name, config in configs.items()}
+        tasks = {name: partial(run, job) for name, job in jobs.items()}
         return run_concurrently(tasks, finish, workers, done)
     finally:
         for _ in range(workers):

@@ -16,11 +16,9 @@ import torch
 from diffusers import DiffusionPipeline
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 
-from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import evaluation_probes
-from unlearn.config.base_model import resolve_precision
+from unlearn.config.run_config import RunConfig
 from unlearn.generation.sampling import default_batch_size
 from unlearn.methods.base import UnlearningModule
 from unlearn.models.pipeline import denoiser, networks_of
@@ -46,8 +44,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    config: DictConfig,
-    concept: Concept,
+    config: RunConfig,
     pipe: DiffusionPipeline,
     method: UnlearningModule,
     left: int,
@@ -58,7 +55,6 @@ def estimate(
 
     Args:
         config: of the run.
-        concept: the run's.
         pipe: on its device.
         method: what trains, on the pipeline's UNet.
         left: steps to make.
@@ -66,7 +62,7 @@ def estimate(
     Raises:
         ValueError: the device has less memory than the run needs.
     """
-    passes = Passes(pipe, resolve_precision(config))
+    passes = Passes(pipe, config.precision)
     held, batch = memory_held(pipe.device), config.sampling_batch_size or default_batch_size(pipe)
     if 0 < left < config.steps:  # its images are drawn, and sampling_batch_size must stay
         batch = 1
@@ -77,7 +73,7 @@ def estimate(
     steps, training = 0.0, 0
     if left:
         drawing = max(drawing, rehearse(passes.encode, batch, drawn).memory(batch))
-        samples = method.samples_at_once(config)
+        samples = method.samples_at_once(config.options, config.plan)
         states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's
         states -= memory_that_moves(config, pipe)
         less = "experiment=low_memory, or batch_size lower and method.accumulate_grad_batches as "
@@ -86,15 +82,17 @@ def estimate(
             lambda n: passes.trained(n, method), samples, lambda needed: check(needed + states)
         )
         training = trained.memory(samples) + states
-        alone, with_gradient = method.samples(config)
+        alone, with_gradient = method.samples(config.options, config.plan)
         seconds = alone * forward.seconds + with_gradient * trained.seconds
         steps = seconds * left / config.steps
-    data, settings = config.data, config.evaluation
+    data, settings = config.data, config.prompt_sets
     image, shown = (
         2 * part.num_inference_steps * forward.seconds + decode.seconds for part in (data, settings)
     )
     judged = (
-        2 * settings.images_per_prompt * sum(len(evaluation_probes(part)) for part in concept.each)
+        2
+        * settings.images_per_prompt
+        * sum(len(evaluation_probes(part)) for part in config.trained.members)
     )
     return Estimate(
         held + max(drawing, training),
@@ -104,9 +102,9 @@ def estimate(
     )
 
 
-def memory_that_moves(config: DictConfig, pipe: DiffusionPipeline) -> int:
+def memory_that_moves(config: RunConfig, pipe: DiffusionPipeline) -> int:
     """Bytes of a GPU that are free in training: of the networks that wait on the CPU, see `fit`."""
-    if pipe.device.type == "cpu" or config.logger.images_every:
+    if pipe.device.type == "cpu" or config.log_images_every:
         return 0
     parts = [part for part in networks_of(pipe).values() if part is not denoiser(pipe)]
     return sum(weight.nbytes for part in parts for weight in part.parameters())

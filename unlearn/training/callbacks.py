@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import SETS, evaluation_probes
-from unlearn.generation.sampling import generate
+from unlearn.generation.sampling import Sampler, generate
 from unlearn.training.loggers import log_image, picture_caption
 from unlearn.utils.atomic import atomic_path
 from unlearn.weights.delta import save_unlearned
@@ -48,11 +48,11 @@ class ProgressPictures(L.Callback):
         concept: gives the prompts.
         run: the run directory.
         every: steps between pictures.
-        sampler: steps and guidance.
+        sampler: how they are drawn.
     """
 
     def __init__(
-        self, pipe: DiffusionPipeline, concept: Concept, run: Path, every: int, **sampler: Any
+        self, pipe: DiffusionPipeline, concept: Concept, run: Path, every: int, sampler: Sampler
     ) -> None:
         self.pipe = copy.copy(pipe)  # shares the networks, but keeps a scheduler of its own
         self.prompts, self.every, self.sampler = picture_prompts(concept), every, sampler
@@ -71,7 +71,7 @@ class ProgressPictures(L.Callback):
         if rest or step % self.every or not trainer.is_global_zero:
             return
         seeds = range(len(self.prompts))
-        images = generate(self.pipe, self.prompts, seeds, description="picture", **self.sampler)
+        images = generate(self.pipe, self.prompts, seeds, self.sampler, description="picture")
         grid = images.unflatten(0, (-1, PICTURE_COLUMNS)).permute(0, 3, 1, 4, 2)
         array = grid.flatten(2, 3).flatten(0, 1).contiguous()
         self.folder.mkdir(exist_ok=True)

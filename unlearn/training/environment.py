@@ -5,28 +5,25 @@ from __future__ import annotations
 import json
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 
-from unlearn.config.base_model import resolve_precision
-from unlearn.models.pipeline import device_for
+from unlearn.config.run_config import RunConfig
 from unlearn.utils.atomic import write_text
 
 PACKAGES = ("unlearn-diffusion", "torch", "lightning", "diffusers", "transformers")
 
 
 @rank_zero_only
-def write_environment(config: DictConfig, run: Path) -> None:
+def write_environment(config: RunConfig) -> None:
     """Write environment.json: nothing of the user, and none of the environment variables."""
-    on_gpu = device_for(config.trainer.accelerator) == "cuda"
+    on_gpu = config.device == "cuda"
     facts = {
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
-        "precision": resolve_precision(config),
+        "precision": config.precision,
     }
-    write_text(run / "environment.json", json.dumps(facts, indent=2) + "\n")
+    write_text(config.folder / "environment.json", json.dumps(facts, indent=2) + "\n")

@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
+from hydra.utils import get_class, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 from PIL import Image
 
 from unlearn.concepts.prompts import SETS
-from unlearn.config.sections import config_to_save, to_container
+from unlearn.config.run_config import RunConfig
 from unlearn.evaluation.pictures import pictured_rows
 from unlearn.evaluation.score import column_rate, read_images, score
 from unlearn.evaluation.table import markdown_table
 from unlearn.training.metrics_file import MetricsFile
+from unlearn.utils.checks import check_choice
 
 
 class Dashboard(WandbLogger):
     """W&B; where it fails in the middle of a run, the run says so and goes on without it."""
 
     lost = False
+    MODES = ("online", "offline")
+
+    @classmethod
+    def check_options(cls, key: str, options: Mapping[str, Any]) -> None:
+        """Refuse options that W&B would refuse in the middle of a run.
+
+        Raises:
+            ValueError: the mode is none of `MODES`.
+        """
+        check_choice(f"{key}.mode", options.get("mode", "online"), cls.MODES)
+
+    @classmethod
+    def for_run(cls, run: Path, step: int, saved: Mapping[str, Any], **options: Any) -> Dashboard:
+        """Return the logger of a run that goes on after `step`, as the earlier call's W&B run."""
+        own = {"id": earlier_id(run) if step else None, "resume": "allow", "name": run.name}
+        return cls(**{**own, "save_dir": run, "config": dict(saved), **options})
 
     @property
     @rank_zero_experiment
@@ -43,8 +65,8 @@ class Dashboard(WandbLogger):
         except wandb.errors.Error as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"logger=wandb: {reason}; logger.mode=offline keeps the run here, to be sent later "
-                "with `wandb sync`, and logger=csv does without"
+                f"logger=wandb: {reason}; logger.wandb.mode=offline keeps the run here, to be sent "
+                "later with `wandb sync`, and logger=csv does without"
             ) from error
 
     @rank_zero_only
@@ -61,42 +83,79 @@ class Dashboard(WandbLogger):
 
 
 def earlier_id(run: Path) -> str | None:
-    """The W&B id of an earlier call in the run directory, which W&B itself keeps there."""
+    """Return the W&B id of an earlier call in the run directory, which W&B itself keeps there."""
     names = sorted(path.name for path in (run / "wandb").glob("*run-*-*"))
     return names[-1].rpartition("-")[2] if names else None
 
 
-def build_loggers(config: DictConfig, run: Path, step: int = 0) -> list[Logger]:
-    """metrics.csv in the run directory first, then the chosen logger.
+class Board(TensorBoardLogger):
+    """TensorBoard, in the run directory."""
+
+    @classmethod
+    def for_run(cls, run: Path, step: int, saved: Mapping[str, Any], **options: Any) -> Board:
+        """Return the logger of a run that goes on after `step`."""
+        own = {"name": "", "version": "tensorboard", "default_hp_metric": False}
+        board = cls(run, **{**own, "purge_step": step, **options})
+        board.log_hyperparams(dict(saved))
+        return board
+
+
+def build_loggers(config: RunConfig, step: int = 0) -> list[Logger]:
+    """Return the loggers of a run: metrics.csv in the run directory first, then the chosen ones.
 
     Args:
         config: of the run.
-        run: the run directory.
         step: that the run goes on after; the loggers then go on too.
+
+    Raises:
+        ValueError: a logger cannot be made of its options.
     """
-    loggers: list[Logger] = [MetricsFile(run / "metrics.csv")]
-    options = config.logger
-    if options.name == "tensorboard":
-        board = TensorBoardLogger(
-            run, name="", version="tensorboard", default_hp_metric=False, purge_step=step
-        )
-        board.log_hyperparams(config_to_save(config))
-        loggers.append(board)
-    elif options.name == "wandb":
-        loggers.append(
-            Dashboard(
-                id=earlier_id(run) if step else None,
-                resume="allow",
-                name=run.name,
-                save_dir=run,
-                project=options.project,
-                group=options.group,
-                tags=to_container(options.tags),
-                mode=options.mode,
-                config=config_to_save(config),
-            )
-        )
+    loggers: list[Logger] = [MetricsFile(config.folder / "metrics.csv")]
+    for name, entry in config.loggers.items():
+        with said_of(f"logger.{name}"):
+            loggers.append(build_logger(config, step, entry))
     return loggers
+
+
+def build_logger(config: RunConfig, step: int, entry: Mapping[str, Any]) -> Logger:
+    """Return the logger that an entry of the section `logger` names.
+
+    A logger of ours takes the run by `for_run`. Another gets the run directory as `save_dir`, where
+    it takes one and the entry gives none.
+    """
+    kind = get_class(entry["_target_"])
+    if hasattr(kind, "for_run"):
+        options = {key: value for key, value in entry.items() if key != "_target_"}
+        ours: Logger = kind.for_run(config.folder, step, config.saved, **options)
+        return ours
+    takes = inspect.signature(kind).parameters
+    place = {"save_dir": str(config.folder)} if "save_dir" in {*takes} - {*entry} else {}
+    logger: Logger = instantiate(entry, **place)
+    logger.log_hyperparams(dict(config.saved))
+    return logger
+
+
+def build_callbacks(config: RunConfig) -> list[Callback]:
+    """Return the callbacks of the section `callbacks`.
+
+    Raises:
+        ValueError: a callback cannot be made of its options.
+    """
+    callbacks: list[Callback] = []
+    for name, entry in config.callbacks.items():
+        with said_of(f"callbacks.{name}"):
+            callbacks.append(instantiate(entry))
+    return callbacks
+
+
+@contextmanager
+def said_of(key: str) -> Iterator[None]:
+    """Turn what an instantiation raises into a ValueError that names the key."""
+    try:
+        yield
+    except (HydraException, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{key}: {reason}") from error
 
 
 def picture_caption(drawn: Iterable[tuple[str, Any]]) -> str:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from unlearn.config.run_config import RunConfig
 from unlearn.config.saved import flatten_keys, read_saved_config
-from unlearn.config.sections import config_to_save
 from unlearn.training.checkpoints import step_of
 from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
@@ -23,7 +23,7 @@ from unlearn.utils.hashing import file_sha256
 # may differ: they do not move weights; `steps` and `method` have what was taken of a recipe
 IGNORED_KEYS = (
     "resume", "run_dir", "method.recipe", "model.recipes", "checkpoint_every",
-    "gradient_checkpointing", "logger"
+    "gradient_checkpointing", "logger", "callbacks", "log_images_every"
 )  # fmt: skip
 ERROR_FILE = "error.txt"  # why the run's last job in a sweep failed
 OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says that it is one
@@ -53,12 +53,13 @@ class Progress(NamedTuple):
     finished: bool = False
 
 
-def read_progress(config: DictConfig, run: Path) -> Progress:
+def read_progress(config: RunConfig) -> Progress:
     """What is in a run directory, for a call that goes on with it; writes nothing.
 
     Raises:
         ValueError: it holds another run, or a damaged checkpoint.
     """
+    run = config.folder
     try:
         if not (run / "config.yaml").exists():
             return Progress()
@@ -67,7 +68,7 @@ def read_progress(config: DictConfig, run: Path) -> Progress:
     earlier = read_saved_config(run)
     if not config.resume:
         return Progress()
-    now, trained = yaml.safe_load(config_text(config)), (run / "unlearned.safetensors").exists()
+    now, trained = yaml.safe_load(config_text(config)), config.weights.exists()
     if trained:  # what is left to draw decides no weights
         earlier["sampling_batch_size"] = now["sampling_batch_size"]
     if different := first_difference(earlier, now):
@@ -84,9 +85,9 @@ def read_progress(config: DictConfig, run: Path) -> Progress:
     return Progress(begun=True, checkpoint=checkpoint, step=step_of(checkpoint))
 
 
-def config_text(config: DictConfig) -> str:
-    """The config.yaml of a run."""
-    return OmegaConf.to_yaml(config_to_save(config))
+def config_text(config: RunConfig) -> str:
+    """Return the config.yaml of a run."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config.saved)))
 
 
 def deciding_values(config: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def lock_run_dir(run: Path) -> int:
 
 
 @rank_zero_only
-def open_run_dir(config: DictConfig, run: Path, progress: Progress) -> int:
+def open_run_dir(config: RunConfig, progress: Progress) -> int:
     """Make the run directory ready: an earlier run that this one does not go on with is deleted.
 
     Returns:
@@ -152,7 +153,7 @@ def open_run_dir(config: DictConfig, run: Path, progress: Progress) -> int:
     Raises:
         ValueError: it cannot be written, or another process is at work in it.
     """
-    held = None
+    held, run = None, config.folder
     try:
         run.mkdir(parents=True, exist_ok=True)
         held = lock_run_dir(run)

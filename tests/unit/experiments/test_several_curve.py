@@ -20,7 +20,7 @@ def test_the_concepts_are_held_out_and_of_both_kinds() -> None:
     assert {*CONCEPTS} <= {n for n in embedded_concepts() if "/" not in n}
     kinds = [compose([f"concept={c}"]).concept.kind for c in CONCEPTS]
     assert kinds == ["instance", "style"] * 4
-    assert build_run_concept(compose([f"concept=[{','.join(CONCEPTS)}]"])).spared
+    assert build_run_concept(compose([f"concept=[{','.join(CONCEPTS)}]"])).safe_unrelated
 
 
 def test_every_concept_is_forgotten_at_every_number_in_every_way() -> None:

@@ -1,0 +1,94 @@
+"""Run `unlearn list`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable
+
+from unlearn.concepts.vocabulary import vocabulary
+from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.schema import PROMPT_SETS
+from unlearn.config.search_path import group_choices
+from unlearn.methods.registry import METHODS
+from unlearn.utils.checks import check_choice
+
+WIDTH = 80
+
+
+def run(arguments: list[str]) -> None:
+    """Print the concepts, methods, models, protocols or words that there are; or all of them.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    if len(arguments) > 1:
+        raise ValueError(f"usage: unlearn list [{'|'.join(LISTS)}]")
+    if arguments:
+        check_choice("unlearn list", arguments[0], list(LISTS))
+    for name in arguments or LISTS:
+        lines = LISTS[name]()
+        print("\n".join(lines if arguments else [f"{name}:", *lines, ""]))
+
+
+def concepts() -> list[str]:
+    """Return the files of conf/concept, by model and kind."""
+    embedded, groups = embedded_concepts(), defaultdict(list)
+    for name in group_choices("concept"):
+        if name != "custom":
+            kind = compose([f"concept={name}"]).concept.kind
+            model = "embedded model" if name in embedded else "Stable Diffusion"
+            groups[model, kind].append(name)
+    return [wrapped(f"{model}, {kind}", names) for (model, kind), names in sorted(groups.items())]
+
+
+def methods() -> list[str]:
+    """Return the methods, with their titles and papers."""
+    width = max(map(len, METHODS))
+    return [f"{name:<{width}}  {m.title} ({m.paper})" for name, m in METHODS.items()]
+
+
+def models() -> list[str]:
+    """Return the files of conf/model, and the base model that each names."""
+    names = group_choices("model")
+    width = max(map(len, names))
+    return [f"{n:<{width}}  {compose([f'model={n}']).model.pretrained}" for n in names]
+
+
+def protocols() -> list[str]:
+    """Return the files of conf/evaluation, and where each protocol was published."""
+    names = group_choices("evaluation")
+    width, lines = max(map(len, names)), []
+    for name in names:
+        source = "how a run ends: seen and unseen target, related, unrelated"
+        if name != PROMPT_SETS:
+            source = compose([f"evaluation={name}"], "evaluate").evaluation.source
+        lines.append(f"{name:<{width}}  {source}")
+    return lines
+
+
+def words() -> list[str]:
+    """Return what the embedded model knows: objects by family, styles and backgrounds."""
+    known, families = vocabulary(), defaultdict(list)
+    for name, entry in known.objects.items():
+        families[entry.family].append(name)
+    lines = [wrapped(family, names) for family, names in families.items()]
+    return [
+        *lines,
+        wrapped("styles", list(known.styles)),
+        wrapped("backgrounds", list(known.backgrounds)),
+    ]
+
+
+def wrapped(title: str, names: list[str]) -> str:
+    """Return a titled list of names, in lines of `WIDTH`."""
+    return textwrap.fill(f"{title}: {', '.join(names)}", WIDTH, subsequent_indent="  ")
+
+
+LISTS: dict[str, Callable[[], list[str]]] = {
+    "concepts": concepts,
+    "methods": methods,
+    "models": models,
+    "protocols": protocols,
+    "words": words,
+}

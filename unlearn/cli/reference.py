@@ -1,0 +1,197 @@
+"""Say what every key of the configuration means: one source for `unlearn config` and the docs."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn.concepts.concept import AnchorConfig, ConceptConfig
+from unlearn.config.compose import compose
+from unlearn.config.schema import (
+    PROMPT_SETS,
+    EvaluationOptions,
+    ModelOptions,
+    RunOptions,
+    TrainerOptions,
+)
+from unlearn.config.search_path import group_choices
+from unlearn.data.training_data import DataOptions
+from unlearn.evaluation.protocol import Protocol
+from unlearn.methods.registry import METHODS
+from unlearn.utils.checks import suggest
+from unlearn.utils.options import REQUIRED, allowed_values, default_of
+
+SECTIONS: dict[str, tuple[str, type]] = {  # by key: what the section is, and its schema
+    "": ("The run", RunOptions),
+    "concept": ("What is forgotten", ConceptConfig),
+    "anchor": ("What replaces it", AnchorConfig),
+    "model": ("The base model", ModelOptions),
+    "data": ("The images to train on", DataOptions),
+    "trainer": ("Where the run runs", TrainerOptions),
+    "evaluation": ("The four prompt sets", EvaluationOptions),
+}
+PLUGINS = {  # sections whose entries are classes
+    "logger": "loggers beside metrics.csv, by name, each with the path of its class as _target_",
+    "callbacks": "callbacks of Lightning, by name, each with the path of its class as _target_",
+}
+NAMES = {  # of a method
+    "name": "the method",
+    "recipe": "the file of conf/recipe with the method's settings, by model and kind of concept",
+}
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """What there is to know of one key.
+
+    Attributes:
+        key: with dots.
+        kind: its type.
+        default: what the composed configuration has; an interpolation as it stands there.
+        meaning: one line.
+        allowed: the allowed values, in words; "": any of the type.
+    """
+
+    key: str
+    kind: str
+    default: str
+    meaning: str
+    allowed: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.key} = {self.default}", f"  {self.meaning}"]
+        facts = [self.kind, self.allowed] if self.allowed else [self.kind]
+        return "\n".join([*lines, f"  {'; '.join(facts)}"])
+
+
+def describe_keys(overrides: Sequence[str] = ()) -> list[KeyInfo]:
+    """Return every key of the configuration that the overrides compose.
+
+    Raises:
+        ValueError: an override is not valid.
+    """
+    protocol = any(o.startswith("evaluation=") and o != f"evaluation={PROMPT_SETS}"
+                   for o in overrides)  # fmt: skip
+    config = compose(list(overrides), "evaluate" if protocol else "train")
+    found: list[KeyInfo] = []
+    for section, (_, schema) in SECTIONS.items():
+        if section == "evaluation" and protocol:
+            schema = Protocol
+        if section in config or (section == "" and not protocol):
+            found += of_schema(section, schema, config)
+    for section, meaning in PLUGINS.items():
+        if section in config:
+            value = OmegaConf.to_container(config[section])
+            found.append(KeyInfo(section, "entries by name", shown(value), meaning, ""))
+    if "method" in config:
+        found += of_method(config)
+    return found
+
+
+def of_schema(section: str, schema: type, config: DictConfig | None = None) -> Iterator[KeyInfo]:
+    """Yield the keys of a section."""
+    hints = get_type_hints(schema)
+    for each in fields(schema):
+        key = f"{section}.{each.name}".lstrip(".")
+        default = default_in(config, key, each)
+        allowed = allowed_values(each)
+        if choices := own_choices(key):
+            allowed = ", ".join(choices)
+        yield KeyInfo(key, type_name(hints[each.name]), default, each.metadata["help"], allowed)
+
+
+def of_method(config: DictConfig) -> Iterator[KeyInfo]:
+    """Yield the keys of the section `method`, which are the chosen method's options."""
+    for name, meaning in NAMES.items():
+        value = OmegaConf.to_container(config.method)[name]  # type: ignore[call-overload, index]
+        yield KeyInfo(f"method.{name}", "str", shown(value), meaning,
+                      ", ".join(METHODS) if name == "name" else "")  # fmt: skip
+    yield from of_schema("method", METHODS[config.method.name].Options, config)
+
+
+def own_choices(key: str) -> list[str]:
+    """Return the files of conf/ that a key's section may be; of `concept.name`, say."""
+    section, _, name = key.partition(".")
+    groups = {"model": "pretrained", "concept": "name", "anchor": "name"}
+    if groups.get(section) != name:
+        return []
+    return [f"{section}=NAME chooses one of {', '.join(group_choices(section))}"]
+
+
+def default_in(config: DictConfig | None, key: str, each: Field[Any]) -> str:
+    """Return the default of a key: the composed configuration's, or else the option's own."""
+    raw: Any = OmegaConf.to_container(config) if config is not None else {}
+    for part in key.split("."):
+        raw = raw.get(part, REQUIRED) if isinstance(raw, dict) else REQUIRED
+    value = default_of(each) if raw == REQUIRED else raw
+    return "(must be given)" if value == REQUIRED else shown(value)
+
+
+def shown(value: Any) -> str:
+    """Return a value as YAML has it in one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def type_name(hint: Any) -> str:
+    """Return a type as a reader of the field would write it."""
+    if get_origin(hint) in (Union, types.UnionType):
+        names = [type_name(part) for part in get_args(hint) if part is not type(None)]
+        return " or ".join([*names, "null"])
+    if get_origin(hint):
+        return str(hint).replace("typing.", "")
+    return "any" if hint is Any else str(hint.__name__)
+
+
+def find_keys(key: str, known: Sequence[KeyInfo]) -> list[KeyInfo]:
+    """Return a key, or all keys of a section.
+
+    Raises:
+        ValueError: there is no such key; names the nearest.
+    """
+    found = [info for info in known if info.key == key or info.key.startswith(f"{key}.")]
+    if not found:
+        names = [info.key for info in known]
+        tails = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        hint = f"did you mean {tails}?" if tails else suggest(key, names)
+        raise ValueError(f"{key}: there is no such key; {hint}")
+    return found
+
+
+def markdown() -> str:
+    """Return the reference of every key, in Markdown tables by section."""
+    keys = describe_keys()
+    parts = []
+    for section, (title, _) in SECTIONS.items():
+        chosen = [k for k in keys if k.key.rpartition(".")[0] == section and k.key not in PLUGINS]
+        name = f"`{section}`: {title[0].lower()}{title[1:]}" if section else title
+        parts.append(f"## {name}\n\n{table(chosen)}")
+    plugins = [key for key in keys if key.key in PLUGINS]
+    parts.append(f"## Loggers and callbacks\n\n{table(plugins)}")
+    for method in METHODS:
+        parts.append(f"## `method={method}`\n\n{options_markdown(method)}")
+    protocol = list(of_schema("evaluation", Protocol))
+    parts.append(f"## `evaluation` of a published protocol\n\n{table(protocol)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def options_markdown(method: str) -> str:
+    """Return the options of a method as a Markdown table."""
+    return table(list(of_schema("method", METHODS[method].Options)))
+
+
+def table(keys: Sequence[KeyInfo]) -> str:
+    """Return keys as a Markdown table."""
+    lines = ["| key | default | meaning | allowed |", "|---|---|---|---|"]
+    for info in keys:
+        allowed = "; ".join(filter(None, (info.kind, info.allowed)))
+        cells = (f"`{info.key}`", f"`{info.default}`", info.meaning, allowed)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""Check loggers and callbacks that a configuration names by `_target_`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.utils import get_class
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+Targets = dict[str, dict[str, Any]]
+
+
+def parse_loggers(section: Mapping[str, Any]) -> Targets:
+    """Return the loggers of the section `logger`, by name.
+
+    Raises:
+        ValueError: an entry names no logger, or needs an extra that is not installed.
+    """
+    for name, entry in section.items():
+        kind = target_class("logger", name, entry, Logger)
+        if issubclass(kind, TensorBoardLogger) and find_spec("tensorboard") is None:
+            raise ValueError(f"logger.{name}: the extra `tensorboard` is not installed")
+        if hasattr(kind, "check_options"):  # a logger of ours
+            kind.check_options(f"logger.{name}", entry)
+    return dict(section)
+
+
+def parse_callbacks(section: Mapping[str, Any]) -> Targets:
+    """Return the callbacks of the section `callbacks`, by name.
+
+    Raises:
+        ValueError: an entry names no callback, or one that writes checkpoints of its own.
+    """
+    for name, entry in section.items():
+        if issubclass(target_class("callbacks", name, entry, Callback), Checkpoint):
+            raise ValueError(
+                f"callbacks.{name}._target_={entry['_target_']}: a run writes its own "
+                "checkpoints (checkpoint_every), and weights on the way (keep_every)"
+            )
+    return dict(section)
+
+
+def target_class(section: str, name: str, entry: Any, kind: type) -> type:
+    """Return the class that an entry names.
+
+    Raises:
+        ValueError: the entry has no `_target_`, or the class cannot be imported or is of another
+            kind.
+    """
+    key = f"{section}.{name}"
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
+        raise ValueError(f"{key}={entry}: an entry with the path of a class as _target_ is needed")
+    try:
+        found = get_class(entry["_target_"])
+    except (HydraException, ImportError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{key}._target_={entry['_target_']}: {reason}") from error
+    if not issubclass(found, kind):
+        raise ValueError(f"{key}._target_={entry['_target_']}: is no {kind.__name__} of Lightning")
+    return found
+
+
+def shows_images(entry: Mapping[str, Any]) -> bool:
+    """Return whether a logger shows images."""
+    return issubclass(get_class(entry["_target_"]), TensorBoardLogger | WandbLogger)

@@ -1,0 +1,149 @@
+"""What a run needs to know, as frozen objects that are built once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unlearn.concepts.concept import Concept
+from unlearn.config.base_model import BaseModel
+from unlearn.config.concepts import ConceptSections, build_concepts
+from unlearn.config.schema import EvaluationOptions, TrainerOptions
+from unlearn.data.training_data import DataOptions
+from unlearn.generation.sampling import Sampler
+from unlearn.methods.options import MethodOptions
+from unlearn.methods.plan import TrainingPlan
+from unlearn.models.pipeline import device_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """An unlearned model beside its base model: what drawing and evaluating it needs.
+
+    Attributes:
+        sections: of each concept that the run itself forgets.
+        earlier: of each concept that runs before it had forgotten.
+        vocabulary: what the model knows, "emoji" or None.
+        base: the base model.
+        guidance_scale: of classifier-free guidance.
+        sampling_batch_size: images drawn at a time; None: see `default_batch_size`.
+        precision: "32-true" or "bf16-mixed".
+        accelerator: as Lightning has it.
+        evaluation: of the four prompt sets; None where a published protocol was chosen.
+        method: the method's name; None for weights from elsewhere.
+        folder: of the results, and of a run's weights.
+        saved: the whole configuration in plain containers, as config.yaml holds it.
+    """
+
+    sections: tuple[ConceptSections, ...]
+    earlier: tuple[ConceptSections, ...] = ()
+    vocabulary: str | None
+    base: BaseModel
+    guidance_scale: float
+    sampling_batch_size: int | None
+    precision: str
+    accelerator: str
+    evaluation: EvaluationOptions | None
+    method: str | None
+    folder: Path
+    saved: Mapping[str, Any] = field(repr=False)
+
+    @cached_property
+    def concept(self) -> Concept:
+        """All that the weights forget, what was forgotten before among it.
+
+        Raises:
+            ValueError: see `build_concepts`.
+        """
+        return build_concepts([*self.earlier, *self.sections], self.vocabulary)
+
+    @property
+    def earlier_names(self) -> set[str]:
+        """The names of the concepts that were forgotten before."""
+        return {sections.concept.name for sections in self.earlier}
+
+    @property
+    def own_name(self) -> str:
+        """The name of what the run itself forgets."""
+        return "+".join(sections.concept.name for sections in self.sections)
+
+    @property
+    def weights(self) -> Path:
+        """The file of the changed weights."""
+        return self.folder / "unlearned.safetensors"
+
+    @property
+    def device(self) -> str:
+        """Where images are drawn."""
+        return device_for(self.accelerator)
+
+    @property
+    def prompt_sets(self) -> EvaluationOptions:
+        """The options of the four prompt sets.
+
+        Raises:
+            ValueError: a published protocol takes their place.
+        """
+        if self.evaluation is None:
+            raise ValueError("evaluation: the four prompt sets are needed (prompt_sets)")
+        return self.evaluation
+
+    def sampler(self, num_inference_steps: int) -> Sampler:
+        """Return how the model draws images, in so many steps."""
+        return Sampler(
+            num_inference_steps, self.guidance_scale, self.precision, self.sampling_batch_size
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ModelConfig):
+    """A run to train: `ModelConfig`, and what training needs beside it.
+
+    Attributes:
+        trained: the concepts that the run itself trains on, as one.
+        method: the method's name.
+        options: the method's.
+        data: the images to train on.
+        trainer: where the run runs.
+        trainer_more: further options of Lightning's Trainer.
+        loggers: by name, what `hydra.utils.instantiate` takes.
+        callbacks: by name, what `hydra.utils.instantiate` takes.
+        after: the run directory whose weights the run starts from.
+    """
+
+    method: str
+    trained: Concept
+    options: MethodOptions
+    data: DataOptions
+    trainer: TrainerOptions
+    trainer_more: Mapping[str, Any]
+    loggers: Mapping[str, Mapping[str, Any]]
+    callbacks: Mapping[str, Mapping[str, Any]]
+    seed: int
+    steps: int
+    batch_size: int
+    gradient_checkpointing: bool
+    checkpoint_every: int
+    keep_every: int
+    log_images_every: int
+    resume: bool
+    dry_run: bool
+    after: Path | None
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """What the method may ask of the rest of the run."""
+        return TrainingPlan(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            gradient_checkpointing=self.gradient_checkpointing,
+            guidance_scale=self.guidance_scale,
+            relearn_images=self.data.relearn_images,
+        )
+
+    def changed(self, **values: Any) -> RunConfig:
+        """Return a copy with other values."""
+        return replace(self, **values)

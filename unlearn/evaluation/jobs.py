@@ -1,0 +1,80 @@
+"""Evaluate models, by the four prompt sets or a published protocol."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearn.config.evaluation import parse_evaluation
+from unlearn.config.run_config import ModelConfig
+from unlearn.evaluation.evaluate import evaluate
+from unlearn.evaluation.protocol import Protocol, read_protocol
+from unlearn.evaluation.run_protocol import evaluate_published
+from unlearn.utils.run_errors import as_run_errors
+
+LESS = "a lower evaluation.batch_size or trainer.precision=bf16-mixed"  # memory for a protocol
+
+
+class Job(NamedTuple):
+    """One model to evaluate.
+
+    Attributes:
+        config: of the model; the results lie in its folder.
+        external_weights: weights from elsewhere; None: the run's.
+        protocol: a published one; None: the four prompt sets.
+        changed: the overrides of the protocol.
+    """
+
+    config: ModelConfig
+    external_weights: Path | None
+    protocol: Protocol | None
+    changed: list[str]
+
+
+def evaluate_all(paths: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Evaluate every model that is named, and return the results.
+
+    Nothing starts before all of them are checked.
+
+    Args:
+        paths: run directories or weights from elsewhere.
+        overrides: of their evaluations.
+
+    Raises:
+        ValueError: a model or an override is not valid.
+        RunError: a disk or a memory that gives no more.
+    """
+    jobs = [job_for(Path(path), overrides) for path in paths]
+    if len({job.config.folder for job in jobs}) < len(jobs):
+        raise ValueError(f"{', '.join(paths)}: their results would lie in one folder")
+    return [evaluate_one(job) for job in jobs]
+
+
+def job_for(path: Path, overrides: Sequence[str]) -> Job:
+    """Return the evaluation of the model at a path, checked.
+
+    Raises:
+        ValueError: see `parse_evaluation` and `read_protocol`, or the concept is not valid.
+    """
+    config, external, section = parse_evaluation(path, overrides)
+    name = config.concept.name
+    protocol = None if section is None else read_protocol(section, name)
+    changed = [o for o in overrides if re.match(r"[+~]{0,2}evaluation\.", o)]
+    return Job(config, external, protocol, changed)
+
+
+def evaluate_one(job: Job) -> dict[str, Any]:
+    """Evaluate one model, and return the result.
+
+    Raises:
+        RunError: a disk or a memory that gives no more.
+    """
+    config, external, protocol, changed = job
+    weights = external or config.weights
+    if protocol is None:
+        with as_run_errors(weights):
+            return evaluate(config, external)
+    with as_run_errors(weights, LESS):
+        return evaluate_published(config, protocol, weights, changed)

@@ -1,0 +1,47 @@
+"""Draw prompts of one's own with a run's weights, base beside unlearned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from unlearn.config.run_config import ModelConfig
+from unlearn.generation.sampling import generate
+from unlearn.models.text_states import check_known, check_lengths
+from unlearn.utils.atomic import atomic_path
+from unlearn.weights.delta import check_unlearned, load_unlearned
+
+
+def draw_samples(config: ModelConfig, prompts: Sequence[str]) -> tuple[Path, Image.Image]:
+    """Draw a row a prompt, the base model's image beside the unlearned one's, into sample.png.
+
+    The noise of row i has seed i on both sides.
+
+    Args:
+        config: of a finished run.
+        prompts: what to draw.
+
+    Returns:
+        The file, and the picture in it.
+
+    Raises:
+        ValueError: the model cannot read a prompt, or the weights do not fit it; before any image
+            is drawn.
+    """
+    prompts, numbers = list(prompts), range(len(prompts))
+    sampler = config.sampler(config.prompt_sets.num_inference_steps)
+    pipe = config.base.load().to(config.device)
+    check_known(pipe.tokenizer, prompts)
+    check_lengths(pipe.tokenizer, prompts)
+    check_unlearned(pipe, config.weights)
+    sides = [generate(pipe, prompts, numbers, sampler, description="base images")]
+    load_unlearned(pipe, config.weights)
+    sides.append(generate(pipe, prompts, numbers, sampler, description="unlearned images"))
+    rows = torch.cat(sides, dim=-1).permute(0, 2, 3, 1).flatten(0, 1)
+    picture = Image.fromarray(rows.numpy())
+    with atomic_path(config.folder / "sample.png") as partial:
+        picture.save(partial, format="PNG")
+    return config.folder / "sample.png", picture

@@ -1,0 +1,46 @@
+"""Claim the device that Lightning will give a process, before Lightning does."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from unlearn.config.run_config import RunConfig
+
+
+def claim_device(config: RunConfig) -> None:
+    """Make the GPU that Lightning will give this process, if any, the current one.
+
+    The work of a run begins before Lightning's own.
+
+    Raises:
+        ValueError: there are no such devices or strategy here, or another option has a value that
+            Lightning does not take; names the options, and what Lightning says of them.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # for the run too
+    options = trainer_options(config)
+    try:
+        trainer = L.Trainer(
+            **options, logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
+        raise ValueError(f"{given}: {' '.join(str(error).split())}") from error
+    if (device := trainer.strategy.root_device).type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def trainer_options(config: RunConfig) -> dict[str, object]:
+    """Return the options of Lightning's Trainer that are the user's, all but the precision."""
+    own = config.trainer
+    return {
+        "accelerator": own.accelerator,
+        "devices": own.devices,
+        "num_nodes": own.num_nodes,
+        "strategy": own.strategy,
+        "log_every_n_steps": own.log_every_n_steps,
+        **config.trainer_more,
+    }
