@@ -175,8 +175,7 @@ def markdown() -> str:
         parts.append(f"## {name}\n\n{table(chosen)}")
     plugins = [key for key in keys if key.key in PLUGINS]
     parts.append(f"## Loggers and callbacks\n\n{table(plugins)}")
-    for method in METHODS:
-        parts.append(f"## `method={method}`\n\n{options_markdown(method)}")
+    parts += [f"## `method={method}`\n\n{options_markdown(method)}" for method in METHODS]
     protocol = list(of_schema("evaluation", Protocol))
     parts.append(f"## `evaluation` of a published protocol\n\n{table(protocol)}")
     return "\n\n".join(parts) + "\n"

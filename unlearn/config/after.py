@@ -40,7 +40,7 @@ def read_earlier_concepts(
     if folder.resolve() == run_dir.resolve():
         raise ValueError(f"run_dir={run_dir}: the run that `after` names; choose another")
     for name in (config.method, method):
-        kind = METHODS.get(name, UnlearningModule)  # a merge is none
+        kind = METHODS.get(name or "", UnlearningModule)  # a merge is none
         if kind.install is not UnlearningModule.install:
             raise ValueError(
                 f"after={after}: method.name={name!r} acts at inference, so no weights "

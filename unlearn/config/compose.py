@@ -80,8 +80,8 @@ def join_configs(configs: Sequence[DictConfig]) -> dict[str, Any]:
     together. Its `concept.kind` is the kind whose settings they are; `concepts` holds the sections
     of every concept.
     """
-    joint: Any = max(configs, key=lambda c: c.get("steps") or 0)
-    joint = dict(OmegaConf.to_container(joint))
+    longest: Any = max(configs, key=lambda c: c.get("steps") or 0)
+    joint: dict[str, Any] = OmegaConf.to_container(longest)  # type: ignore[assignment]
     if len(configs) == 1:
         return joint
     concepts = [s for c in configs for s in (*earlier_sections(c), *trained_sections(c))]

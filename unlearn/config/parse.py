@@ -20,8 +20,8 @@ from unlearn.config.schema import PROMPT_SETS, EvaluationOptions, ModelOptions, 
 from unlearn.config.sections import check_keys, parse_section, to_container
 from unlearn.config.trainer import check_sweep, parse_trainer
 from unlearn.data.training_data import DataOptions
-from unlearn.methods.registry import METHODS
-from unlearn.utils.checks import check_choice, check_number
+from unlearn.methods.registry import find_method
+from unlearn.utils.checks import check_number
 from unlearn.utils.credentials import check_secrets
 
 SECTIONS = (
@@ -45,8 +45,7 @@ def parse_config(config: DictConfig) -> RunConfig:
     concepts = tuple(parse_concept(own) for own in sections)
     vocabulary = config.model.get("vocabulary")
     trained = build_concepts(concepts, vocabulary)
-    check_choice("method.name", config.method.name, list(METHODS))
-    method = METHODS[config.method.name]
+    method = find_method(config.method.name)
     if OmegaConf.is_interpolation(config, "steps"):  # else the method may do without a recipe
         find_recipe(config.model.recipes, config.method.recipe)
     model = parse_section(config.model, "model", ModelOptions)
@@ -66,7 +65,7 @@ def parse_config(config: DictConfig) -> RunConfig:
     if every is None:
         every = IMAGES_EVERY if any(map(shows_images, loggers.values())) else 0
     base = BaseModel.of(model)
-    saved = {key: to_container(value) for key, value in config.items_ex(resolve=True)}
+    saved: dict[str, Any] = to_container(config)
     saved |= {"model": asdict(model), "data": asdict(data), "evaluation": asdict(evaluation)}
     saved |= {"method": {**{k: config.method[k] for k in ("name", "recipe")}, **asdict(options)}}
     saved |= asdict(run) | {"trainer": {**asdict(trainer), **more}}

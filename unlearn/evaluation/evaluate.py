@@ -101,7 +101,11 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
     after = draw_side(pipe, "unlearned", f"{file_sha256(weights)} {concept.targets}")
     del base, pipe
     before = draw_side(config.base.load(), "base")
-    result = {"concept": concept.name, "kind": concept.kind, "method": config.method}
+    result: dict[str, Any] = {
+        "concept": concept.name,
+        "kind": concept.kind,
+        "method": config.method,
+    }
     if external_weights:
         result["weights"] = str(external_weights)
         folder.mkdir(parents=True, exist_ok=True)
