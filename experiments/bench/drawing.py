@@ -20,18 +20,17 @@ from tqdm import tqdm
 from experiments.bench.step import measure, ratio, write
 from experiments.command import positive
 from unlearn.concepts.prompts import evaluation_probes
-from unlearn.config.base_model import base_model_options
 from unlearn.config.compose import compose
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.parse import parse_config
 from unlearn.generation.sampling import default_batch_size, generate, sampling_scheduler
-from unlearn.models.pipeline import device_for, load_pipeline
+from unlearn.models.pipeline import device_for
 
 
 def one_by_one(
     pipe: DiffusionPipeline,
     prompts: list[str],
     *,
-    steps: int,
+    num_inference_steps: int,
     guidance_scale: float,
     precision: str,
 ) -> Tensor:
@@ -41,8 +40,8 @@ def one_by_one(
     with torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
         images = [
             pipe(
-                prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps,
-                guidance_scale=guidance_scale, output_type="pt",
+                prompt, generator=torch.Generator().manual_seed(seed), output_type="pt",
+                num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             ).images
             for seed, prompt in enumerate(tqdm(prompts, desc="one by one", unit="image"))
         ]  # fmt: skip
@@ -58,17 +57,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
     random = [] if options.model == "emoji" else ["model.random_weights=true"]
-    config = compose(["concept=panda", f"model={options.model}", *random])
-    pipe = load_pipeline(**base_model_options(config)).to(device_for("auto"))
-    probes = evaluation_probes(build_run_concept(config))
+    config = parse_config(compose(["concept=panda", f"model={options.model}", *random]))
+    pipe = config.base.load().to(device_for("auto"))
+    probes = evaluation_probes(config.concept)
     prompts = [probes[number % len(probes)].prompt for number in range(options.images)]
-    steps, guidance_scale = (
-        int(config.evaluation.num_inference_steps),
-        float(config.model.guidance_scale),
-    )
     how: dict[str, Any] = {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
+        "num_inference_steps": config.prompt_sets.num_inference_steps,
+        "guidance_scale": config.guidance_scale,
         "precision": options.precision,
     }
     drawn: dict[str, Tensor] = {}

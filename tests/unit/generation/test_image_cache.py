@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler, DDPMParallelScheduler
 
 from unlearn.generation.image_cache import ImageCache, cache_folder, pipeline_fingerprint
 from unlearn.generation.sampling import SamplingRequest, draw_requests, generate
-from unlearn.methods.guidance import SLD, NegativePrompt
+from unlearn.methods.negative_prompt import NegativePrompt
+from unlearn.methods.sld import SLD
 from unlearn.methods.spm import SPM, permeable
 from unlearn.models.pipeline import load_pipeline
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from tests.conftest import make_concept
+from tests.helpers.methods import build
 from unlearn.data.training_data import make_training_data
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.generation.sampling import SamplingRequest, draw_requests, generate
-from unlearn.methods.registry import METHODS, build_method
+from unlearn.methods.registry import METHODS
 from unlearn.models.frozen_layers import store_in_bf16
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.random_weights import PUBLISHED
@@ -86,12 +87,12 @@ def batch_of(pipe: Any) -> dict[str, Tensor]:
 def assert_plain_numbers(pipe: Any) -> None:
     """DoCo's teacher, losses and both gradients are those of two plain passes, by hand."""
     batch = batch_of(pipe)
-    doco: Any = build_method(pipe, "doco")
+    doco: Any = build(pipe, "doco")
     with torch.no_grad():
         for weight in doco.weights:  # away from the base, so that the teacher differs
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    taught = doco.teach(batch)[:, 0]
-    g_u, g_r, _, metrics = doco.gradients(batch)
+    teacher = doco.teacher_outputs(batch)[:, 0]
+    (g_u, g_r, _), metrics = doco.gradients(batch)
     raw = (batch["timesteps"][0] + 1) / 1000
     sigma = (3 * raw / (1 + 2 * raw))[:, None, None, None]  # shifted by 3
     latents, noise = batch["latents"][0], batch["noise"][0]
@@ -100,7 +101,7 @@ def assert_plain_numbers(pipe: Any) -> None:
     with torch.no_grad():
         for weight, base in zip(doco.weights, doco.base, strict=True):
             weight.copy_(base)
-        torch.testing.assert_close(taught, plain_call(pipe, z_t[:1], sigma[:1], PROMPTS[1:]))
+        torch.testing.assert_close(teacher, plain_call(pipe, z_t[:1], sigma[:1], PROMPTS[1:]))
         for weight, own in zip(doco.weights, kept, strict=True):
             weight.copy_(own)
     fake, relearned = (plain_call(pipe, z_t[[i]], sigma[[i]], [PROMPTS[i]]) for i in range(2))
@@ -136,7 +137,7 @@ def test_a_step_at_full_width_is_that_of_plain_diffusers_calls() -> None:
 
 def test_the_text_s_keys_and_values_train_and_their_biases_stay() -> None:
     pipe = small()
-    doco: Any = build_method(pipe, "doco")
+    doco: Any = build(pipe, "doco")
     expected = {
         f"transformer_blocks.{block}.attn.{side}.weight"
         for block in range(2)
@@ -171,7 +172,7 @@ def test_t5_decides_what_the_cache_takes_for_the_same_model() -> None:
 
 
 def test_the_scaled_prediction_leaves_the_signal_s_share() -> None:
-    doco: Any = build_method(small(), "doco", discriminator_input="scaled_x0")
+    doco: Any = build(small(), "doco", discriminator_input="scaled_x0")
     z_t, teacher, student = torch.randn(3, 1, 16, 8, 8)
     raw = 0.5
     sigma = 3 * raw / (1 + 2 * raw)
@@ -233,11 +234,11 @@ def test_latents_are_shifted_and_scaled_as_the_vae_wants(monkeypatch: pytest.Mon
 def test_methods_train_and_their_weights_load(name: str, folder: Path, tmp_path: Path) -> None:
     """One batch's loss, weights saved, and loaded into a pipeline that plain diffusers built."""
     pipe, concept = small(), make_concept("panda", "bear")
-    module: Any = build_method(pipe, name)
+    module: Any = build(pipe, name)
     module.prepare(pipe, concept)
     batch, gradients = batch_of(pipe), []
     if hasattr(module, "gradients"):
-        gradients = module.gradients(batch)[0]
+        gradients = module.gradients(batch)[0].unlearn
     elif not module.closed_form:
         gradients = torch.autograd.grad(module.loss(batch), module.weights, materialize_grads=True)
     assert all(g.isfinite().all() for g in gradients)
@@ -266,7 +267,7 @@ def draw_one(pipe: Any) -> Tensor:
 def test_methods_of_unets_are_refused(name: str, tmp_path: Path) -> None:
     message = rf"method\.name='{name}': is bound to a UNet, and a StableDiffusion3Pipeline has none"
     with pytest.raises(ValueError, match=message) as caught:
-        build_method(small(), name)
+        build(small(), name)
     assert "doco" in str(caught.value)
     path = tmp_path / "unlearned.safetensors"
     save_unlearned({}, path, {"method": name, "at_inference": '{"text": "a panda"}'})
@@ -277,7 +278,7 @@ def test_methods_of_unets_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_the_closed_form_start_is_refused() -> None:
     with pytest.raises(ValueError, match=r"method\.start='closed_form': .* method\.start=base"):
-        build_method(small(), "doco", start="closed_form")
+        build(small(), "doco", start="closed_form")
 
 
 def test_frozen_weights_in_bf16_and_checkpointing_leave_a_step_as_it_is() -> None:
@@ -285,12 +286,12 @@ def test_frozen_weights_in_bf16_and_checkpointing_leave_a_step_as_it_is() -> Non
     for frugal in (False, True):
         pipe = small()
         torch.manual_seed(0)
-        doco: Any = build_method(pipe, "doco")
+        doco: Any = build(pipe, "doco")
         if frugal:
             store_in_bf16(pipe.transformer, doco.trained_weights)
             pipe.transformer.enable_gradient_checkpointing()
         with torch.autocast("cpu", torch.bfloat16):
-            g_u, g_r, _, metrics = doco.gradients(batch_of(pipe))
+            (g_u, g_r, _), metrics = doco.gradients(batch_of(pipe))
         assert all(weight.dtype == torch.float32 for weight in doco.weights)
         steps.append([*g_u, *g_r, metrics["unlearn_loss"], metrics["relearn_loss"]])
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))

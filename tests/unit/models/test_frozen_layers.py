@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import make_concept
+from tests.helpers.methods import build
 from unlearn.config.compose import compose
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
 from unlearn.generation.sampling import generate
-from unlearn.methods.registry import METHODS, build_method
+from unlearn.methods.registry import METHODS
 from unlearn.models.frozen_layers import FrozenConv2d, forget_inputs, store_in_bf16
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts
@@ -28,7 +29,7 @@ def gradients(
     torch.manual_seed(0)
     pipe = load_pipeline(str(folder))
     few = {"num_inference_steps": 2} if name in ("esd", "spm") else {}
-    method: Any = build_method(pipe, name, **few)
+    method: Any = build(pipe, name, **few)
     method.prepare(pipe, make_concept("panda", "bear"))
     with torch.no_grad():  # away from the base, so that teacher and student differ
         for weight in method.weights:
@@ -49,8 +50,8 @@ def gradients(
     }
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         if hasattr(method, "gradients"):
-            g_u, g_r, *_ = method.gradients(batch)
-            return [*g_u, *g_r]
+            found, _ = method.gradients(batch)
+            return [*found.unlearn, *found.relearn]
         return list(torch.autograd.grad(method.loss(batch), method.weights, allow_unused=True))
 
 
@@ -115,7 +116,7 @@ def test_a_convolution_that_trains_stays_as_it_is() -> None:
 
 def test_what_trains_and_what_autocast_leaves_alone_stay_fp32(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
-    method = build_method(pipe, "doco")
+    method = build(pipe, "doco")
     before = {n: p.clone() for n, p in pipe.unet.named_parameters()}
     store_in_bf16(pipe.unet, method.trained_weights)
     for name, module in pipe.unet.named_modules():
@@ -152,18 +153,19 @@ def test_forget_me_not_and_checkpointing_are_refused_together() -> None:
         ValueError,
         match=r"gradient_checkpointing=True: forget_me_not .* gradient_checkpointing=fal",
     ):
-        check_config(compose(overrides))
+        parse_config(compose(overrides))
 
 
 @pytest.mark.parametrize("preset", ["fast", "low_memory"])
 def test_the_presets_make_the_default_step(preset: str) -> None:
-    config, plain = compose(["concept=panda", f"experiment={preset}"]), compose(["concept=panda"])
-    check_config(config)
-    assert (config.batch_size, config.method) == (plain.batch_size, plain.method)
-    assert config.trainer.precision == "auto"
+    presets = ["concept=panda", f"experiment={preset}"], ["concept=panda"]
+    config, plain = (parse_config(compose(overrides)) for overrides in presets)
+    assert (config.method, config.options) == (plain.method, plain.options)
+    assert (config.batch_size, config.trainer.precision) == (plain.batch_size, "auto")
 
 
 def test_presets_can_be_combined() -> None:
-    config = compose(["concept=snoopy", "model=sd14", "experiment=[paper,low_memory]"])
-    check_config(config)
-    assert (config.method.surgery, config.gradient_checkpointing) == ("gradient", True)
+    config = parse_config(
+        compose(["concept=snoopy", "model=sd14", "experiment=[paper,low_memory]"])
+    )
+    assert (config.options.surgery, config.gradient_checkpointing) == ("gradient", True)

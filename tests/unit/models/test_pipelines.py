@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import make_concept
+from tests.helpers.methods import build
 from unlearn.data.training_data import make_training_data
 from unlearn.generation.sampling import default_batch_size, generate
-from unlearn.methods.registry import METHODS, build_method
+from unlearn.methods.registry import METHODS
 from unlearn.methods.uce import token_states
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.random_weights import PUBLISHED
@@ -73,8 +74,8 @@ def assert_plain_numbers(pipe: Any) -> None:
     batch = batch_of(pipe)
     schedule = pipe.scheduler.alphas_cumprod
     kind = pipe.scheduler.config.prediction_type
-    doco: Any = build_method(pipe, "doco")
-    g_u, g_r, _, metrics = doco.gradients(batch)
+    doco: Any = build(pipe, "doco")
+    (g_u, g_r, _), metrics = doco.gradients(batch)
     signal = schedule[batch["timesteps"][0]].sqrt()[:, None, None, None]
     sigma = (1 - schedule[batch["timesteps"][0]]).sqrt()[:, None, None, None]
     latents, noise = batch["latents"][0], batch["noise"][0]
@@ -84,8 +85,8 @@ def assert_plain_numbers(pipe: Any) -> None:
     t = batch["timesteps"][0]
     fake, kept = (plain_call(pipe, z_t[[i]], t[[i]], [PROMPTS[i]]) for i in range(2))
     with torch.no_grad():
-        taught = plain_call(pipe, z_t[:1], t[:1], PROMPTS[1:])
-    torch.testing.assert_close(doco.teach(batch)[:, 0], taught)
+        teacher = plain_call(pipe, z_t[:1], t[:1], PROMPTS[1:])
+    torch.testing.assert_close(doco.teacher_outputs(batch)[:, 0], teacher)
     if kind == "epsilon":
         seen, target = (z_t[:1] - sigma[:1] * fake) / signal[:1], noise[1:]
     else:
@@ -167,11 +168,11 @@ def test_every_method_trains_sdxl_and_its_weights_load(method: str, tmp_path: Pa
     """One batch's loss or solve, weights saved, and what they draw in a fresh pipeline."""
     pipe, concept = small(SDXL), make_concept("panda", "bear")
     few = {"num_inference_steps": 2} if method in ("esd", "spm") else {}
-    module: Any = build_method(pipe, method, **few)
+    module: Any = build(pipe, method, **few)
     module.prepare(pipe, concept)
     batch = batch_of(pipe)
     if hasattr(module, "gradients"):
-        gradients = module.gradients(batch)[0]
+        gradients = module.gradients(batch)[0].unlearn
     elif module.closed_form:
         gradients = []
     else:
