@@ -217,7 +217,10 @@ def test_a_limit_takes_evenly_spaced_prompts(tmp_path: Path) -> None:
         (["format=json"], r"evaluation\.format='json' is unknown"),
         (["noise=gpu"], r"evaluation\.noise='gpu' is unknown; .*'per_call'"),
         (["scheduler=ddpm"], r"evaluation\.scheduler='ddpm' is unknown"),
-        (["images_per_prompt=0"], r"evaluation\.images_per_prompt=0: at least 1 and at most 10000 is needed"),
+        (
+            ["images_per_prompt=0"],
+            r"evaluation\.images_per_prompt=0: at least 1 and at most 10000 is needed",
+        ),
         (["limit=0"], r"evaluation\.limit=0: at least 1 and "),
         (["size=100"], r"evaluation\.size=100: a multiple of 8 is needed"),
         (["eta=1.0"], r"evaluation\.eta=1\.0: evaluation\.scheduler=ddim alone has one"),
