@@ -5,16 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 
+from unlearn.methods.base import UnlearningModule
 from unlearn.methods.doco import DoCo, DoCoOptions
+from unlearn.methods.registry import build_method, options_of
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 
 SIZE = 3  # of a batch
 PROMPTS = ["a panda", "a fox on a blue background"]
 STEPS = 4  # of `sample`
+
+
+def build(pipe: DiffusionPipeline, name: str, **options: object) -> UnlearningModule:
+    """The method `name` with these of its options, the others at their defaults."""
+    return build_method(pipe, name, options_of(name)(**options))
 
 
 def make_doco(folder: Path, **options: object) -> DoCo:
