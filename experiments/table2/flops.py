@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unlearn.methods.registry import METHODS
+from unlearn.methods.registry import METHODS, options_of
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.random_weights import SD1, TOKENS
 
@@ -79,7 +79,7 @@ def passes(
     with torch.device("meta"):
         unet = SD1.build_unet(width, image_size).eval()
         schedule = NoiseSchedule.of_alphas(torch.empty(1000))
-        weights = METHODS[method](unet, schedule, **options).weights
+        weights = METHODS[method](unet, schedule, options_of(method)(**options)).weights
         inputs = unet_inputs(unet)
 
     def output() -> Tensor:
