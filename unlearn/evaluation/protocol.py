@@ -32,7 +32,7 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
 class DrawnConcept:
     """Options of one concept that a protocol draws: an entry of `evaluation.concepts`."""
 
@@ -58,7 +58,7 @@ class DrawnConcept:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
 class Calibration:
     """Options of `evaluation.calibration`: the published values of a protocol for a base model."""
 

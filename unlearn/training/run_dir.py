@@ -24,7 +24,7 @@ from unlearn.utils.hashing import file_sha256
 # is compared under `steps` and `method`.
 IGNORED_KEYS = (
     "resume", "run_dir", "method.recipe", "model.recipes", "checkpoint_every",
-    "gradient_checkpointing", "logger", "callbacks", "log_images_every"
+    "gradient_checkpointing", "logger", "callbacks", "log_images_every", "log_group"
 )  # fmt: skip
 ERROR_FILE = "error.txt"  # why the run's last job in a sweep failed
 OUTPUTS = (  # what a run and later commands write; config.yaml last, since it marks a run directory

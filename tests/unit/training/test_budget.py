@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from tests.helpers.methods import build
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.config.run_config import RunConfig
@@ -45,7 +44,7 @@ def profiled(call: Callable[[], Any]) -> int:
 )
 def test_the_peak_is_the_profilers(precision: str, unseen: float) -> None:
     pipe = load_pipeline("emoji")
-    method = build(pipe, "concept_ablation")
+    method = build_method(pipe, "concept_ablation", METHODS["concept_ablation"].Options())
     passes = Passes(pipe, precision)
     peaks = []
     for call in (lambda: passes.forward(8), lambda: passes.trained(4, method)):
@@ -95,17 +94,15 @@ def test_what_there_is_no_memory_for_is_not_tried() -> None:
 
 
 def small(*overrides: str) -> RunConfig:
-    few = [
+    return parse_config(compose([
         "concept=panda", "steps=6", "method.warmup_steps=2", "data.images=4",
-        "data.relearn_images=4", "evaluation.images_per_prompt=1",
-    ]  # fmt: skip
-    return parse_config(compose([*few, *overrides]))
+        "data.relearn_images=4", "evaluation.images_per_prompt=1", *overrides,
+    ]))  # fmt: skip
 
 
 def estimated(pipe: Any, left: int, *overrides: str) -> Estimate:
     config = small(*overrides)
-    method = build_method(pipe, config.method, config.options)
-    return estimate(config, pipe, method, left)
+    return estimate(config, pipe, build_method(pipe, config.method, config.options), left)
 
 
 def test_more_samples_need_more_memory_and_fewer_steps_less_time(random_model: Path) -> None:
