@@ -34,12 +34,13 @@ from tqdm import tqdm
 from experiments.bench.ours import OurStep
 from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.command import positive
-from unlearn.config.base_model import base_model_options
 from unlearn.config.compose import compose
+from unlearn.config.parse import parse_config
+from unlearn.methods.doco import DoCoOptions
 from unlearn.methods.teacher_ahead import batches_at_once
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.frozen_layers import store_in_bf16
-from unlearn.models.pipeline import device_for, load_pipeline, networks_of
+from unlearn.models.pipeline import device_for, networks_of
 from unlearn.training.rehearsal import PeakMemory, synchronize
 from unlearn.utils.units import GIB
 
@@ -162,25 +163,32 @@ def ratio(plain: list[float], times: list[float]) -> float:
     return statistics.median(p / t for p, t in zip(plain, times, strict=True))
 
 
-def whole(seconds: dict[str, list[float]], name: str, settings: Any) -> list[float]:
+class RunLength(NamedTuple):
+    """The steps of a whole run, and how many of them are the warm-up."""
+
+    steps: int
+    warmup_steps: int
+
+
+def whole(seconds: dict[str, list[float]], name: str, length: RunLength) -> list[float]:
     """Seconds of a whole run, in each round, from those of a step and of one of the warm-up."""
     return [
-        settings.warmup_steps * warmup_steps + (settings.steps - settings.warmup_steps) * step
-        for step, warmup_steps in zip(seconds[name], seconds[name + WARM_UP], strict=True)
+        length.warmup_steps * of_warm_up + (length.steps - length.warmup_steps) * of_step
+        for of_step, of_warm_up in zip(seconds[name], seconds[name + WARM_UP], strict=True)
     ]
 
 
-def bench(steps: dict[str, Step], rounds: int, count: int, settings: Any) -> dict[str, Any]:
+def bench(steps: dict[str, Step], rounds: int, count: int, length: RunLength) -> dict[str, Any]:
     """All that is measured of each line, "plain" first.
 
     Args:
         steps: see `lines`.
         rounds, count: see `measure`.
-        settings: steps and warmup_steps of a whole run.
+        length: of a whole run.
     """
     needs = {name: needed(step, count) for name, step in tqdm(steps.items(), desc="counting")}
     calls: dict[str, Callable[[], Any]] = {**steps}
-    calls |= {name + WARM_UP: step.warmup_steps for name, step in steps.items()}
+    calls |= {name + WARM_UP: step.warm_up for name, step in steps.items()}
     seconds = measure(calls, rounds, count)
     rows = {}
     for name, need in needs.items():
@@ -189,7 +197,7 @@ def bench(steps: dict[str, Step], rounds: int, count: int, settings: Any) -> dic
             "speed": ratio(seconds["plain"], seconds[name]),
             "predicted_speed": needs["plain"].operations / need.operations,
             "warm_up_speed": ratio(seconds["plain" + WARM_UP], seconds[name + WARM_UP]),
-            "run_speed": ratio(*(whole(seconds, n, settings) for n in ("plain", name))),
+            "run_speed": ratio(*(whole(seconds, n, length) for n in ("plain", name))),
             "operations": need.operations,
             "memory": need.memory,
             "memory_share": need.memory / needs["plain"].memory,
@@ -220,14 +228,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=20)
     options = parser.parse_args()
     random = [] if options.model == "emoji" else ["model.random_weights=true"]
-    config = compose([f"model={options.model}", "concept.name=panda", *random])
-    pipe = load_pipeline(**base_model_options(config)).to(device_for("auto"))
+    config = parse_config(compose([f"model={options.model}", "concept=panda", *random]))
+    pipe = config.base.load().to(device_for("auto"))
     bf16, device = options.precision == "bf16-mixed", pipe.device
-    fp32 = (
-        load_pipeline(**base_model_options(config)).to(device)
-        if bf16 and device.type == "cuda"
-        else None
-    )
+    fp32 = config.base.load().to(device) if bf16 and device.type == "cuda" else None
     if bf16:
         kept = [f"{name}.weight" for name in cross_attention_layers(pipe.unet)]
         for network in networks_of(pipe).values():
@@ -241,7 +245,9 @@ def main() -> None:
         first = {name: step() for name, step in tqdm(steps.items(), desc="gradients")}
         differences = {k: largest_difference(g, first["plain"]) for k, g in first.items()}
         count = batches_at_once(options.batch_size, pipe.unet.config.sample_size)
-        rows = bench(steps, options.rounds, count, config.model.settings.doco.instance)
+        assert isinstance(config.options, DoCoOptions)  # the default method's
+        length = RunLength(config.steps, config.options.warmup_steps)
+        rows = bench(steps, options.rounds, count, length)
     peak = matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
     print(table(rows, peak))
     print("largest relative difference of a gradient to plain's:")
