@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from unlearn.methods.guidance import SLD
 
 from tests.helpers.console import SCRIPT, unlearn
 from unlearn.config.compose import compose
-from unlearn.methods.guidance import SLD
 from unlearn.methods.registry import METHODS
 from unlearn.methods.spm import SPM
 from unlearn.models.cross_attention import cross_attention_layers

@@ -9,14 +9,14 @@ from importlib.metadata import version
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from unlearn.config.run_config import RunConfig
+from unlearn.config.run_config import ModelConfig
 from unlearn.utils.atomic import write_text
 
 PACKAGES = ("unlearn-diffusion", "torch", "lightning", "diffusers", "transformers")
 
 
 @rank_zero_only
-def write_environment(config: RunConfig) -> None:
+def write_environment(config: ModelConfig) -> None:
     """Write environment.json: nothing of the user, and none of the environment variables."""
     on_gpu = config.device == "cuda"
     facts = {

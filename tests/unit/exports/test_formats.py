@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unlearn
-from tests.unit.weights.test_importing import draw
+from tests.helpers.weights import draw
 from unlearn.config.compose import compose
 from unlearn.config.saved import load_run
 from unlearn.exports.formats import ExportOptions, export_as

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import ALPHAS
-from tests.unit.methods.test_doco import make_batch
+from tests.helpers.methods import make_batch
 from unlearn.methods.concept_ablation import ConceptAblation
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline

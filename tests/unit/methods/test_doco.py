@@ -11,31 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.conftest import ALPHAS, make_concept
+from tests.helpers.methods import make_batch, make_doco
 from unlearn.methods.doco import DoCo
 from unlearn.methods.uce import UCE, edit_matrix, prompt_states
 from unlearn.models.cross_attention import SplitLinear, cross_attention_layers, per_chunk_weights
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
-
-B = 3
-
-
-def make_doco(folder: Path, **options: object) -> DoCo:
-    torch.manual_seed(1)
-    pipe = load_pipeline(str(folder))
-    options = {"discriminator_channels": 8, **options}
-    return DoCo(pipe.unet, NoiseSchedule.of(pipe.scheduler), **options)
-
-
-def make_batch(seed: int = 0) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "latents": torch.randn(B, 2, 4, 16, 16, generator=g),
-        "noise": torch.randn(B, 2, 4, 16, 16, generator=g),
-        "timesteps": torch.randint(1000, (B, 2), generator=g),
-        "states": torch.randn(B, 2, 32, 32, generator=g),
-        "teacher_states": torch.randn(B, 32, 32, generator=g),
-    }
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import ALPHAS
-from tests.unit.methods.test_doco import make_batch
+from tests.helpers.methods import make_batch
 from unlearn.methods.doco_reference import DoCoReference
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline

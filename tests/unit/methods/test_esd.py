@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tests.conftest import make_concept
-from tests.unit.methods.test_doco import make_batch
+from tests.helpers.methods import make_batch
 from unlearn.methods.esd import ESD
 from unlearn.methods.negative_guidance import denoise, negative_guidance
 from unlearn.models.noise_schedule import NoiseSchedule

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from tests.conftest import ALPHAS, make_concept
-from tests.unit.methods.test_doco import make_batch
+from tests.helpers.methods import make_batch
 from unlearn.concepts.prompts import training_pairs
 from unlearn.methods.forget_me_not import ForgetMeNot, attention_maps, token_positions
 from unlearn.models.noise_schedule import NoiseSchedule

@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
+from unlearn.methods.guidance import SLD, NegativePrompt
 
 from tests.conftest import make_concept
-from unlearn.methods.guidance import SLD, NegativePrompt
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts

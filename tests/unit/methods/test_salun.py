@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import ALPHAS
-from tests.unit.methods.test_doco import make_batch
+from tests.helpers.methods import make_batch
 from unlearn.methods.salun import SalUn, salient
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline

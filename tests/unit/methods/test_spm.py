@@ -12,7 +12,7 @@ from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_w
 from torch import nn
 
 from tests.conftest import make_concept
-from tests.unit.methods.test_doco import make_batch
+from tests.helpers.methods import make_batch
 from unlearn.methods.spm import SPM, Membrane, permeable, strengths
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline

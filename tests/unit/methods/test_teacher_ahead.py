@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tests.unit.methods.test_doco import make_batch, make_doco
+from tests.helpers.methods import make_batch, make_doco
 from unlearn.data.resumable_loader import Batches
 from unlearn.methods.teacher_ahead import TeacherAhead, batches_at_once
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from tests.unit.reports.test_sweep import make_run
+from tests.helpers.ranked_runs import make_run
 from unlearn.config.compose import compose
 from unlearn.config.parse import check_config
 from unlearn.config.search_path import conf_dir

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.conftest import make_concept
-from tests.unit.methods.test_doco import make_batch
+from tests.helpers.methods import make_batch
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import evaluation_probes
 from unlearn.methods.registry import METHODS
