@@ -81,7 +81,10 @@ def train(overrides: Sequence[str]) -> Run:
         ValueError: an override is not valid; names the key, the value and what is allowed.
         RunError: a fault that the run cannot go on with.
     """
-    return load_run(train_run(parse_config(compose(list(overrides)))))
+    config = parse_config(compose(list(overrides)))
+    if config.dry_run:
+        raise ValueError("dry_run=true: there is no run to return; `unlearn train` prints the plan")
+    return load_run(train_run(config))
 
 
 def evaluate(run: Run | str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
