@@ -83,7 +83,7 @@ def test_every_method_is_built_from_its_config(
         (["+method.momentum=0.9"], r"method\.momentum=0\.9: there is no such key"),
         (["method.name=docco"], r"method\.name='docco' is unknown; .*'doco'"),
         (["data.images=many"], r"data\.images: Value 'many'"),
-        (["data.images=1"], r"data\.images=1: at least 2 is needed"),
+        (["data.images=1"], r"data\.images=1: at least 2 and at most 10000000 is needed"),
         (["data.relearn_images=-1"], r"data\.relearn_images=-1: at least 0 and at most 10000000"),
         (["data.flip=perhaps"], r"data\.flip: Value 'perhaps' is not a valid bool"),
         (["model.guidance_scale=high"], r"model\.guidance_scale: Value 'high'"),
