@@ -62,7 +62,6 @@ def test_every_method_is_built_from_its_config(
     built = build_method(load_pipeline(str(random_model)), config.method, config.options)
     settings = read_recipe(["emoji"], method)[config.trained.kind]
     options = asdict(built.options)
-    assert set(settings) <= {*options, "steps", "batch_size"}
     for option in options.keys() & settings.keys():
         assert options[option] == settings[option]
     assert config.steps == settings.get("steps", 0)
@@ -112,7 +111,7 @@ def accepted() -> None:
             ["method.warmup_steps=-5"],
             r"method\.warmup_steps=-5: at least 0 is needed",
         ),
-        (["method.discriminator_channels=0"], r"discriminator_channels=0: more than 0 is needed"),
+        (["method.discriminator_channels=0"], r"discriminator_channels=0: at least 1 is needed"),
         (
             ["method.accumulate_grad_batches=0"],
             r"method\.accumulate_grad_batches=0: at least 1 is needed",
@@ -120,15 +119,15 @@ def accepted() -> None:
         (["method=salun", "method.share=2"], r"share=2\.0: .* more than 0 and at most 1 is needed"),
         (
             ["method=salun", "method.mask_batches=0"],
-            r"method\.mask_batches=0: more than 0 is needed",
+            r"method\.mask_batches=0: at least 1 is needed",
         ),
         (
             ["method=spm", "method.anchors=0"],
-            r"method\.anchors=0: more than 0 is needed",
+            r"method\.anchors=0: at least 1 is needed",
         ),
         (
             ["method=esd", "method.num_inference_steps=0"],
-            r"num_inference_steps=0: more than 0 is needed",
+            r"num_inference_steps=0: at least 1 is needed",
         ),
         (
             ["method=sld", "method.warmup_steps=-1"],
