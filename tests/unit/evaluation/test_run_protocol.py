@@ -15,8 +15,8 @@ from PIL import Image
 from unlearn.config.compose import compose
 from unlearn.config.overrides import split_arguments
 from unlearn.config.saved import load_run_config
-from unlearn.evaluation.jobs import evaluate_all
 from unlearn.evaluation.intervals import Mean
+from unlearn.evaluation.jobs import evaluate_all
 from unlearn.evaluation.nudity import Detection
 from unlearn.evaluation.protocol_metrics import Lenses
 from unlearn.exports.formats import ExportOptions, export_as
