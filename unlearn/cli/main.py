@@ -23,6 +23,7 @@ COMMANDS = {  # the module of each, whose `run` takes the arguments; loaded when
     "config": "config",
     "list": "list",
 }
+COMPLETION = ("-sc", "--shell-completion")  # of Hydra, whose script names no command before it
 
 
 def main() -> None:
@@ -36,13 +37,19 @@ def main() -> None:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # advice on packages not used here
     command, *rest = arguments
-    if command not in COMMANDS:
+    if command == "train" and rest and rest[0] in COMPLETION:
+        command, *rest = rest
+    if command in COMPLETION:
+        module = "completion"
+    elif command in COMMANDS:
+        module = COMMANDS[command]
+    else:
         refuse(ValueError(f"{command!r} is not a command; {suggest(command, list(COMMANDS))}"))
     if {"-h", "--help"} & {*rest}:
         print(HELP[command].replace("{choices}", group_choices_text(command)))
         return
     try:
-        import_module(f"unlearn.cli.{COMMANDS[command]}").run(rest)
+        import_module(f"unlearn.cli.{module}").run(rest)
     except (ValueError, OSError) as error:
         refuse(error)
 
