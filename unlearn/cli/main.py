@@ -10,7 +10,7 @@ from unlearn.cli.help import HELP, USAGE, group_choices_text
 from unlearn.utils.checks import suggest
 from unlearn.utils.errors import refuse
 
-COMMANDS = {  # the module of each, whose `run` takes the arguments; loaded when it is called
+COMMANDS = {  # by command: its module, imported on use, whose `run` takes the arguments
     "train": "train",
     "evaluate": "evaluate",
     "sample": "sample",
@@ -29,7 +29,7 @@ COMPLETION = ("-sc", "--shell-completion")  # of Hydra, whose script names no co
 def main() -> None:
     """Run the command that the command line names.
 
-    A user's error becomes one line on stderr and exit status 2.
+    A user's error is told in one line on stderr, and the exit status is then 2.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
