@@ -84,7 +84,10 @@ def train(overrides: Sequence[str]) -> Run:
             values.
         RunError: the run met a fault that it cannot go on with.
     """
-    return load_run(train_run(parse_config(compose(list(overrides)))))
+    config = parse_config(compose(list(overrides)))
+    if config.dry_run:
+        raise ValueError("dry_run=true: there is no run to return; `unlearn train` prints the plan")
+    return load_run(train_run(config))
 
 
 def evaluate(run: Run | str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from unlearn.methods.base import optimizer_step
 from unlearn.methods.discriminator import PatchDiscriminator
-from unlearn.methods.doco import DoCo
+from unlearn.methods.doco import DoCo, DoCoOptions
+from unlearn.methods.gradients import Gradients
+from unlearn.methods.manual_steps import Batch, Metrics, optimizer_step
 from unlearn.methods.teacher_ahead import TeacherAhead
 from unlearn.models.noise_schedule import NoiseSchedule
 
@@ -41,10 +42,9 @@ class OurStep:
         parts: int = 1,
         gradient_checkpointing: bool = False,
     ) -> None:
-        self.doco = DoCo(
-            copy.deepcopy(pipe.unet), NoiseSchedule.of(pipe.scheduler),
-            lr=1e-5, discriminator_lr=1e-5, accumulate_grad_batches=parts,
-        ).to(pipe.device)  # fmt: skip
+        options = DoCoOptions(lr=1e-5, discriminator_lr=1e-5, accumulate_grad_batches=parts)
+        schedule = NoiseSchedule.of(pipe.scheduler)
+        self.doco = DoCo(copy.deepcopy(pipe.unet), schedule, options).to(pipe.device)
         if gradient_checkpointing:
             self.doco.unet.enable_gradient_checkpointing()
         torch.manual_seed(0)  # the plain step's discriminator
@@ -52,34 +52,45 @@ class OurStep:
         same = PatchDiscriminator(config.in_channels, config.sample_size)
         self.doco.discriminator.load_state_dict(same.state_dict())
         self.doco._trainer = SimpleNamespace(world_size=1)  # stands in for a Trainer
-        self.optimizer, self.critic = self.optimizers = self.doco.configure_optimizers()
+        self.optimizers = self.doco.configure_optimizers()
+        self.for_weights, self.for_discriminator = self.optimizers
         self.networks = [self.doco]
         chunks = zip(*(batch[key].chunk(parts) for key in batch), strict=True)
         batches = [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
         self.batches: Iterator[dict[str, Any]] = itertools.cycle(batches)
         if ahead > 1:
-            teach = lambda batch, _: self.doco.teach(batch)  # noqa: E731
-            self.batches = iter(TeacherAhead(self.batches, ahead, teach, lambda moved: moved))
+            self.batches = iter(
+                TeacherAhead(
+                    self.batches,
+                    ahead,
+                    lambda batch, _: self.doco.teacher_outputs(batch),
+                    lambda batch: batch,
+                )
+            )
 
     @property
     def parameters(self) -> list[Any]:
-        """D's."""
+        """Return the discriminator's parameters."""
         return list(self.doco.discriminator.parameters())
 
-    def warmup_steps(self) -> None:
-        """A step of the warm-up."""
+    def mean_gradients(self, gradients: Callable[[Batch], tuple[Gradients, Metrics]]) -> Gradients:
+        """Return the mean of the gradients of a step's batches."""
+        mean = None
         for number in range(1, self.doco.accumulate_grad_batches + 1):
-            g_d, _ = self.doco.warmup_gradients(next(self.batches))
-            mean = self.doco.mean_gradients(g_d, last=number == self.doco.accumulate_grad_batches)
-        optimizer_step(self.critic, self.parameters, mean)
+            found, _ = gradients(next(self.batches))
+            last = number == self.doco.accumulate_grad_batches
+            mean = self.doco.mean_gradients(found, last=last)
+        assert mean is not None
+        return mean
+
+    def warmup_step(self) -> None:
+        """Make a step of the warm-up."""
+        mean = self.mean_gradients(self.doco.warmup_gradients)
+        optimizer_step(self.for_discriminator, self.parameters, mean.discriminator)
 
     def __call__(self) -> list[Tensor]:
-        """One step; returns g_u and g_r."""
-        for number in range(1, self.doco.accumulate_grad_batches + 1):
-            g_u, g_r, g_d, _ = self.doco.gradients(next(self.batches))
-            last = number == self.doco.accumulate_grad_batches
-            mean = self.doco.mean_gradients([*g_u, *g_r, *g_d], last=last)
-        count = len(g_u)
-        self.doco.step(self.optimizer, mean[:count], mean[count : 2 * count])
-        optimizer_step(self.critic, self.parameters, mean[2 * count :])
-        return mean[: 2 * count]
+        """Make one step; return g_u and g_r."""
+        mean = self.mean_gradients(self.doco.gradients)
+        self.doco.step(self.for_weights, mean.unlearn, mean.relearn)
+        optimizer_step(self.for_discriminator, self.parameters, mean.discriminator)
+        return [*mean.unlearn, *mean.relearn]

@@ -11,9 +11,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from unlearn.methods.base import optimizer_step
 from unlearn.methods.discriminator import PatchDiscriminator
 from unlearn.methods.losses import discriminator_loss, domain_correction_loss, relearn_loss
+from unlearn.methods.manual_steps import optimizer_step
 from unlearn.methods.surgery import clip_to_norm, project
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.frozen_layers import forget_inputs
@@ -55,9 +55,11 @@ class PlainStep:
         self.discriminator = PatchDiscriminator(config.in_channels, config.sample_size).to(
             pipe.device
         )
-        self.optimizer = torch.optim.AdamW(self.weights, 1e-5, weight_decay=1e-2)
-        self.critic = torch.optim.Adam(self.discriminator.parameters(), 1e-5, betas=(0.5, 0.999))
-        self.optimizers = [self.optimizer, self.critic]
+        self.for_weights = torch.optim.AdamW(self.weights, 1e-5, weight_decay=1e-2)
+        self.for_discriminator = torch.optim.Adam(
+            self.discriminator.parameters(), 1e-5, betas=(0.5, 0.999)
+        )
+        self.optimizers = [self.for_weights, self.for_discriminator]
         self.schedule = NoiseSchedule.of(pipe.scheduler).to(pipe.device)
         encoders: list[nn.Module] = [pipe.vae, pipe.text_encoder] if encode else []
         self.networks = [self.unet, pipe.unet, self.discriminator, *encoders]
@@ -95,9 +97,10 @@ class PlainStep:
         """One step of D."""
         loss = discriminator_loss(self.discriminator(real), self.discriminator(fake.detach()))
         parameters = list(self.discriminator.parameters())
-        optimizer_step(self.critic, parameters, list(torch.autograd.grad(loss, parameters)))
+        gradients = torch.autograd.grad(loss, parameters)
+        optimizer_step(self.for_discriminator, parameters, gradients)
 
-    def warmup_steps(self) -> None:
+    def warmup_step(self) -> None:
         """A step of the warm-up: all is computed, D alone trains."""
         real, fake, _ = self.outputs()
         self.train_discriminator(real, fake)
@@ -111,7 +114,7 @@ class PlainStep:
         g_r = list(torch.autograd.grad(relearn, self.weights))
         self.train_discriminator(real, fake)
         clipped_u, clipped_r = clip_to_norm(g_u, 1.0)[0], clip_to_norm(g_r, 1.0)[0]
-        optimizer_step(self.optimizer, self.weights, project(clipped_u, clipped_r)[0])
+        optimizer_step(self.for_weights, self.weights, project(clipped_u, clipped_r)[0])
         return [*g_u, *g_r]
 
 
@@ -128,10 +131,10 @@ class PlainFp32(PlainStep):
         super().__init__(pipe, batch)
         self.tf32 = tf32
 
-    def warmup_steps(self) -> None:
+    def warmup_step(self) -> None:
         """A step of the warm-up."""
         with in_fp32(self.pipe.device.type, self.tf32):
-            super().warmup_steps()
+            super().warmup_step()
 
     def __call__(self) -> list[Tensor]:
         """One step; returns g_u and g_r."""

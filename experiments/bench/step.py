@@ -34,12 +34,14 @@ from tqdm import tqdm
 from experiments.bench.ours import OurStep
 from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.command import positive
-from unlearn.config.base_model import base_model_options
+from unlearn.config.base_model import BaseModel
 from unlearn.config.compose import compose
+from unlearn.config.schema import ModelOptions
+from unlearn.config.sections import parse_section
 from unlearn.methods.teacher_ahead import batches_at_once
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.frozen_layers import store_in_bf16
-from unlearn.models.pipeline import device_for, load_pipeline, networks_of
+from unlearn.models.pipeline import device_for, networks_of
 from unlearn.training.rehearsal import PeakMemory, synchronize
 from unlearn.utils.units import GIB
 
@@ -162,25 +164,30 @@ def ratio(plain: list[float], times: list[float]) -> float:
     return statistics.median(p / t for p, t in zip(plain, times, strict=True))
 
 
-def whole(seconds: dict[str, list[float]], name: str, settings: Any) -> list[float]:
-    """Seconds of a whole run, in each round, from those of a step and of one of the warm-up."""
+def whole_run(
+    seconds: dict[str, list[float]], name: str, steps: int, warmup_steps: int
+) -> list[float]:
+    """Return the seconds of a whole run in each round, from those of single steps."""
     return [
-        settings.warmup_steps * warmup_steps + (settings.steps - settings.warmup_steps) * step
-        for step, warmup_steps in zip(seconds[name], seconds[name + WARM_UP], strict=True)
+        warmup_steps * warmup_step + (steps - warmup_steps) * step
+        for step, warmup_step in zip(seconds[name], seconds[name + WARM_UP], strict=True)
     ]
 
 
-def bench(steps: dict[str, Step], rounds: int, count: int, settings: Any) -> dict[str, Any]:
-    """All that is measured of each line, "plain" first.
+def bench(
+    steps: dict[str, Step], rounds: int, count: int, run_steps: int, warmup_steps: int
+) -> dict[str, Any]:
+    """Return all that is measured of each line, "plain" first.
 
     Args:
         steps: see `lines`.
         rounds, count: see `measure`.
-        settings: steps and warmup_steps of a whole run.
+        run_steps: the steps of a whole run.
+        warmup_steps: how many of them are the warm-up.
     """
     needs = {name: needed(step, count) for name, step in tqdm(steps.items(), desc="counting")}
     calls: dict[str, Callable[[], Any]] = {**steps}
-    calls |= {name + WARM_UP: step.warmup_steps for name, step in steps.items()}
+    calls |= {name + WARM_UP: step.warmup_step for name, step in steps.items()}
     seconds = measure(calls, rounds, count)
     rows = {}
     for name, need in needs.items():
@@ -189,7 +196,9 @@ def bench(steps: dict[str, Step], rounds: int, count: int, settings: Any) -> dic
             "speed": ratio(seconds["plain"], seconds[name]),
             "predicted_speed": needs["plain"].operations / need.operations,
             "warm_up_speed": ratio(seconds["plain" + WARM_UP], seconds[name + WARM_UP]),
-            "run_speed": ratio(*(whole(seconds, n, settings) for n in ("plain", name))),
+            "run_speed": ratio(
+                *(whole_run(seconds, n, run_steps, warmup_steps) for n in ("plain", name))
+            ),
             "operations": need.operations,
             "memory": need.memory,
             "memory_share": need.memory / needs["plain"].memory,
@@ -221,13 +230,10 @@ def main() -> None:
     options = parser.parse_args()
     random = [] if options.model == "emoji" else ["model.random_weights=true"]
     config = compose([f"model={options.model}", "concept.name=panda", *random])
-    pipe = load_pipeline(**base_model_options(config)).to(device_for("auto"))
+    base = BaseModel.of(parse_section(config.model, "model", ModelOptions))
+    pipe = base.load().to(device_for("auto"))
     bf16, device = options.precision == "bf16-mixed", pipe.device
-    fp32 = (
-        load_pipeline(**base_model_options(config)).to(device)
-        if bf16 and device.type == "cuda"
-        else None
-    )
+    fp32 = base.load().to(device) if bf16 and device.type == "cuda" else None
     if bf16:
         kept = [f"{name}.weight" for name in cross_attention_layers(pipe.unet)]
         for network in networks_of(pipe).values():
@@ -241,7 +247,7 @@ def main() -> None:
         first = {name: step() for name, step in tqdm(steps.items(), desc="gradients")}
         differences = {k: largest_difference(g, first["plain"]) for k, g in first.items()}
         count = batches_at_once(options.batch_size, pipe.unet.config.sample_size)
-        rows = bench(steps, options.rounds, count, config.model.settings.doco.instance)
+        rows = bench(steps, options.rounds, count, config.steps, config.method.warmup_steps)
     peak = matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
     print(table(rows, peak))
     print("largest relative difference of a gradient to plain's:")

@@ -75,11 +75,12 @@ def passes(
         trained: of ESD, "x" or "u".
         width, image_size: see `Architecture`.
     """
-    options: dict[str, Any] = {"trained": trained} if trained else {}
+    chosen: dict[str, Any] = {"trained": trained} if trained else {}
     with torch.device("meta"):
         unet = SD1.build_unet(width, image_size).eval()
         schedule = NoiseSchedule.of_alphas(torch.empty(1000))
-        weights = METHODS[method](unet, schedule, **options).weights
+        options = METHODS[method].Options(**chosen)
+        weights = METHODS[method](unet, schedule, options).weights
         inputs = unet_inputs(unet)
 
     def output() -> Tensor:

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from unlearn.cli import main as cli
 from unlearn.config.compose import compose
+from unlearn.config.parse import parse_config
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.pipeline import load_pipeline
+from unlearn.training.run_dir import config_text
+from unlearn.utils.atomic import write_text
 from unlearn.weights.delta import save_unlearned
 
 FREE = "model=sd14 model.pretrained={model} evaluation.judge=none anchor.name=dog"  # any name goes
@@ -83,7 +85,8 @@ def make_run(folder: Path, model: Path) -> Path:
     """A finished run of the random model: its config, and weights that fit it."""
     overrides = ["concept=panda", f"model.pretrained={model}", "evaluation.images_per_prompt=1"]
     folder.mkdir(parents=True)
-    OmegaConf.save(compose([*overrides, "run_dir=run"]), folder / "config.yaml", resolve=True)
+    config = parse_config(compose([*overrides, "run_dir=run"]))
+    write_text(folder / "config.yaml", config_text(config))
     layers = cross_attention_layers(load_pipeline(str(model)).unet)
     weights = {f"{name}.weight": 9 * layer.weight for name, layer in layers.items()}
     save_unlearned(weights, folder / "unlearned.safetensors", {"base": str(model)})
@@ -107,7 +110,7 @@ def assert_refused(
     patch.setenv("HF_HUB_OFFLINE", "1")
     patch.chdir(work)
     if not case.loads:
-        patch.setattr("unlearn.training.run.load_pipeline", NoModel())
+        patch.setattr("unlearn.config.base_model.load_pipeline", NoModel())
         patch.setattr("unlearn.models.pipeline.stored_pipeline", NoModel())
     case.prepare(work)
     given = [p.replace("{work}", str(work)).replace("{model}", str(model)) for p in case.command]

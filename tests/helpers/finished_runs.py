@@ -11,8 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from unlearn.concepts.prompts import SETS
-from unlearn.config.concepts import build_run_concept
-from unlearn.config.saved import read_config
+from unlearn.config.saved import parse_model_config, read_config
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.pictures import before_after, pictured_rows
 from unlearn.evaluation.score import TARGET_SETS
@@ -26,6 +25,8 @@ from unlearn.evaluation.summary import (
 )
 from unlearn.training.environment import write_environment
 from unlearn.training.metrics_file import MetricsFile
+
+HOSTILE = "\"'><script>hacked = 1</script><img src=x onerror='hacked=2'>{{ 7 * 7 }}</style>&amp;"
 
 
 def make_finished(
@@ -42,7 +43,8 @@ def make_finished(
     """
     shutil.copytree(trained, folder)
     config = read_config(folder / "config.yaml")
-    asked = image_requests(build_run_concept(config), 1, 7)
+    run = parse_model_config(config, folder)
+    asked = image_requests(run.concept, 1, 7)
     if not judged:
         asked = [
             a for name in SETS for a in pictured_rows([b for b in asked if b.probe.set == name])
@@ -72,7 +74,7 @@ def make_finished(
     before_after(probes, *images, folder / "before_after.png")
     (folder / "result.json").write_text(json.dumps(named | rates))
     OmegaConf.save(config, folder / "config.yaml")
-    write_environment(config, folder)
+    write_environment(run)
     metrics = MetricsFile(folder / "metrics.csv")
     for step in range(3):
         metrics.log_metrics({"unlearn_loss": 1 / (step + 1), "surgery/cosine": -0.25}, step)

@@ -17,8 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import unlearn.train  # noqa: F401 - so that no call imports it again
-
+import unlearn.training.run  # noqa: F401 - so that no call imports it again
 from unlearn.cli import main as cli
 from unlearn.config.compose import compose
 from unlearn.methods.registry import METHODS

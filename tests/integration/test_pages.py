@@ -18,8 +18,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.helpers.finished_runs import make_finished
-from tests.unit.reports.test_page import HOSTILE
+from tests.helpers.finished_runs import HOSTILE, make_finished
 from unlearn.reports.page import report_runs
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

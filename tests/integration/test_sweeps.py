@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.helpers.console import SCRIPT, unlearn
-from tests.integration.test_tracking import values_of, wandb_records
+from tests.helpers.wandb_files import values_of, wandb_records
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LAUNCHERS = {

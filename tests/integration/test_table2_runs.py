@@ -18,7 +18,6 @@ from experiments.table2.run import jobs_of, overrides_of, read_rows
 from unlearn.config.compose import compose
 from unlearn.sweeps.pool import run_jobs
 from unlearn.training.run import train
-from unlearn.training.signals import SignalHandler
 from unlearn.utils.errors import NotFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -110,26 +109,18 @@ def test_the_reason_of_a_run_that_fails_is_its_own(tmp_path: Path) -> None:
     assert errors == {"a": "in step 3 loss is nan"}
 
 
-def waits(config: DictConfig) -> None:
-    """A run that says which process it is, and waits for a signal."""
-    with SignalHandler() as stop:
-        stop.training = True
-        Path(config.run_dir, "process").write_text(str(os.getpid()))
-        while not stop.signum:
-            time.sleep(0.01)
-        Path(config.run_dir, "stopped").touch()
-
-
 @pytest.mark.slow
 def test_runs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """It is killed, and they end as at SIGTERM; so does a process that has nothing to do."""
     script = (
-        "from omegaconf import DictConfig\n"
-        "from tests.integration.test_table2_runs import waits\n"
-        "from unlearn.sweeps.pool import run_jobs\n"
+        "from functools import partial\n"
+        "from pathlib import Path\n"
+        "from tests.helpers.waiting import wait_for_signal\n"
+        "from unlearn.sweeps.pool import PoolJob, run_jobs\n"
         "if __name__ == '__main__':\n"
-        f"    runs = {{n: DictConfig({{'run_dir': '{tmp_path}/' + n}}) for n in 'ab'}}\n"
-        "    run_jobs(runs, lambda *_: None, workers=2, job=waits)\n"
+        f"    folders = {{n: Path('{tmp_path}', n) for n in 'ab'}}\n"
+        "    jobs = {n: PoolJob(f, partial(wait_for_signal, f)) for n, f in folders.items()}\n"
+        "    run_jobs(jobs, lambda *_: None, workers=2)\n"
     )
     (tmp_path / "script.py").write_text(script)
     variables = os.environ | {"PYTHONPATH": str(ROOT)}

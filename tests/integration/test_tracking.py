@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.helpers.console import unlearn
+from tests.helpers.wandb_files import values_of, wandb_records
 
 README = Path(__file__).parents[2] / "README.md"
 SCORES = {"eval/score", "eval/retention"}  # not here: a random model draws nothing right
@@ -43,30 +42,6 @@ def smoke(random_model: Path, random_judge: Path) -> list[str]:
         "evaluation.num_inference_steps=2",
         "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "logger.images_every=2",
     ]  # fmt: skip
-
-
-def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of an offline run: LevelDB's log format after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, parts = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # full, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            yield record
-            parts = b""
-
-
-def values_of(items: Any) -> dict[str, Any]:
-    """What a record's items hold, by their names."""
-    return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
 
 
 @pytest.mark.slow

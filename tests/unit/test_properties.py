@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import unlearn
-from tests.unit.weights.test_importing import base_of, state_of
+from tests.helpers.weights import base_of, state_of
 from unlearn.concepts.concept import AnchorConfig, Concept, ConceptConfig, build_concept
 from unlearn.concepts.prompt_packs import mentions
 from unlearn.concepts.prompts import (

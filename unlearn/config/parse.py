@@ -1,4 +1,4 @@
-"""Check a composed configuration, and build the one object that a run is made from."""
+"""Check a composed configuration, and build the typed object that a run is made from."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ SECTIONS = (
     "concept", "anchor", "model", "method", "data", "trainer", "logger", "callbacks", "evaluation"
 )  # fmt: skip
 IMAGES_EVERY = 250  # steps between pictures, with a logger that shows images
-NOT_SAVED = ("resume", "dry_run")  # how this call treats the run
+NOT_SAVED = ("resume", "dry_run")  # keys that concern one call, not the run
 
 
 def parse_config(config: DictConfig) -> RunConfig:
     """Return the run that a composed configuration describes; nothing is loaded or written.
 
-    Every section becomes what its schema makes of it: "8" becomes an 8, where an int belongs.
+    Every value is converted to the type that its schema declares: "8" becomes the integer 8.
 
     Raises:
-        ValueError: the run could not be made; names the key, the value and what is allowed.
+        ValueError: a value is not allowed; names the key, the value and what is allowed.
     """
     top = [each.name for each in fields(RunOptions)]
     check_keys(config, [*SECTIONS, *top])
@@ -46,7 +46,7 @@ def parse_config(config: DictConfig) -> RunConfig:
     vocabulary = config.model.get("vocabulary")
     trained = build_concepts(concepts, vocabulary)
     method = find_method(config.method.name)
-    if OmegaConf.is_interpolation(config, "steps"):  # else the method may do without a recipe
+    if OmegaConf.is_interpolation(config, "steps"):  # with steps=N a method may need none
         find_recipe(config.model.recipes, config.method.recipe)
     model = parse_section(config.model, "model", ModelOptions)
     data = parse_section(config.data, "data", DataOptions)
@@ -87,6 +87,7 @@ def parse_config(config: DictConfig) -> RunConfig:
         method=config.method.name,
         folder=Path(run.run_dir),
         saved={key: value for key, value in saved.items() if key not in NOT_SAVED},
+        recipe=config.method.recipe,
         trained=trained,
         options=options,
         data=data,
@@ -111,7 +112,7 @@ def parse_config(config: DictConfig) -> RunConfig:
 
 
 def parse_prompt_sets(config: DictConfig) -> EvaluationOptions:
-    """Return the options of the four prompt sets, which a run ends with.
+    """Return the options of the four prompt sets, the evaluation that a run ends with.
 
     Raises:
         ValueError: a published protocol is chosen, or a value is not allowed.

@@ -1,4 +1,4 @@
-"""The sections of a run's configuration, each a dataclass of options."""
+"""Declare the sections of a run's configuration, each a dataclass of options."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from unlearn.utils.options import option
 
 PRECISIONS = ("32-true", "bf16-mixed", "auto")
-PROMPT_SETS = "prompt_sets"  # the evaluation that a run ends with
+PROMPT_SETS = "prompt_sets"  # the name of the evaluation that a run ends with
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The section `model`: the base model and how it draws."""
+    """Options of the section `model`: the base model, and how it draws."""
 
     pretrained: str = option(help="emoji, a diffusers folder, a single file or a hub id")
     config: str | None = option(
@@ -35,7 +35,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """The section `evaluation` of the four prompt sets."""
+    """Options of the section `evaluation` for the four prompt sets."""
 
     name: str = option(PROMPT_SETS, help="names the evaluation", choices=(PROMPT_SETS,))
     images_per_prompt: int = option(help="images of each prompt", at_least=1, at_most=10_000)
@@ -53,7 +53,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The keys at the top of conf/train.yaml."""
+    """Options at the top of conf/train.yaml."""
 
     seed: int = option(help="of every random number of the run", at_least=0, at_most=2**32 - 1)
     steps: int = option(help="training steps, with the warm-up", at_least=0, at_most=10**8)
@@ -80,6 +80,7 @@ class RunOptions:
         at_least=0,
         at_most=10**8,
     )
+    log_group: str = option(help="of the runs that a logger shows together")
     run_dir: str = option(help="the folder of the run")
     resume: bool = option(
         True, help="go on where an earlier call stopped; false: delete what it wrote"
@@ -92,7 +93,10 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerOptions:
-    """The section `trainer`: where a run runs; further options of Lightning's Trainer are taken."""
+    """Options of the section `trainer`: the devices, the precision and the log's interval.
+
+    The section also takes further options of Lightning's Trainer.
+    """
 
     accelerator: str = option(help="cpu, gpu, mps or auto, as Lightning has it")
     devices: Any = option(help="how many devices, or a list of their numbers")

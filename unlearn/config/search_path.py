@@ -1,4 +1,4 @@
-"""Find the configuration files: the package's, and the user's own."""
+"""Find the configuration files of the package and of the user."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from pathlib import Path
 
 
 def conf_dir() -> Path:
-    """Return the package's conf/: beside the package in a checkout, inside it in a wheel."""
+    """Return the package's conf/, which a checkout has beside the package and a wheel inside it."""
     inside = Path(__file__).parents[1] / "conf"
     return inside if inside.exists() else Path(__file__).parents[2] / "conf"
 
 
 def user_conf_dir() -> Path | None:
-    """Return conf/ of the working folder, or None where there is none of the user's own."""
+    """Return the user's conf/ in the working folder, or None where there is none.
+
+    The package's own conf/ is not the user's, even when a checkout is the working folder.
+    """
     own = Path("conf").resolve()
     return own if own.is_dir() and own != conf_dir() else None
 
 
 def conf_folders() -> list[Path]:
-    """Return the folders of configuration files: the package's, then the user's own."""
+    """Return the folders of configuration files: the package's, then the user's."""
     return [folder for folder in (conf_dir(), user_conf_dir()) if folder]
 
 
 def group_choices(group: str) -> list[str]:
-    """Return the names that a group of conf/ takes, the user's own among them."""
+    """Return the names of the files in a group of conf/, the user's files among them."""
     folders = [folder / group for folder in conf_folders()]
     return sorted(
         {

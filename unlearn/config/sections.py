@@ -15,19 +15,19 @@ Schema = TypeVar("Schema")
 
 
 def to_container(config: Any) -> Any:
-    """Return a configuration as plain containers, its interpolations resolved."""
+    """Return a configuration as plain containers, with interpolations resolved."""
     if not OmegaConf.is_config(config):
         return config
     return OmegaConf.to_container(config, resolve=True)
 
 
 def parse_section(config: Any, key: str, schema: type[Schema]) -> Schema:
-    """Return a section as an object of a dataclass, its values checked.
+    """Return a config section as an object of a dataclass, with its values checked.
 
     Args:
         config: the section.
-        key: the section's name, for the message.
-        schema: a dataclass whose fields `option` made.
+        key: the section's name, for messages.
+        schema: a dataclass whose fields are made by `option`.
 
     Raises:
         ValueError: a value is missing, has the wrong type or is out of its bounds, or the dataclass
@@ -35,7 +35,7 @@ def parse_section(config: Any, key: str, schema: type[Schema]) -> Schema:
     """
     try:
         structure = OmegaConf.structured(schema)
-        OmegaConf.set_readonly(structure, None)  # as a frozen dataclass is
+        OmegaConf.set_readonly(structure, None)  # a frozen dataclass makes it read-only
         parsed = OmegaConf.to_object(OmegaConf.merge(structure, to_container(config)))
     except ConfigKeyError as error:
         name, given = str(error.full_key), OmegaConf.create(to_container(config))
@@ -53,15 +53,15 @@ def parse_section(config: Any, key: str, schema: type[Schema]) -> Schema:
 
 
 def resolver_reason(error: InterpolationResolutionError) -> str:
-    """Return why a resolver of ours refused, in its own words."""
+    """Return the message that a resolver of this package raised, without OmegaConf's frame."""
     text = str(error)
     return text.partition("interpolation: ")[2].partition("\n")[0] or text.splitlines()[0]
 
 
 def check_keys(config: Iterable[Any], known: Sequence[str]) -> None:
-    """Refuse a configuration that has other keys than `known`, or lacks one.
+    """Refuse a configuration that has other keys than `known`, or lacks one of them.
 
-    A configuration of several concepts has `concepts` in the place of `anchor`.
+    A configuration of several concepts has the key `concepts` in place of `anchor`.
 
     Raises:
         ValueError: names the key.

@@ -1,4 +1,4 @@
-"""Published evaluation protocols: what a file of conf/evaluation says, checked, and its rows."""
+"""Check the section `evaluation` of a published protocol, and list the images that it draws."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
 class DrawnConcept:
-    """How a protocol draws one of its concepts: an entry of `evaluation.concepts`."""
+    """Options of one concept that a protocol draws: an entry of `evaluation.concepts`."""
 
     file: str | None = option(
         None, help="its prompts, a path in the repository; null: the protocol's file"
@@ -58,9 +58,9 @@ class DrawnConcept:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
 class Calibration:
-    """Values that a protocol was published with for a base model: `evaluation.calibration`."""
+    """Options of `evaluation.calibration`: the published values of a protocol for a base model."""
 
     base: str = option(help="the model.pretrained that they are of")
     settings: dict[str, str] = option({}, help="what else they are of: keys of the section")
@@ -70,7 +70,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The section `evaluation` of a published protocol."""
+    """Options of the section `evaluation` of a published protocol."""
 
     name: str = option(help="names the result")
     lite: bool = option(False, help="a small variant, which is not the published protocol")
@@ -129,7 +129,7 @@ class Protocol:
 
     @property
     def sampler(self) -> Sampler:
-        """How the protocol draws images."""
+        """The sampler that draws the protocol's images."""
         return Sampler(
             self.num_inference_steps,
             self.guidance_scale,
@@ -140,25 +140,29 @@ class Protocol:
         )
 
     def file_of(self, concept: str) -> str:
-        """The prompt file of a concept."""
+        """Return the name of a concept's prompt file; "" where there is none."""
         return self.concepts[concept].file or self.file or ""
 
     def metrics_of(self, concept: str) -> list[str]:
-        """The metrics of a concept."""
+        """Return the metrics of a concept."""
         own = self.concepts[concept].metrics
         return self.metrics if own is None else own
 
     def caption_of(self, concept: str, prompt: str) -> str:
-        """The text that CLIP compares an image of the prompt with."""
+        """Return the text that CLIP compares an image of the prompt with."""
         entry = self.concepts[concept]
         return (entry.caption or self.caption).format(word=entry.word or concept, prompt=prompt)
 
 
 def read_protocol(config: Any, erased: str) -> Protocol:
-    """The protocol of a config section, with the concepts to draw with a model without `erased`.
+    """Return the protocol of a config section, with the concepts to draw for one erased concept.
+
+    Args:
+        config: the section `evaluation`.
+        erased: the name of the concept that the model forgot; "a+b" of several concepts.
 
     Raises:
-        ValueError: a value is missing, of the wrong type, or out of its range, or the protocol has
+        ValueError: a value is missing, of the wrong type or out of its range, or the protocol has
             nothing for the erased concept.
     """
     protocol = parse_section(config, "evaluation", Protocol)
@@ -172,7 +176,7 @@ def read_protocol(config: Any, erased: str) -> Protocol:
         raise ValueError(
             "evaluation.sha256=null: takes files of one's own, so evaluation.prompts_file=PATH too"
         )
-    names = (None, *erased.split("+"))  # of several concepts
+    names = (None, *erased.split("+"))  # "a+b" names several
     chosen = {k: s for k, s in protocol.concepts.items() if s.erased in names}
     if not chosen:
         known = sorted({s.erased for s in protocol.concepts.values() if s.erased})
@@ -215,7 +219,7 @@ def check_drawn(protocol: Protocol, name: str) -> None:
 
 
 def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
-    """What to draw for each concept, in the order of its prompt file.
+    """Return the images to draw for each concept, in the order of its prompt file.
 
     Raises:
         ValueError: a file cannot be had, is not the published one, or cannot be read.
@@ -238,7 +242,7 @@ def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
 
 
 def read_file(protocol: Protocol, file: str) -> bytes:
-    """One prompt file of the protocol, checked."""
+    """Return the content of one of the protocol's prompt files, its hash checked."""
     expected = protocol.sha256[file] if protocol.sha256 else None
     if protocol.prompts_file is not None:
         return local_file(protocol.prompts_file, file, expected)
@@ -247,7 +251,11 @@ def read_file(protocol: Protocol, file: str) -> bytes:
 
 
 def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[SamplingRequest]:
-    """The shots of a concept: one a prompt, or one an image, as the noise policy says."""
+    """Return the sampling requests of a concept's prompts, as `noise` says.
+
+    With "per_call" a prompt has one request for all its images. With "per_image" every image has a
+    request of its own.
+    """
     concept = protocol.concepts[name]
     images, word = concept.images_per_prompt or protocol.images_per_prompt, concept.word or name
     square = (protocol.size, protocol.size) if protocol.size else None
@@ -258,7 +266,7 @@ def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[Sampl
         guidance_scale = (
             protocol.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale
         )
-        # the VAE's factor, as the repositories round
+        # down to multiples of the VAE's factor 8, as the repositories round
         size = (prompt.size[0] // 8 * 8, prompt.size[1] // 8 * 8) if prompt.size else square
         if protocol.noise == "per_call":
             seed = protocol.seed if prompt.seed is None else prompt.seed

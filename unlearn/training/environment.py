@@ -1,4 +1,4 @@
-"""What a run trains with: the versions of its packages, and the device."""
+"""Record what a run trains with: the versions of its packages, and the device."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from importlib.metadata import version
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from unlearn.config.run_config import RunConfig
+from unlearn.config.run_config import ModelConfig
 from unlearn.utils.atomic import write_text
 
 PACKAGES = ("unlearn-diffusion", "torch", "lightning", "diffusers", "transformers")
 
 
 @rank_zero_only
-def write_environment(config: RunConfig) -> None:
-    """Write environment.json: nothing of the user, and none of the environment variables."""
+def write_environment(config: ModelConfig) -> None:
+    """Write environment.json, which names neither the user nor any environment variable."""
     on_gpu = config.device == "cuda"
     facts = {
         "python": platform.python_version(),

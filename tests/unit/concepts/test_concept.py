@@ -10,7 +10,7 @@ from tests.conftest import make_concept
 from unlearn.concepts.concept import AnchorConfig, ConceptConfig, build_concept
 from unlearn.concepts.vocabulary import fill_template, vocabulary
 from unlearn.config.compose import compose
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.parse import parse_config
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_without_a_vocabulary_any_name_goes() -> None:
 
 
 def test_a_concept_from_the_command_line_needs_no_file() -> None:
-    concept = build_run_concept(
+    concept = parse_config(
         compose(["concept.name=fox", "anchor.name=dog", "concept.synonyms={fox: [sly hunter]}"])
-    )
+    ).concept
     assert concept.anchors == {"fox": "dog"}
     assert concept.synonyms == {"fox": ["sly hunter"]}
 
@@ -81,7 +81,7 @@ def test_a_concept_from_the_command_line_needs_no_file() -> None:
 )
 def test_bad_configs_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_run_concept(compose(overrides))
+        parse_config(compose(overrides))
 
 
 @pytest.mark.parametrize(

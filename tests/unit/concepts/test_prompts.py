@@ -19,7 +19,7 @@ from unlearn.concepts.prompts import (
 )
 from unlearn.concepts.vocabulary import vocabulary
 from unlearn.config.compose import compose, embedded_concepts
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.parse import parse_config
 from unlearn.config.search_path import group_choices
 
 EMBEDDED = embedded_concepts()
@@ -29,7 +29,7 @@ STABLE_DIFFUSION = sorted({*group_choices("concept")} - {"custom", *EMBEDDED})
 @cache
 def load(name: str) -> Concept:
     model = "emoji" if name in EMBEDDED else "sd14"
-    return build_run_concept(compose([f"concept={name}", f"model={model}"]))
+    return parse_config(compose([f"concept={name}", f"model={model}"])).concept
 
 
 def test_the_shipped_concepts_are_those_promised() -> None:

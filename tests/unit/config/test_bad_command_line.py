@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.bad_input import Case, name_of, snapshot, train
-from tests.unit.weights.test_importing import Malicious
+from tests.helpers.weights import Malicious
 
 
 def trap(work: Path) -> None:

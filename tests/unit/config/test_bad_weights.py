@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import unlearn
 from tests.helpers.bad_input import Case, files, name_of, snapshot
-from tests.unit.weights.test_importing import Malicious, base_of, state_of
+from tests.helpers.weights import Malicious, base_of, state_of
 from unlearn.weights.delta import save_unlearned, write_safetensors
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"

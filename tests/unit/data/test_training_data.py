@@ -13,15 +13,24 @@ from tests.conftest import make_concept
 from unlearn.data.datamodule import PairDataset
 from unlearn.data.training_data import (
     RESCALED,
+    DataOptions,
     ImageSet,
     TrainingData,
     make_training_data,
     rescaled,
 )
+from unlearn.generation.sampling import Sampler
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts, encode_text
 
-PLAIN = {"num_inference_steps": 1, "guidance_scale": 6.0, "flip": False, "rescale": False}
+SAMPLER = Sampler(num_inference_steps=1, guidance_scale=6.0)
+
+
+def options(images: int, relearn_images: int, augmented: bool = False) -> DataOptions:
+    return DataOptions(
+        images=images, relearn_images=relearn_images, num_inference_steps=1,
+        flip=augmented, rescale=augmented,
+    )  # fmt: skip
 
 
 def make_images(images: int, first: float, seed: int = 0) -> ImageSet:
@@ -88,15 +97,14 @@ def test_the_relearn_half_comes_from_the_relearn_images() -> None:
 def test_data_is_drawn_from_the_concept_s_prompts(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
     concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
-    sizes = {"images": 3, "relearn_images": 2, **PLAIN}
-    data = make_training_data(pipe, concept, seed=0, **sizes)
+    data = make_training_data(pipe, concept, options(3, 2), SAMPLER, seed=0)
     assert len(data.anchor.mean) == 3
     assert len(data.relearn.mean) == 2
     assert data.target_states.shape[:2] == (1, len(data.anchor.states))
     expected = pipe.encode_prompt(["a bear", "a panda"], "cpu", 1, False)[0]
     torch.testing.assert_close(data.anchor.states[1], expected[0])
     torch.testing.assert_close(data.target_states[0, 1], expected[1])
-    other = make_training_data(pipe, concept, seed=1, **sizes)
+    other = make_training_data(pipe, concept, options(3, 2), SAMPLER, seed=1)
     assert not torch.equal(data.anchor.mean[0], other.anchor.mean[0])
 
 
@@ -123,8 +131,7 @@ def test_a_prompt_over_the_limit_is_refused_or_cut_without_a_word(
 def test_augmentations_add_mirrored_and_rescaled_images(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
     concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
-    options = {**PLAIN, "flip": True, "rescale": True}
-    data = make_training_data(pipe, concept, seed=0, images=3, relearn_images=2, **options)
+    data = make_training_data(pipe, concept, options(3, 2, augmented=True), SAMPLER, seed=0)
     assert len(data.anchor.mean) == 12
     assert data.anchor.prompt.tolist() == [0, 1, 2] * 4
     assert data.anchor.phrase[:3].tolist() == data.anchor.phrase[6:9].tolist() == [0, 0, 0]
@@ -138,7 +145,7 @@ def test_augmentations_add_mirrored_and_rescaled_images(random_model: Path) -> N
     for number in range(len(sample)):
         assert sample[number]["states"].shape == (2, 32, 32)
     style = make_concept("noto", "flat", "style")
-    data = make_training_data(pipe, style, seed=0, images=3, relearn_images=0, **options)
+    data = make_training_data(pipe, style, options(3, 0, augmented=True), SAMPLER, seed=0)
     assert len(data.anchor.mean) == 6
     assert len(data.target_states) == 1
 

@@ -9,7 +9,7 @@ import pytest
 from experiments.lines import add_lines, read_lines
 from experiments.table2 import curves
 from experiments.table2.run import Job, read_rows
-from tests.unit.experiments.test_table2 import write_run
+from tests.helpers.table2 import write_run
 
 PLAN = read_rows()
 

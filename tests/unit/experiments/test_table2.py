@@ -24,6 +24,7 @@ from experiments.table2.run import (
     render_scale,
 )
 from experiments.table2.table import render, table
+from tests.helpers.table2 import write_run
 from unlearn.concepts.vocabulary import vocabulary
 from unlearn.config.compose import compose, embedded_concepts
 from unlearn.config.parse import check_config
@@ -145,23 +146,6 @@ def test_differences_are_paired() -> None:
     assert abs(found.value) == pytest.approx(1 / 50)
     assert max(abs(found.low), abs(found.high)) <= 4 / 50
     assert np.array_equal(draws(one_target([hits]), 5), draws(one_target([hits]), 5))
-
-
-def write_run(folder: Path, name: str, unseen: float, retention: float) -> None:
-    """A run of 40 prompts a set, the first share of which has the flag."""
-    flags = [
-        "base_right", "unlearned_right", "base_anchor", "unlearned_anchor", "base_broken",
-        "unlearned_broken",
-    ]  # fmt: skip
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["set", "prompt", "seed", "counts", *flags])
-        for part in ("seen_target", "unseen_target", "related", "unrelated"):
-            share = unseen if part.endswith("target") else retention
-            for i in range(40):
-                right = int(i < share * 40)
-                anchor = int(part.endswith("target") and not right)
-                writer.writerow([part, f"{part} {i}", i, 1, 1, right, 0, anchor, 0, 0])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments.table2.published import HERE, read_published, read_results, render
 from experiments.table2.sd14 import read_plan
-from tests.unit.experiments.test_table2 import write_run
+from tests.helpers.table2 import rows_of, write_run
 from unlearn.config.compose import compose
 
 PLAN = read_plan()
@@ -101,14 +101,6 @@ def write_result(runs: Path, name: str, base: str = "sd", features: str = "CLIP"
     folder = runs / name / "evaluation"
     folder.mkdir(parents=True)
     (folder / "spm_general.json").write_text(json.dumps(result))
-
-
-def rows_of(text: str) -> dict[str, dict[str, str]]:
-    """The table's cells by method and column."""
-    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    head, _, *body = ([cell.strip() for cell in line] for line in lines)
-    head = [column.split(" (n = ")[0] for column in head]
-    return {line[0]: dict(zip(head, line, strict=False)) for line in body}
 
 
 def test_our_figures_stand_beside_the_published_ones(tmp_path: Path) -> None:

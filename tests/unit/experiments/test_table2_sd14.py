@@ -26,7 +26,7 @@ from experiments.table2.sd14 import (
     run_all,
     visible,
 )
-from tests.unit.experiments.test_table2_published import rows_of
+from tests.helpers.table2 import rows_of
 from unlearn.config.compose import compose
 from unlearn.evaluation.protocol import read_protocol
 

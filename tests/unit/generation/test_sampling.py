@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 
 from unlearn.generation.sampling import (
     SCHEDULERS,
+    Sampler,
     SamplingRequest,
     draw_requests,
     generate,
@@ -19,26 +22,19 @@ from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts
 
 PROMPTS = ["a panda", "a fox", "a bear"]
+SAMPLER = Sampler(num_inference_steps=2, guidance_scale=6.0, batch_size=2)
 
 
 def test_an_image_does_not_depend_on_its_batch(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
-    together = generate(
-        pipe, PROMPTS, [1, 2, 3], num_inference_steps=2, guidance_scale=6.0, batch_size=2
-    )
+    together = generate(pipe, PROMPTS, [1, 2, 3], SAMPLER)
     assert together.shape == (3, 3, 64, 64)
     assert together.dtype == torch.uint8
-    again = generate(
-        pipe, PROMPTS, [1, 2, 3], num_inference_steps=2, guidance_scale=6.0, batch_size=2
-    )
+    again = generate(pipe, PROMPTS, [1, 2, 3], SAMPLER)
     assert torch.equal(together, again)
-    alone = generate(
-        pipe, PROMPTS[2:], [3], num_inference_steps=2, guidance_scale=6.0, batch_size=4
-    )
+    alone = generate(pipe, PROMPTS[2:], [3], replace(SAMPLER, batch_size=4))
     assert (alone[0].int() - together[2].int()).abs().max() <= 1
-    other = generate(
-        pipe, PROMPTS[2:], [4], num_inference_steps=2, guidance_scale=6.0, batch_size=2
-    )
+    other = generate(pipe, PROMPTS[2:], [4], SAMPLER)
     assert (other[0].int() - together[2].int()).abs().max() > 1
 
 
@@ -57,13 +53,14 @@ def test_a_call_draws_what_diffusers_draws_with_one_generator(
 ) -> None:
     """The pipeline's own scheduler and DDIM with eta 1 draw noise in every step as well."""
     assert scheduler in SCHEDULERS
-    how = {"negative_prompt": "an owl", "eta": eta}
+    how: dict[str, Any] = {"negative_prompt": "an owl", "eta": eta}
     shots = [
         SamplingRequest("a panda", 2024, 6.0, None, 3),
         SamplingRequest("a fox", 2024, 6.0, None, 3),
     ]
     pipe = load_pipeline(str(random_model))
-    drawn = dict(draw_requests(pipe, shots, steps=3, scheduler=scheduler, **how))
+    sampler = Sampler(3, guidance_scale=1.0, scheduler=scheduler, **how)  # a request has its own
+    drawn = dict(draw_requests(pipe, shots, sampler))
     alone = load_pipeline(str(random_model))
     alone.set_progress_bar_config(disable=True)
     plain_scheduler(alone, scheduler)
@@ -87,14 +84,14 @@ def test_shots_of_other_sizes_and_guidances_are_drawn_apart(random_model: Path) 
         SamplingRequest("an owl", 4, 6.0, None, 2),
     ]
     assert list(group_calls(shots, [0, 1, 2, 3, 4], 2)) == [[4], [0, 3], [1], [2]]
-    drawn = dict(draw_requests(pipe, shots, steps=2, batch_size=2))
+    drawn = dict(draw_requests(pipe, shots, SAMPLER))
     assert [tuple(drawn[i].shape) for i in range(5)] == [
         (1, 3, 64, 64), (1, 3, 32, 64), (1, 3, 64, 64), (1, 3, 64, 64), (2, 3, 64, 64)
     ]  # fmt: skip
     for number, shot in enumerate(shots):
-        (((_, alone)),) = draw_requests(pipe, [shot], steps=2, batch_size=2)
+        (((_, alone)),) = draw_requests(pipe, [shot], SAMPLER)
         assert (alone.int() - drawn[number].int()).abs().max() <= 1
-    other = generate(pipe, ["a bear"], [3], num_inference_steps=2, guidance_scale=6.0, batch_size=2)
+    other = generate(pipe, ["a bear"], [3], SAMPLER)
     assert (other.int() - drawn[2].int()).abs().max() > 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,49 +13,21 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import T5TokenizerFast
 
 from tests.conftest import make_concept
-from unlearn.data.training_data import make_training_data
+from tests.helpers.flow import PROMPTS, SD3, WITHOUT_T5, draw_one, small
+from tests.helpers.methods import make_method
+from unlearn.data.training_data import DataOptions, make_training_data
 from unlearn.generation.image_cache import pipeline_fingerprint
-from unlearn.generation.sampling import SamplingRequest, draw_requests, generate
-from unlearn.methods.registry import METHODS, build_method
+from unlearn.generation.sampling import Sampler, SamplingRequest, draw_requests, generate
+from unlearn.methods.registry import METHODS
 from unlearn.models.frozen_layers import store_in_bf16
-from unlearn.models.pipeline import load_pipeline
 from unlearn.models.random_weights import PUBLISHED
 from unlearn.models.text_states import encode_prompts, unpack_text
 from unlearn.weights.delta import load_unlearned, save_unlearned
 
-SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
-PROMPTS = ["a panda", "a bear"]
 TAKEN = [name for name, method in METHODS.items() if not method.of_unets]
-WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
-PIECES = ["<pad>", "</s>", "<unk>", "▁a", "▁panda", "▁bear", "▁", *"abdenpr"]
-
-
-def small(t5: bool = False, **changes: Any) -> Any:
-    """Narrow, with two transformer blocks and always the same weights."""
-    pipe: Any = load_pipeline(SD3, random_weights=True, width=0.05, image_size=64)
-    torch.manual_seed(0)
-    config = {**pipe.transformer.config, "num_layers": 2, "pos_embed_max_size": 16, **changes}
-    pipe.transformer = type(pipe.transformer).from_config(config).eval().requires_grad_(False)
-    if t5:
-        width = config["joint_attention_dim"]
-        shape = {"d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-        encoder = T5EncoderModel(T5Config(vocab_size=len(PIECES), d_model=width, **shape))
-        vocabulary = [(piece, -float(i)) for i, piece in enumerate(PIECES)]
-        tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
-        pipe.register_modules(
-            text_encoder_3=encoder.eval().requires_grad_(False), tokenizer_3=tokenizer
-        )
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("flow") / "model"
-    small().save_pretrained(path)
-    return path
 
 
 def plain_call(pipe: Any, z_t: Tensor, sigma: Tensor, prompts: list[str]) -> Tensor:
@@ -86,12 +59,12 @@ def batch_of(pipe: Any) -> dict[str, Tensor]:
 def assert_plain_numbers(pipe: Any) -> None:
     """DoCo's teacher, losses and both gradients are those of two plain passes, by hand."""
     batch = batch_of(pipe)
-    doco: Any = build_method(pipe, "doco")
+    doco: Any = make_method(pipe, "doco")
     with torch.no_grad():
         for weight in doco.weights:  # away from the base, so that the teacher differs
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    taught = doco.teach(batch)[:, 0]
-    g_u, g_r, _, metrics = doco.gradients(batch)
+    taught = doco.teacher_outputs(batch)[:, 0]
+    (g_u, g_r, _), metrics = doco.gradients(batch)
     raw = (batch["timesteps"][0] + 1) / 1000
     sigma = (3 * raw / (1 + 2 * raw))[:, None, None, None]  # shifted by 3
     latents, noise = batch["latents"][0], batch["noise"][0]
@@ -136,7 +109,7 @@ def test_a_step_at_full_width_is_that_of_plain_diffusers_calls() -> None:
 
 def test_the_text_s_keys_and_values_train_and_their_biases_stay() -> None:
     pipe = small()
-    doco: Any = build_method(pipe, "doco")
+    doco: Any = make_method(pipe, "doco")
     expected = {
         f"transformer_blocks.{block}.attn.{side}.weight"
         for block in range(2)
@@ -171,7 +144,7 @@ def test_t5_decides_what_the_cache_takes_for_the_same_model() -> None:
 
 
 def test_the_scaled_prediction_leaves_the_signal_s_share() -> None:
-    doco: Any = build_method(small(), "doco", discriminator_input="scaled_x0")
+    doco: Any = make_method(small(), "doco", discriminator_input="scaled_x0")
     z_t, teacher, student = torch.randn(3, 1, 16, 8, 8)
     raw = 0.5
     sigma = 3 * raw / (1 + 2 * raw)
@@ -183,28 +156,21 @@ def test_the_scaled_prediction_leaves_the_signal_s_share() -> None:
 
 def test_images_are_those_of_the_pipeline_and_its_own_scheduler() -> None:
     pipe, plain = small(), small()
-    drawn = generate(pipe, PROMPTS, [1, 2], num_inference_steps=2, guidance_scale=7.0, batch_size=2)
-    assert torch.equal(
-        drawn,
-        generate(pipe, PROMPTS, [1, 2], num_inference_steps=2, guidance_scale=7.0, batch_size=2),
-    )
+    sampler = Sampler(num_inference_steps=2, guidance_scale=7.0, batch_size=2)
+    drawn = generate(pipe, PROMPTS, [1, 2], sampler)
+    assert torch.equal(drawn, generate(pipe, PROMPTS, [1, 2], sampler))
     plain.set_progress_bar_config(disable=True)
     expected = plain(
         PROMPTS, num_inference_steps=2, guidance_scale=7.0, output_type="pt",
         generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
     ).images  # fmt: skip
     assert torch.equal(drawn, (expected.clamp(0, 1) * 255).round().byte())
-    padded = generate(
-        pipe, PROMPTS[1:], [2], num_inference_steps=2, guidance_scale=7.0, batch_size=2
-    )
+    padded = generate(pipe, PROMPTS[1:], [2], sampler)
     assert (padded[0].int() - drawn[1].int()).abs().max() <= 1
     for scheduler in ("ddim", "dpm++"):
         with pytest.raises(ValueError, match=rf"evaluation\.scheduler={scheduler.strip('+')}"):
-            list(
-                draw_requests(
-                    pipe, [SamplingRequest("a panda", 1, 7.0)], steps=2, scheduler=scheduler
-                )
-            )
+            other = replace(sampler, scheduler=scheduler)
+            list(draw_requests(pipe, [SamplingRequest("a panda", 1, 7.0)], other))
 
 
 def test_latents_are_shifted_and_scaled_as_the_vae_wants(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +184,10 @@ def test_latents_are_shifted_and_scaled_as_the_vae_wants(monkeypatch: pytest.Mon
         return SimpleNamespace(latent_dist=seen[-1])
 
     monkeypatch.setattr(pipe.vae, "encode", recorded)
-    sampler = {"num_inference_steps": 1, "guidance_scale": 7.0, "flip": False, "rescale": False}
-    data = make_training_data(pipe, concept, seed=0, images=2, relearn_images=0, **sampler)
+    options = DataOptions(
+        images=2, relearn_images=0, num_inference_steps=1, flip=False, rescale=False
+    )
+    data = make_training_data(pipe, concept, options, Sampler(1, guidance_scale=7.0), seed=0)
     assert data.target_states.shape[-2:] == (
         77 + 256 + 1,
         pipe.transformer.config.joint_attention_dim,
@@ -233,11 +201,11 @@ def test_latents_are_shifted_and_scaled_as_the_vae_wants(monkeypatch: pytest.Mon
 def test_methods_train_and_their_weights_load(name: str, folder: Path, tmp_path: Path) -> None:
     """One batch's loss, weights saved, and loaded into a pipeline that plain diffusers built."""
     pipe, concept = small(), make_concept("panda", "bear")
-    module: Any = build_method(pipe, name)
+    module: Any = make_method(pipe, name)
     module.prepare(pipe, concept)
     batch, gradients = batch_of(pipe), []
     if hasattr(module, "gradients"):
-        gradients = module.gradients(batch)[0]
+        gradients = module.gradients(batch)[0].unlearn
     elif not module.closed_form:
         gradients = torch.autograd.grad(module.loss(batch), module.weights, materialize_grads=True)
     assert all(g.isfinite().all() for g in gradients)
@@ -256,17 +224,11 @@ def test_methods_train_and_their_weights_load(name: str, folder: Path, tmp_path:
     assert not torch.equal(draw_one(plain), base)
 
 
-def draw_one(pipe: Any) -> Tensor:
-    pipe.set_progress_bar_config(disable=True)
-    noise = torch.Generator().manual_seed(0)
-    return pipe("a panda", num_inference_steps=2, generator=noise, output_type="pt").images
-
-
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in TAKEN])
 def test_methods_of_unets_are_refused(name: str, tmp_path: Path) -> None:
     message = rf"method\.name='{name}': is bound to a UNet, and a StableDiffusion3Pipeline has none"
     with pytest.raises(ValueError, match=message) as caught:
-        build_method(small(), name)
+        make_method(small(), name)
     assert "doco" in str(caught.value)
     path = tmp_path / "unlearned.safetensors"
     save_unlearned({}, path, {"method": name, "at_inference": '{"text": "a panda"}'})
@@ -277,7 +239,7 @@ def test_methods_of_unets_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_the_closed_form_start_is_refused() -> None:
     with pytest.raises(ValueError, match=r"method\.start='closed_form': .* method\.start=base"):
-        build_method(small(), "doco", start="closed_form")
+        make_method(small(), "doco", start="closed_form")
 
 
 def test_frozen_weights_in_bf16_and_checkpointing_leave_a_step_as_it_is() -> None:
@@ -285,12 +247,12 @@ def test_frozen_weights_in_bf16_and_checkpointing_leave_a_step_as_it_is() -> Non
     for frugal in (False, True):
         pipe = small()
         torch.manual_seed(0)
-        doco: Any = build_method(pipe, "doco")
+        doco: Any = make_method(pipe, "doco")
         if frugal:
             store_in_bf16(pipe.transformer, doco.trained_weights)
             pipe.transformer.enable_gradient_checkpointing()
         with torch.autocast("cpu", torch.bfloat16):
-            g_u, g_r, _, metrics = doco.gradients(batch_of(pipe))
+            (g_u, g_r, _), metrics = doco.gradients(batch_of(pipe))
         assert all(weight.dtype == torch.float32 for weight in doco.weights)
         steps.append([*g_u, *g_r, metrics["unlearn_loss"], metrics["relearn_loss"]])
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))

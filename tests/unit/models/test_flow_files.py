@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.unit.models.test_flow import PROMPTS, WITHOUT_T5, draw_one, folder, small
-from tests.unit.models.test_loading import vae_name
+from tests.helpers.compvis import vae_name
+from tests.helpers.flow import PROMPTS, WITHOUT_T5, draw_one, small
 from unlearn.config.compose import compose
-from unlearn.config.saved import load_run
+from unlearn.config.saved import load_run_config
 from unlearn.exports.formats import ExportOptions, export_as
 from unlearn.exports.merge import MergeOptions, merge_runs
 from unlearn.models.cross_attention import cross_attention_layers
@@ -25,7 +25,6 @@ from unlearn.training.run import load_earlier_weights
 from unlearn.weights.delta import load_unlearned, save_unlearned
 from unlearn.weights.importing import load_weights
 
-__all__ = ["folder"]  # a fixture
 ENDS = {
     "pos_embed.pos_embed": "pos_embed", "pos_embed.proj": "x_embedder.proj",
     "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
@@ -127,19 +126,19 @@ def make_run(base: Path, out: Path) -> tuple[Path, dict[str, Tensor]]:
 def test_exports_hold_the_weights(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     run, changed = make_run(folder, tmp_path / "run")
-    config, _ = load_run(str(run))
+    config = load_run_config(run)
     plain = StableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
     expected = draw_one(load_unlearned(plain, run / "unlearned.safetensors"))
-    export_as(config, run, tmp_path / "whole", ExportOptions())
+    export_as(config, tmp_path / "whole", ExportOptions())
     card = (tmp_path / "whole" / "README.md").read_text()
     assert 'PATH_OF_THIS_FOLDER", text_encoder_3=None, tokenizer_3=None)' in card
     whole = StableDiffusion3Pipeline.from_pretrained(tmp_path / "whole", **WITHOUT_T5)
     assert torch.equal(draw_one(whole), expected)
-    export_as(config, run, tmp_path / "o.bin", ExportOptions("delta"))
+    export_as(config, tmp_path / "o.bin", ExportOptions(format="delta"))
     delta = torch.load(tmp_path / "o.bin", weights_only=True)
     assert delta.keys() == {"transformer"}
     assert delta["transformer"].keys() == changed.keys()
-    export_as(config, run, tmp_path / "o.safetensors", ExportOptions("lora", 1e-4))
+    export_as(config, tmp_path / "o.safetensors", ExportOptions(format="lora", error=1e-4))
     lora = StableDiffusion3Pipeline.from_pretrained(folder, **WITHOUT_T5)
     lora.load_lora_weights(tmp_path / "o.safetensors")
     torch.testing.assert_close(draw_one(lora), expected, atol=1e-3, rtol=0)
@@ -150,7 +149,7 @@ def test_exports_hold_the_weights(folder: Path, tmp_path: Path) -> None:
             own = loaded.transformer.state_dict()[key]
             torch.testing.assert_close(own, weight, atol=1e-3 if "o.s" in name else 0, rtol=0)
     with pytest.raises(ValueError, match=r"format='kohya': names a UNet's layers alone"):
-        export_as(config, run, tmp_path / "k.safetensors", ExportOptions("kohya"))
+        export_as(config, tmp_path / "k.safetensors", ExportOptions(format="kohya"))
 
 
 def test_a_transformer_s_weights_are_refused_by_a_unet(
@@ -167,7 +166,7 @@ def test_runs_are_merged_and_gone_on_from(folder: Path, tmp_path: Path) -> None:
     (first, changed), (second, _) = (make_run(folder, tmp_path / name) for name in ("a", "b"))
     other = compose(["concept=r2d2", "model=sd3", f"model.pretrained={folder}"])
     OmegaConf.save(other, second / "config.yaml")
-    merged = merge_runs([first, second], tmp_path / "both", MergeOptions(0.5))
+    merged = merge_runs([first, second], tmp_path / "both", MergeOptions(scale=0.5))
     pipe: Any = load_pipeline(str(folder))
     assert load_earlier_weights(pipe, merged).keys() == changed.keys()
     for name, weight in changed.items():  # half of the same change twice

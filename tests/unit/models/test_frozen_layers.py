@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import make_concept
+from tests.helpers.methods import make_method
 from unlearn.config.compose import compose
-from unlearn.config.parse import check_config
-from unlearn.generation.sampling import generate
-from unlearn.methods.registry import METHODS, build_method
+from unlearn.config.parse import parse_config
+from unlearn.generation.sampling import Sampler, generate
+from unlearn.methods.registry import METHODS
 from unlearn.models.frozen_layers import FrozenConv2d, forget_inputs, store_in_bf16
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts
@@ -28,7 +29,7 @@ def gradients(
     torch.manual_seed(0)
     pipe = load_pipeline(str(folder))
     few = {"num_inference_steps": 2} if name in ("esd", "spm") else {}
-    method: Any = build_method(pipe, name, **few)
+    method: Any = make_method(pipe, name, **few)
     method.prepare(pipe, make_concept("panda", "bear"))
     with torch.no_grad():  # away from the base, so that teacher and student differ
         for weight in method.weights:
@@ -49,8 +50,8 @@ def gradients(
     }
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         if hasattr(method, "gradients"):
-            g_u, g_r, *_ = method.gradients(batch)
-            return [*g_u, *g_r]
+            found, _ = method.gradients(batch)
+            return [*found.unlearn, *found.relearn]
         return list(torch.autograd.grad(method.loss(batch), method.weights, allow_unused=True))
 
 
@@ -115,7 +116,7 @@ def test_a_convolution_that_trains_stays_as_it_is() -> None:
 
 def test_what_trains_and_what_autocast_leaves_alone_stay_fp32(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
-    method = build_method(pipe, "doco")
+    method = make_method(pipe, "doco")
     before = {n: p.clone() for n, p in pipe.unet.named_parameters()}
     store_in_bf16(pipe.unet, method.trained_weights)
     for name, module in pipe.unet.named_modules():
@@ -133,16 +134,7 @@ def test_images_are_the_same_bits_with_weights_stored_in_bf16(random_model: Path
         pipe = load_pipeline(str(random_model))
         if stored:
             store_in_bf16(pipe.unet, [])
-        images.append(
-            generate(
-                pipe,
-                ["a panda", "a fox"],
-                [1, 2],
-                num_inference_steps=3,
-                guidance_scale=6.0,
-                precision="bf16-mixed",
-            )
-        )
+        images.append(generate(pipe, ["a panda", "a fox"], [1, 2], Sampler(3, 6.0, "bf16-mixed")))
     assert torch.equal(*images)
 
 
@@ -152,18 +144,19 @@ def test_forget_me_not_and_checkpointing_are_refused_together() -> None:
         ValueError,
         match=r"gradient_checkpointing=True: forget_me_not .* gradient_checkpointing=fal",
     ):
-        check_config(compose(overrides))
+        parse_config(compose(overrides))
 
 
 @pytest.mark.parametrize("preset", ["fast", "low_memory"])
 def test_the_presets_make_the_default_step(preset: str) -> None:
-    config, plain = compose(["concept=panda", f"experiment={preset}"]), compose(["concept=panda"])
-    check_config(config)
-    assert (config.batch_size, config.method) == (plain.batch_size, plain.method)
+    config = parse_config(compose(["concept=panda", f"experiment={preset}"]))
+    plain = parse_config(compose(["concept=panda"]))
+    assert config.batch_size == plain.batch_size
+    assert (config.method, config.options) == (plain.method, plain.options)
     assert config.trainer.precision == "auto"
 
 
 def test_presets_can_be_combined() -> None:
-    config = compose(["concept=snoopy", "model=sd14", "experiment=[paper,low_memory]"])
-    check_config(config)
-    assert (config.method.surgery, config.gradient_checkpointing) == ("gradient", True)
+    chosen = ["concept=snoopy", "model=sd14", "experiment=[paper,low_memory]"]
+    config = parse_config(compose(chosen))
+    assert (config.options.surgery, config.gradient_checkpointing) == ("gradient", True)

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import make_concept
-from unlearn.data.training_data import make_training_data
-from unlearn.generation.sampling import default_batch_size, generate
-from unlearn.methods.registry import METHODS, build_method
+from tests.helpers.methods import make_method
+from unlearn.data.training_data import DataOptions, make_training_data
+from unlearn.generation.sampling import Sampler, default_batch_size, generate
+from unlearn.methods.registry import METHODS
 from unlearn.methods.uce import token_states
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.random_weights import PUBLISHED
@@ -73,8 +74,8 @@ def assert_plain_numbers(pipe: Any) -> None:
     batch = batch_of(pipe)
     schedule = pipe.scheduler.alphas_cumprod
     kind = pipe.scheduler.config.prediction_type
-    doco: Any = build_method(pipe, "doco")
-    g_u, g_r, _, metrics = doco.gradients(batch)
+    doco: Any = make_method(pipe, "doco")
+    (g_u, g_r, _), metrics = doco.gradients(batch)
     signal = schedule[batch["timesteps"][0]].sqrt()[:, None, None, None]
     sigma = (1 - schedule[batch["timesteps"][0]]).sqrt()[:, None, None, None]
     latents, noise = batch["latents"][0], batch["noise"][0]
@@ -85,7 +86,7 @@ def assert_plain_numbers(pipe: Any) -> None:
     fake, kept = (plain_call(pipe, z_t[[i]], t[[i]], [PROMPTS[i]]) for i in range(2))
     with torch.no_grad():
         taught = plain_call(pipe, z_t[:1], t[:1], PROMPTS[1:])
-    torch.testing.assert_close(doco.teach(batch)[:, 0], taught)
+    torch.testing.assert_close(doco.teacher_outputs(batch)[:, 0], taught)
     if kind == "epsilon":
         seen, target = (z_t[:1] - sigma[:1] * fake) / signal[:1], noise[1:]
     else:
@@ -167,11 +168,11 @@ def test_every_method_trains_sdxl_and_its_weights_load(method: str, tmp_path: Pa
     """One batch's loss or solve, weights saved, and what they draw in a fresh pipeline."""
     pipe, concept = small(SDXL), make_concept("panda", "bear")
     few = {"num_inference_steps": 2} if method in ("esd", "spm") else {}
-    module: Any = build_method(pipe, method, **few)
+    module: Any = make_method(pipe, method, **few)
     module.prepare(pipe, concept)
     batch = batch_of(pipe)
     if hasattr(module, "gradients"):
-        gradients = module.gradients(batch)[0]
+        gradients = module.gradients(batch)[0].unlearn
     elif module.closed_form:
         gradients = []
     else:
@@ -188,9 +189,7 @@ def test_every_method_trains_sdxl_and_its_weights_load(method: str, tmp_path: Pa
         metadata["at_inference"] = json.dumps(module.at_inference)
     save_unlearned(module.trained_weights, path, metadata)
     fresh = load_unlearned(small(SDXL), path)
-    image = generate(
-        fresh, ["a panda"], [0], num_inference_steps=2, guidance_scale=6.0, batch_size=1
-    )
+    image = generate(fresh, ["a panda"], [0], Sampler(2, guidance_scale=6.0, batch_size=1))
     assert image.shape == (1, 3, 64, 64)
 
 
@@ -227,10 +226,10 @@ def test_training_data_are_the_base_model_s_images_and_texts(
 ) -> None:
     monkeypatch.setattr("unlearn.generation.sampling.default_batch_size", lambda pipe: 2)
     pipe, concept = small(name), make_concept("panda", "bear")
-    data = make_training_data(
-        pipe, concept, seed=0, images=2, relearn_images=2, steps=1, flip=False,
-        rescale=False, guidance_scale=6.0,
-    )  # fmt: skip
+    options = DataOptions(
+        images=2, relearn_images=2, num_inference_steps=1, flip=False, rescale=False
+    )
+    data = make_training_data(pipe, concept, options, Sampler(1, guidance_scale=6.0), seed=0)
     assert data.anchor.mean.shape == (2, 4, 8, 8)
     rows = 77 + (name == SDXL)
     assert data.target_states.shape[-2:] == (rows, pipe.unet.config.cross_attention_dim)

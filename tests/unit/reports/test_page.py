@@ -18,11 +18,9 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageChops
 
 from tests.helpers.bad_input import Case, name_of
-from tests.helpers.finished_runs import make_finished
+from tests.helpers.finished_runs import HOSTILE, make_finished
 from unlearn.evaluation.pictures import tile_box
 from unlearn.reports.page import mask_secrets, report_runs
-
-HOSTILE = "\"'><script>hacked = 1</script><img src=x onerror='hacked=2'>{{ 7 * 7 }}</style>&amp;"
 
 
 class Page(HTMLParser):

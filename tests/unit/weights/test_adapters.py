@@ -11,8 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.unit.weights.test_delta import weights_of
-from tests.unit.weights.test_importing import NAME, TERMS, assert_refused, base_of, draw
+from tests.helpers.weights import NAME, TERMS, assert_refused, base_of, draw, weights_of
 from unlearn.methods.spm import Membrane, strengths
 from unlearn.models.pipeline import load_pipeline
 from unlearn.weights.delta import named_weights

@@ -10,13 +10,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 import unlearn
+from tests.helpers.weights import weights_of
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.pipeline import load_pipeline
 from unlearn.weights.delta import save_unlearned
-
-
-def weights_of(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in pipe.unet.state_dict().items()}
 
 
 def test_round_trip_changes_exactly_the_saved_weights(random_model: Path, tmp_path: Path) -> None:
