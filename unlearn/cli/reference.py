@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, fields
@@ -144,6 +145,8 @@ def shown(value: Any) -> str:
     """Return a value as YAML writes it in one line."""
     if value is None:
         return "null"
+    if value == "":
+        return '""'
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
@@ -155,7 +158,7 @@ def type_name(hint: Any) -> str:
         names = [type_name(part) for part in get_args(hint) if part is not type(None)]
         return " or ".join([*names, "null"])
     if get_origin(hint):
-        return str(hint).replace("typing.", "")
+        return re.sub(r"\w+\.", "", str(hint))
     return "any" if hint is Any else str(hint.__name__)
 
 
@@ -191,8 +194,12 @@ def markdown() -> str:
 
 
 def options_markdown(method: str) -> str:
-    """Return the options of a method as a Markdown table."""
-    return table(list(of_schema("method", METHODS[method].Options)))
+    """Return the options of a method as a Markdown table, with the defaults of its file in conf/.
+
+    A method without such a file has the defaults of its dataclass.
+    """
+    config = compose([f"method={method}"]) if method in group_choices("method") else None
+    return table(list(of_schema("method", METHODS[method].Options, config)))
 
 
 def table(keys: Sequence[KeyInfo]) -> str:
@@ -200,6 +207,7 @@ def table(keys: Sequence[KeyInfo]) -> str:
     lines = ["| key | default | meaning | allowed |", "|---|---|---|---|"]
     for info in keys:
         allowed = "; ".join(filter(None, (info.kind, info.allowed)))
-        cells = (f"`{info.key}`", f"`{info.default}`", info.meaning, allowed)
+        meaning, allowed = (re.sub(r"([_*])", r"\\\1", text) for text in (info.meaning, allowed))
+        cells = (f"`{info.key}`", f"`{info.default}`", meaning, allowed)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

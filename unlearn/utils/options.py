@@ -64,11 +64,11 @@ def allowed_values(each: Field[Any]) -> str:
         return ", ".join(about["choices"])
     parts = []
     if about.get("at_least") is not None:
-        parts.append(f"at least {about['at_least']:g}")
+        parts.append(f"at least {about['at_least']}")
     if about.get("above") is not None:
-        parts.append(f"more than {about['above']:g}")
+        parts.append(f"more than {about['above']}")
     if about.get("at_most") is not None:
-        parts.append(f"at most {about['at_most']:g}")
+        parts.append(f"at most {about['at_most']}")
     return ", ".join(parts)
 
 
