@@ -35,7 +35,9 @@ class ConceptConfig:
 
     name: str = option(help="the concept's name, which names the run")
     kind: str = option(
-        "instance", help="unsafe: explicit content; often a group of objects", choices=KINDS
+        "instance",
+        help="the kind of concept; unsafe: explicit content, often a group",
+        choices=KINDS,
     )
     targets: list[str] | None = option(
         None, help="the words that unlearning trains on; null: the name"
