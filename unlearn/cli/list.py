@@ -47,7 +47,9 @@ def concepts() -> list[str]:
 def methods() -> list[str]:
     """Return the methods, with their titles and papers."""
     width = max(map(len, METHODS))
-    return [f"{name:<{width}}  {m.title} ({m.paper})" for name, m in METHODS.items()]
+    lines = [f"{name:<{width}}  {m.title}" for name, m in METHODS.items()]
+    papers = [f" ({m.paper})" if m.paper else "" for m in METHODS.values()]
+    return [line + paper for line, paper in zip(lines, papers, strict=True)]
 
 
 def models() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -69,8 +69,12 @@ class KeyInfo:
         return "\n".join([*lines, f"  {'; '.join(facts)}"])
 
 
-def describe_keys(overrides: Sequence[str] = ()) -> list[KeyInfo]:
+def describe_keys(overrides: Sequence[str] = (), resolved: bool = False) -> list[KeyInfo]:
     """Return a description of every key of the configuration that the overrides compose.
+
+    Args:
+        overrides: of the command line.
+        resolved: show the value that the chosen recipe gives, in place of its interpolation.
 
     Raises:
         ValueError: an override is not valid.
@@ -90,7 +94,7 @@ def describe_keys(overrides: Sequence[str] = ()) -> list[KeyInfo]:
             found.append(KeyInfo(section, "entries by name", shown(value), meaning, ""))
     if "method" in config:
         found += of_method(config)
-    return found
+    return [with_recipe(info, config) for info in found] if resolved else found
 
 
 def of_schema(section: str, schema: type, config: DictConfig | None = None) -> Iterator[KeyInfo]:
@@ -139,6 +143,16 @@ def default_in(config: DictConfig | None, key: str, each: Field[Any]) -> str:
         raw = raw.get(part, REQUIRED) if isinstance(raw, dict) else REQUIRED
     value = default_of(each) if raw == REQUIRED else raw
     return "(must be given)" if value == REQUIRED else shown(value)
+
+
+def with_recipe(info: KeyInfo, config: DictConfig) -> KeyInfo:
+    """Return a key whose default the chosen recipe gives, with the value that the recipe has."""
+    if not info.default.startswith("${recipe:"):
+        return info
+    folders = ", ".join(config.model.recipes)
+    where = f"recipe {config.method.recipe} of {folders}, kind {config.concept.kind}"
+    value = shown(OmegaConf.select(config, info.key))
+    return replace(info, default=f"{value} ({where})")
 
 
 def shown(value: Any) -> str:
