@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -22,13 +21,10 @@ from experiments.summary import finished_runs
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import training_pairs
 from unlearn.concepts.vocabulary import fill_template, vocabulary
-from unlearn.config.base_model import base_model_options, sampler_options
-from unlearn.config.concepts import build_run_concept
-from unlearn.config.saved import read_config
+from unlearn.config.saved import load_run_config
 from unlearn.generation.image_cache import pipeline_fingerprint
-from unlearn.generation.sampling import generate
+from unlearn.generation.sampling import Sampler, generate
 from unlearn.models.noise_schedule import NoiseSchedule, add_noise
-from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts
 from unlearn.weights.delta import load_unlearned
 
@@ -67,13 +63,18 @@ def spread(pairs: Pairs) -> Pairs:
 
 @torch.inference_mode()
 def residuals(
-    base: StableDiffusionPipeline, unlearned: StableDiffusionPipeline, pairs: Pairs, **sampler: Any
+    base: StableDiffusionPipeline,
+    unlearned: StableDiffusionPipeline,
+    pairs: Pairs,
+    sampler: Sampler,
 ) -> list[float]:
     """The mean residual over the pairs at each of `TIMESTEPS`."""
     anchors, targets = (list(side) for side in zip(*pairs, strict=True))
     seeds = range(FIRST_SEED, FIRST_SEED + len(pairs))
-    sampler["cached"] = pipeline_fingerprint(base)
-    images = generate(base, anchors, seeds, description="anchor images", **sampler)
+    fingerprint = pipeline_fingerprint(base)
+    images = generate(
+        base, anchors, seeds, sampler, description="anchor images", cached=fingerprint
+    )
     latents = base.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
     latents = latents * base.vae.config.scaling_factor
     anchor_states, target_states = encode_prompts(base, anchors), encode_prompts(base, targets)
@@ -117,13 +118,12 @@ def main() -> None:
     options = parser.parse_args()
     curves: dict[str, list[float]] = {}
     for run in finished_runs(parser, options.runs):
-        config = read_config(run / "config.yaml")
-        concept = build_run_concept(config)
-        base, unlearned = (load_pipeline(**base_model_options(config)) for _ in range(2))
-        load_unlearned(unlearned, run / "unlearned.safetensors")
-        sampler = sampler_options(config, config.data.num_inference_steps)
+        config = load_run_config(run)
+        concept, base = config.concept, config.base.load()
+        unlearned = load_unlearned(config.base.load(), config.weights)
+        sampler = config.sampler(config.saved["data"]["num_inference_steps"])  # as it trained on
         for kind, pairs in (("seen", seen_pairs(concept)), ("unseen", unseen_pairs(concept))):
-            curves[f"{run.name}, {kind} prompts"] = residuals(base, unlearned, pairs, **sampler)
+            curves[f"{run.name}, {kind} prompts"] = residuals(base, unlearned, pairs, sampler)
     print("| timestep | " + " | ".join(str(t) for t in TIMESTEPS) + " |")
     print("|---" * (len(TIMESTEPS) + 1) + "|")
     for name, shares in curves.items():

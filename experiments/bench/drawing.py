@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -22,26 +21,21 @@ from experiments.command import positive
 from unlearn.concepts.prompts import evaluation_probes
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
-from unlearn.generation.sampling import default_batch_size, generate, sampling_scheduler
+from unlearn.generation.sampling import Sampler, default_batch_size, generate, sampling_scheduler
 from unlearn.models.pipeline import device_for
 
 
-def one_by_one(
-    pipe: DiffusionPipeline,
-    prompts: list[str],
-    *,
-    num_inference_steps: int,
-    guidance_scale: float,
-    precision: str,
-) -> Tensor:
+def one_by_one(pipe: DiffusionPipeline, prompts: list[str], sampler: Sampler) -> Tensor:
     """Images of the prompts, uint8 (N, 3, H, W), a call each; number i is the seed of the i-th."""
     pipe.scheduler = sampling_scheduler(pipe.scheduler, None)
     pipe.set_progress_bar_config(disable=True)
-    with torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    bf16 = sampler.precision == "bf16-mixed"
+    with torch.autocast(pipe.device.type, torch.bfloat16, enabled=bf16):
         images = [
             pipe(
-                prompt, generator=torch.Generator().manual_seed(seed), output_type="pt",
-                num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+                prompt, generator=torch.Generator().manual_seed(seed),
+                num_inference_steps=sampler.num_inference_steps,
+                guidance_scale=sampler.guidance_scale, output_type="pt",
             ).images
             for seed, prompt in enumerate(tqdm(prompts, desc="one by one", unit="image"))
         ]  # fmt: skip
@@ -57,20 +51,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
     random = [] if options.model == "emoji" else ["model.random_weights=true"]
-    config = parse_config(compose(["concept=panda", f"model={options.model}", *random]))
+    chosen = [f"model={options.model}", f"trainer.precision={options.precision}"]
+    config = parse_config(compose(["concept=panda", *chosen, *random]))
     pipe = config.base.load().to(device_for("auto"))
     probes = evaluation_probes(config.concept)
     prompts = [probes[number % len(probes)].prompt for number in range(options.images)]
-    how: dict[str, Any] = {
-        "num_inference_steps": config.prompt_sets.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-        "precision": options.precision,
-    }
+    sampler = config.sampler(config.prompt_sets.num_inference_steps)
     drawn: dict[str, Tensor] = {}
     calls = {
-        "one by one": lambda: drawn.update(one=one_by_one(pipe, prompts, **how)),
+        "one by one": lambda: drawn.update(one=one_by_one(pipe, prompts, sampler)),
         "batches": lambda: drawn.update(
-            batches=generate(pipe, prompts, range(len(prompts)), **how)
+            batches=generate(pipe, prompts, range(len(prompts)), sampler)
         ),
     }
     seconds = measure(calls, options.rounds, 1)
@@ -82,7 +73,9 @@ def main() -> None:
     print(f"mean difference of a pixel: {difference:.4f} of 255")
     report = {
         "model": options.model, "images": options.images, "rounds": options.rounds,
-        "batch_size": default_batch_size(pipe), **how, "speed": speed,
+        "batch_size": default_batch_size(pipe),
+        "num_inference_steps": sampler.num_inference_steps,
+        "guidance_scale": sampler.guidance_scale, "precision": sampler.precision, "speed": speed,
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "mean_pixel_difference": difference,
     }  # fmt: skip

@@ -16,13 +16,11 @@ import torch
 from PIL import Image
 
 from unlearn.concepts.vocabulary import fill_template, vocabulary
-from unlearn.config.base_model import sampler_options
 from unlearn.config.compose import compose, embedded_concepts
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.parse import parse_config
 from unlearn.evaluation.intervals import Rate, rate
 from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.generation.sampling import generate
-from unlearn.models.pipeline import load_pipeline
 from unlearn.utils.paths import EMBEDDED
 
 FIRST_SEED = 2_000_000  # no training or evaluation image has it
@@ -60,7 +58,7 @@ def synonym_prompts() -> list[Prompt]:
 
 def concept_prompts(name: str) -> list[Prompt]:
     """`SEEDS` prompts for each target of a shipped concept."""
-    concept = build_run_concept(compose([f"concept={name}"]))
+    concept = parse_config(compose([f"concept={name}"])).concept
     words, rng = vocabulary(), random.Random(2)
     seen = words.templates["seen"]
     if concept.kind != "style":
@@ -85,14 +83,14 @@ def shares(prompts: list[Prompt], verdict: Verdict) -> tuple[Rate, Rate]:
 
 def main() -> None:
     """Draw, judge, print, and write."""
-    pipe, config = load_pipeline("emoji"), compose([])
-    sampler = sampler_options(config, config.evaluation.num_inference_steps)
+    config = parse_config(compose(["concept=panda"]))
+    pipe, sampler = config.base.load(), config.sampler(config.prompt_sets.num_inference_steps)
     judge, second = (Judge.load(EMBEDDED / "judges" / n) for n in ("judge", "second_judge"))
     rows: list[tuple[str, Rate, str]] = []
 
     def draw(prompts: list[Prompt], description: str) -> tuple[torch.Tensor, Verdict]:
         seeds = range(FIRST_SEED, FIRST_SEED + len(prompts))
-        images = generate(pipe, [p[0] for p in prompts], seeds, description=description, **sampler)
+        images = generate(pipe, [p[0] for p in prompts], seeds, sampler, description=description)
         return images, judge.judge(images)
 
     grid = grid_prompts()

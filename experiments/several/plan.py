@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-
 from experiments.table2.run import SMOKE, SMOKE_STEPS
-from unlearn.config.compose import compose, join_configs
 
 # shown instances and styles in turn; none is a development concept
 CONCEPTS = (
@@ -72,17 +69,11 @@ def missing(jobs: list[Job], rows: Path, runs: Path) -> list[Job]:
     return [job for job in jobs if job in wanted]
 
 
-def config_of(job: Job, scale: str, runs: Path) -> DictConfig:
-    """What `unlearn train` would compose for the run; `merged` lists the runs that one merges."""
-    if job.way == "merged":
-        config = join_configs([config_of(single, scale, runs) for single in job.needs])
-        config.merged = [str(runs / single.name) for single in job.needs]
-    else:
-        own = job.concepts[-1] if job.way == "sequential" else f"[{','.join(job.concepts)}]"
-        overrides = [f"concept={own}", "trainer.precision=auto", *DEFAULT]
-        overrides += [f"after={runs / before.name}" for before in job.needs]
-        config = compose([*overrides, *(SMOKE if scale == "smoke" else ())])
-    OmegaConf.update(config, "run_dir", str(runs / job.name))
+def overrides_of(job: Job, scale: str, runs: Path) -> list[str]:
+    """Those of `unlearn train` for a run that is not merged of others."""
+    own = job.concepts[-1] if job.way == "sequential" else f"[{','.join(job.concepts)}]"
+    overrides = [f"concept={own}", "trainer.precision=auto", *DEFAULT]
+    overrides += [f"after={runs / before.name}" for before in job.needs]
     if scale == "smoke":
-        config.steps, config.method.warmup_steps = SMOKE_STEPS, 2
-    return config
+        overrides += [*SMOKE, f"steps={SMOKE_STEPS}", "method.warmup_steps=2"]
+    return [*overrides, f"run_dir={runs / job.name}"]

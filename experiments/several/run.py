@@ -10,33 +10,38 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from experiments.command import end, positive
 from experiments.several.curve import render
-from experiments.several.plan import CONCEPTS, Job, config_of, jobs_of, missing
-from unlearn.config.saved import load_run
+from experiments.several.plan import CONCEPTS, Job, jobs_of, missing, overrides_of
+from unlearn.config.saved import WEIGHTS_FILE, load_run_config
 from unlearn.evaluation.evaluate import evaluate
-from unlearn.exports.merge import WEIGHTS_FILE, MergeOptions, merge_runs
-from unlearn.sweeps.pool import run_jobs
-from unlearn.training.run import train
+from unlearn.exports.merge import MergeOptions, merge_runs
+from unlearn.sweeps.jobs import train_overrides
+from unlearn.sweeps.pool import PoolJob, run_jobs
 from unlearn.utils.atomic import atomic_path
 
 HERE = Path(__file__).parent
 
 
-def perform(config: DictConfig) -> Path:
-    """A training run, or a merged model and its evaluation; returns the run directory."""
-    if "merged" not in config:
-        return train(config)
-    run = Path(config.run_dir)
+def merge_and_evaluate(parts: list[Path], run: Path) -> Path:
+    """Merge finished runs into one, evaluate it, and return its run directory."""
     if not (run / WEIGHTS_FILE).exists():
-        merge_runs([Path(folder) for folder in config.merged], run, MergeOptions())
-    evaluate(*load_run(str(run)))
+        merge_runs(parts, run, MergeOptions())
+    evaluate(load_run_config(run))
     return run
+
+
+def pool_job(job: Job, scale: str, runs: Path) -> PoolJob[Path]:
+    """A training run, or a merged model and its evaluation, for a process of its own."""
+    run = runs / job.name
+    if job.way == "merged":
+        parts = [runs / single.name for single in job.needs]
+        return PoolJob(run, partial(merge_and_evaluate, parts, run))
+    return PoolJob(run, partial(train_overrides, overrides_of(job, scale, runs)))
 
 
 def run_all(scale: str, workers: int, concepts: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
@@ -56,15 +61,15 @@ def run_all(scale: str, workers: int, concepts: tuple[str, ...]) -> tuple[Path, 
     errors: dict[str, str] = {}
     for _, group in groupby(todo, key=lambda job: job.rank):
         ready = [job for job in group if not any(lacks(n, runs) for n in job.needs)]
-        configs = {job.name: config_of(job, scale, runs) for job in ready}
-        errors |= run_jobs(configs, keep, workers, done, job=perform)
+        pooled = {job.name: pool_job(job, scale, runs) for job in ready}
+        errors |= run_jobs(pooled, keep, workers, done)
         done += len(ready)
     return results, errors
 
 
 def lacks(job: Job, runs: Path) -> bool:
     """Whether a run has no weights: it failed, and what needs it waits for the next call."""
-    return not (runs / job.name / "unlearned.safetensors").exists()
+    return not (runs / job.name / WEIGHTS_FILE).exists()
 
 
 def main() -> None:

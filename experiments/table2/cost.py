@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import astuple
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from omegaconf import DictConfig
 
 from experiments.command import positive
 from experiments.table2.flops import networks, passes
@@ -26,7 +25,7 @@ from experiments.table2.run import jobs_of
 from experiments.table2.sd14 import Call, config_of, read_plan
 from unlearn.concepts.prompts import evaluation_probes, relearn_prompts, training_pairs
 from unlearn.config.compose import compose
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.run_config import RunConfig
 from unlearn.data.training_data import RESCALED
 from unlearn.methods.registry import METHODS
 from unlearn.models.random_weights import SD1
@@ -38,10 +37,10 @@ BATCH = 32  # images a call of `generate`
 BASE = "the base model's images, drawn once"
 
 
-def training(config: DictConfig) -> float:
+def training(config: RunConfig) -> float:
     """Operations of a run's steps."""
-    forward, trained = METHODS[config.method.name].samples(config)
-    size = passes(config.method.name, config.method.get("trained"))
+    forward, trained = METHODS[config.method].samples(config.options, config.plan)
+    size = passes(config.method, getattr(config.options, "trained", None))
     return forward * size.forward + trained * size.trained
 
 
@@ -57,11 +56,11 @@ def image(calls: int, method: str | None = None) -> float:
     return calls * (3 if method == "sld" else 2) * unet + size.decode + 2 * size.text
 
 
-def encoding(config: DictConfig) -> float:
+def encoding(config: RunConfig) -> float:
     """Operations of the VAE's encoder and of the text encoder, on what a run trains on."""
     if not config.steps:
         return 0
-    concept, data, size = build_run_concept(config), config.data, networks()
+    concept, data, size = config.trained, config.data, networks()
     rescale = data.rescale and concept.kind != "style"
     images = (1 + data.flip) * (data.images * (1 + rescale) + data.relearn_images)
     texts = len(training_pairs(concept)) * (2 + len(RESCALED) * rescale)
@@ -125,14 +124,13 @@ def protocol_size(name: str, prompts: int) -> tuple[int, int]:
     evaluation = compose([f"evaluation={name}"], "evaluate").evaluation
     scheduler = SD1.build_scheduler()
     scheduler.set_timesteps(evaluation.num_inference_steps)
-    return len(evaluation.concepts) * prompts * evaluation.images_per_prompt, len(
-        scheduler.timesteps
-    )
+    images = len(evaluation.concepts) * prompts * evaluation.images_per_prompt
+    return images, len(scheduler.timesteps)
 
 
-def evaluation_of(config: DictConfig, plan: dict[str, Any], limit: int | None) -> Evaluation:
+def evaluation_of(config: RunConfig, plan: dict[str, Any], limit: int | None) -> Evaluation:
     """How a run of the plan is evaluated, with the first `limit` prompts of a protocol alone."""
-    concept, settings = build_run_concept(config), config.evaluation
+    concept, settings = config.trained, config.prompt_sets
     protocol = plan["protocols"][concept.kind]
     prompts = min(protocol["prompts"], limit or protocol["prompts"])
     judged = padded(len(evaluation_probes(concept)) * settings.images_per_prompt)
@@ -145,15 +143,15 @@ def padded(images: int) -> int:
     return BATCH * math.ceil(images / BATCH)
 
 
-def drawn(config: DictConfig, evaluation: Evaluation) -> dict[tuple[Any, ...], Cost]:
+def drawn(config: RunConfig, evaluation: Evaluation) -> dict[tuple[Any, ...], Cost]:
     """The base model's images that a run needs, by what names them in the cache."""
-    concept, data, cost = config.concept.name, config.data, evaluation.cost()
+    concept, data, cost = config.trained.name, config.data, evaluation.cost()
     images = {
         (concept, evaluation.steps): Cost(judging=cost.judging),
         (evaluation.protocol,): Cost(protocol=cost.protocol),
     }
     if config.steps:
-        key = (concept, config.seed, METHODS[config.method.name].images_of, *data.values())
+        key = (concept, config.seed, METHODS[config.method].images_of, *astuple(data))
         number = padded(data.images) + padded(data.relearn_images)
         images[key] = Cost(training=number * image(data.num_inference_steps))
     return images
@@ -168,7 +166,7 @@ def costs(plan: dict[str, Any], limit: int | None = None) -> dict[str, Cost]:
         evaluation = evaluation_of(config, plan, limit)
         own = Cost(runs=1, training=training(config) + encoding(config))
         label = plan["rows"][job.row]["label"]
-        rows[label] = rows[label].plus(own).plus(evaluation.cost(config.method.name))
+        rows[label] = rows[label].plus(own).plus(evaluation.cost(config.method))
         base |= drawn(config, evaluation)
     rows[BASE] = reduce(Cost.plus, base.values(), Cost())
     return {label: cost for label, cost in rows.items() if any(cost)}

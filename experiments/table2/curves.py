@@ -10,31 +10,39 @@ run again; results/curves.png is drawn from them.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig
 
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
 from experiments.table2.run import HERE, Job, overrides_of, read_rows
 from experiments.table2.tune import measures
 from unlearn.config.compose import compose
+from unlearn.config.saved import load_run_config
 from unlearn.evaluation.evaluate import evaluate
 from unlearn.evaluation.score import read_images
-from unlearn.sweeps.pool import run_jobs
-from unlearn.training.run import train
+from unlearn.sweeps.jobs import train_overrides
+from unlearn.sweeps.pool import PoolJob, run_jobs
 
 POINTS = 5  # of a run
 CURVES = HERE / "results" / "curves.csv"
 
 
-def train_and_evaluate(config: DictConfig) -> Path:
+def train_and_evaluate(overrides: list[str]) -> Path:
     """A run, and the evaluation of the weights that it kept; returns its directory."""
-    run = train(config)
+    run = train_overrides(overrides)
     for folder in kept(run):
-        evaluate(config, folder)
+        evaluate(load_run_config(folder))
     return run
+
+
+def pool_job(job: Job) -> PoolJob[Path]:
+    """A run that keeps its weights `POINTS` times, for a process of its own."""
+    runs = Path("runs") / "table2-curves"
+    overrides = overrides_of(job, "emoji", runs)
+    overrides.append(f"keep_every={compose(overrides).steps // POINTS}")
+    return PoolJob(runs / job.name, partial(train_and_evaluate, overrides))
 
 
 def kept(run: Path) -> list[Path]:
@@ -96,15 +104,11 @@ def main() -> None:
     rows = [(row, plan["rows"][row]["overrides"]) for row in plan["curves"]]
     jobs = {j.name: j for row, own in rows for t in targets for j in [Job(row, t, 0, own)]}
     done = {(p["row"], p["target"]) for p in read_lines(CURVES)}
-    configs = {}
-    for name, job in jobs.items():
-        if (job.row, job.concept) not in done:
-            configs[name] = compose(overrides_of(job, "emoji", Path("runs") / "table2-curves"))
-            configs[name].keep_every = configs[name].steps // POINTS
+    missing = {n: pool_job(j) for n, j in jobs.items() if (j.row, j.concept) not in done}
     CURVES.parent.mkdir(exist_ok=True)
     errors = run_jobs(
-        configs, lambda name, run: add_lines(CURVES, points_of(jobs[name], run)), options.workers,
-        len(jobs) - len(configs), job=train_and_evaluate,
+        missing, lambda name, run: add_lines(CURVES, points_of(jobs[name], run)), options.workers,
+        len(jobs) - len(missing),
     )  # fmt: skip
     points = read_lines(CURVES)
     draw(points, plan)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unlearn.methods.registry import METHODS, options_of
+from unlearn.methods.registry import METHODS
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.random_weights import SD1, TOKENS
 
@@ -75,11 +75,12 @@ def passes(
         trained: of ESD, "x" or "u".
         width, image_size: see `Architecture`.
     """
-    options: dict[str, Any] = {"trained": trained} if trained else {}
+    chosen: dict[str, Any] = {"trained": trained} if trained else {}
     with torch.device("meta"):
         unet = SD1.build_unet(width, image_size).eval()
         schedule = NoiseSchedule.of_alphas(torch.empty(1000))
-        weights = METHODS[method](unet, schedule, options_of(method)(**options)).weights
+        options = METHODS[method].Options(**chosen)
+        weights = METHODS[method](unet, schedule, options).weights
         inputs = unet_inputs(unet)
 
     def output() -> Tensor:

@@ -89,8 +89,9 @@ def overrides_of(job: Job, scale: str, runs: Path) -> list[str]:
     own += [*smaller, f"run_dir={runs / job.name}"]
     if scale == "smoke":
         config = compose(own)
-        own += [f"steps={SMOKE_STEPS}"] * bool(config.steps)
-        own += [f"method.{k}={v}" for k, v in SMOKE_METHOD.items() if k in config.method]
+        if config.steps:  # else it has other options of these names, or none
+            own += [f"steps={SMOKE_STEPS}"]
+            own += [f"method.{k}={v}" for k, v in SMOKE_METHOD.items() if k in config.method]
     return own
 
 

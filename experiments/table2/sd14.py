@@ -25,14 +25,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
-
 from experiments.command import end, positive
 from experiments.table2.published import protocol_of, render
 from experiments.table2.run import Job, jobs_of, read_rows
 from unlearn.concepts.vocabulary import vocabulary
 from unlearn.config.compose import compose
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
+from unlearn.config.run_config import RunConfig
 from unlearn.sweeps.pool import run_concurrently, visible_gpus
 
 HERE = Path(__file__).parent
@@ -80,7 +79,8 @@ def overrides_of(job: Job, plan: dict[str, Any], call: Call) -> list[str]:
     if call.random:
         config = compose(of_train([*chosen, *call.overrides]))
         chosen += [f"steps={small['steps']}"] * bool(config.steps)
-        chosen += [f"method.{k}={v}" for k, v in small["method"].items() if k in config.method]
+        own = small["trained" if config.steps else "at_inference"]
+        chosen += [f"method.{k}={v}" for k, v in own.items() if k in config.method]
     return [*chosen, *call.overrides, f"seed={job.seed}", f"run_dir={call.folder / job.name}"]
 
 
@@ -89,9 +89,13 @@ def of_train(overrides: list[str]) -> list[str]:
     return [o for o in overrides if not o.startswith("protocol.")]
 
 
-def config_of(job: Job, plan: dict[str, Any], call: Call) -> DictConfig:
-    """What `unlearn train` composes for the run."""
-    return compose(of_train(overrides_of(job, plan, call)))
+def config_of(job: Job, plan: dict[str, Any], call: Call) -> RunConfig:
+    """What `unlearn train` makes of the run's overrides.
+
+    Raises:
+        ValueError: see `parse_config`.
+    """
+    return parse_config(compose(of_train(overrides_of(job, plan, call))))
 
 
 def evaluation_of(job: Job, plan: dict[str, Any], call: Call) -> list[str]:
@@ -136,10 +140,10 @@ def check_jobs(jobs: list[Job], plan: dict[str, Any], call: Call) -> None:
     """Refuse, before anything runs, overrides that a row's first run could not take.
 
     Raises:
-        ValueError: see `check_config`.
+        ValueError: see `parse_config`.
     """
     for job in {job.row: job for job in reversed(jobs)}.values():
-        check_config(config_of(job, plan, call))
+        config_of(job, plan, call)
         compose(evaluation_of(job, plan, call), "evaluate")
 
 

@@ -12,6 +12,7 @@ unrelated prompts).
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,8 +23,8 @@ from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
 from unlearn.config.compose import compose
 from unlearn.evaluation.score import column_rate, read_images, score
-from unlearn.sweeps.pool import run_jobs
-from unlearn.training.run import train
+from unlearn.sweeps.jobs import train_overrides
+from unlearn.sweeps.pool import PoolJob, run_jobs
 
 HERE = Path(__file__).parent / "tuning"
 OUTCOME = HERE / "outcome.csv"
@@ -81,6 +82,13 @@ def keep(trial: dict[str, str], run: Path) -> None:
     add_lines(OUTCOME, [trial | {key: f"{value:.4f}" for key, value in found.items()}])
 
 
+def pool_job(name: str, trial: dict[str, str], common: list[str]) -> PoolJob[Path]:
+    """A trial's run, for a process of its own, with the overrides that all runs have."""
+    run = Path("runs") / "tuning" / name
+    own = [*common, *trial["overrides"].split(), f"run_dir={run}"]
+    return PoolJob(run, partial(train_overrides, [f"concept={trial['target']}", *own]))
+
+
 def main() -> None:
     """Run what is missing, and print each method's trials, the best first."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -99,14 +107,10 @@ def main() -> None:
         for name, t in trials.items()
         if (t["method"], t["trial"], t["target"], t["overrides"]) not in finished
     }
-    configs = {}
-    for name, t in missing.items():
-        run = f"run_dir=runs/tuning/{name}"
-        own = t["overrides"].split()
-        configs[name] = compose([f"concept={t['target']}", *grid["common"], *own, run])
+    jobs = {name: pool_job(name, trial, grid["common"]) for name, trial in missing.items()}
     errors = run_jobs(
-        configs, lambda name, run: keep(missing[name], run), options.workers,
-        len(trials) - len(missing), job=train,
+        jobs, lambda name, run: keep(missing[name], run), options.workers,
+        len(trials) - len(missing),
     )  # fmt: skip
     print("| method | kind | trial | score |\n|---|---|---|---|")
     for (method, kind), trials_of_kind in sorted(mean_scores(read_lines(OUTCOME)).items()):

@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from unlearn.methods.guidance import SLD
 
 from tests.helpers.console import SCRIPT, unlearn
 from unlearn.config.compose import compose

@@ -1,4 +1,4 @@
-"""`unlearn demo`: a page that draws a prompt with the base and the unlearned model."""
+"""Run `unlearn demo`: a page that draws a prompt with the base and the unlearned model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Draw = Callable[[str, int, int], list[Image.Image]]
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What `unlearn demo` takes as KEY=VALUE."""
+    """The options of `unlearn demo`."""
 
     port: int = option(7860, help="of the page; 0: a free one", at_least=0, at_most=2**16 - 1)
     host: str = option(
@@ -47,10 +47,11 @@ class DemoOptions:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Serve the page of the run that the command line names, until Ctrl-C.
+    """Serve a page of the run that the arguments name, until Ctrl-C.
 
     Raises:
-        ValueError: there is not one finished run, an option is not valid, or gradio is missing.
+        ValueError: the arguments do not name one finished run, an option is not valid, or gradio
+            is missing.
         OSError: the port is taken, or the host is not this machine's.
     """
 
@@ -68,13 +69,13 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def make_draw(config: ModelConfig) -> Draw:
-    """A function that draws a prompt: the base model's image, and the unlearned model's.
+    """Return a function that draws a prompt with the base model and with the unlearned model.
 
-    Its arguments are the prompt, the seed and the sampling steps; both images have the same noise.
-    It refuses a prompt that the model cannot read whole with a ValueError.
+    The function takes the prompt, the seed and the number of sampling steps. Both images begin at
+    the same noise. The function raises a ValueError for a prompt that the model cannot read whole.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
 
     Raises:
         ValueError: the run's weights do not fit its base model.
@@ -97,11 +98,11 @@ def make_draw(config: ModelConfig) -> Draw:
 
 
 def build_page(config: ModelConfig, draw: Draw) -> Blocks:
-    """The page; images of an unsafe concept are blurred until they are wanted.
+    """Return the page, where images of an unsafe concept are blurred until the user shows them.
 
     Args:
-        config: of the run.
-        draw: see `make_draw`.
+        config: the run's configuration.
+        draw: the function that `make_draw` returns.
     """
     import gradio as gr
 
@@ -144,7 +145,7 @@ def build_page(config: ModelConfig, draw: Draw) -> Blocks:
 
 
 def launch(page: Blocks, options: DemoOptions) -> None:
-    """Serve a page until Ctrl-C; the fonts are the system's, so nothing comes from elsewhere."""
+    """Serve a page until Ctrl-C, with the system's fonts, so that no other host is asked."""
     import gradio as gr
 
     address = page.launch(

@@ -10,7 +10,7 @@ USAGE = "usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [overrides]"
 
 
 def run(arguments: list[str]) -> None:
-    """Evaluate the models that the arguments name.
+    """Evaluate the runs, or the weights from elsewhere, that the arguments name.
 
     Raises:
         ValueError: there is no model, or a model or an override is not valid.

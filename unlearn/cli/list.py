@@ -17,7 +17,9 @@ WIDTH = 80
 
 
 def run(arguments: list[str]) -> None:
-    """Print the concepts, methods, models, protocols or words that there are; or all of them.
+    """Print the list that the arguments name, or all lists.
+
+    The lists are of concepts, methods, models, protocols and words.
 
     Raises:
         ValueError: there is no such list.

@@ -1,7 +1,8 @@
-"""Say what every key of the configuration means: one source for `unlearn config` and the docs."""
+"""Describe every key of the configuration, for `unlearn config` and for the documentation."""
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, fields
@@ -25,7 +26,7 @@ from unlearn.methods.registry import METHODS
 from unlearn.utils.checks import suggest
 from unlearn.utils.options import REQUIRED, allowed_values, default_of
 
-SECTIONS: dict[str, tuple[str, type]] = {  # by key: what the section is, and its schema
+SECTIONS: dict[str, tuple[str, type]] = {  # by key: the section's title, and its schema
     "": ("The run", RunOptions),
     "concept": ("What is forgotten", ConceptConfig),
     "anchor": ("What replaces it", AnchorConfig),
@@ -38,7 +39,7 @@ PLUGINS = {  # sections whose entries are classes
     "logger": "loggers beside metrics.csv, by name, each with the path of its class as _target_",
     "callbacks": "callbacks of Lightning, by name, each with the path of its class as _target_",
 }
-NAMES = {  # of a method
+NAMES = {  # the keys that the section of every method has
     "name": "the method",
     "recipe": "the file of conf/recipe with the method's settings, by model and kind of concept",
 }
@@ -46,14 +47,14 @@ NAMES = {  # of a method
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What there is to know of one key.
+    """The description of one key.
 
     Attributes:
-        key: with dots.
-        kind: its type.
-        default: what the composed configuration has; an interpolation as it stands there.
-        meaning: one line.
-        allowed: the allowed values, in words; "": any of the type.
+        key: the key, with dots between its parts.
+        kind: the type of its values.
+        default: the value in the composed configuration; an interpolation is not resolved.
+        meaning: one line that explains the key.
+        allowed: the allowed values, in words; "" where any value of the type is allowed.
     """
 
     key: str
@@ -69,7 +70,7 @@ class KeyInfo:
 
 
 def describe_keys(overrides: Sequence[str] = ()) -> list[KeyInfo]:
-    """Return every key of the configuration that the overrides compose.
+    """Return a description of every key of the configuration that the overrides compose.
 
     Raises:
         ValueError: an override is not valid.
@@ -93,7 +94,13 @@ def describe_keys(overrides: Sequence[str] = ()) -> list[KeyInfo]:
 
 
 def of_schema(section: str, schema: type, config: DictConfig | None = None) -> Iterator[KeyInfo]:
-    """Yield the keys of a section."""
+    """Yield a description of each key of a section.
+
+    Args:
+        section: the section's key; "" is the top of the configuration.
+        schema: the dataclass of the section.
+        config: the composed configuration, which the defaults are taken from; None: the schema's.
+    """
     hints = get_type_hints(schema)
     for each in fields(schema):
         key = f"{section}.{each.name}".lstrip(".")
@@ -105,7 +112,7 @@ def of_schema(section: str, schema: type, config: DictConfig | None = None) -> I
 
 
 def of_method(config: DictConfig) -> Iterator[KeyInfo]:
-    """Yield the keys of the section `method`, which are the chosen method's options."""
+    """Yield a description of each key of the section `method`: the chosen method's options."""
     for name, meaning in NAMES.items():
         value = OmegaConf.to_container(config.method)[name]  # type: ignore[call-overload, index]
         yield KeyInfo(f"method.{name}", "str", shown(value), meaning,
@@ -114,7 +121,10 @@ def of_method(config: DictConfig) -> Iterator[KeyInfo]:
 
 
 def own_choices(key: str) -> list[str]:
-    """Return the files of conf/ that a key's section may be; of `concept.name`, say."""
+    """Return a sentence with the choices of a key's group of conf/, or an empty list.
+
+    Only a key that names the choice has them, such as `concept.name`.
+    """
     section, _, name = key.partition(".")
     groups = {"model": "pretrained", "concept": "name", "anchor": "name"}
     if groups.get(section) != name:
@@ -123,7 +133,7 @@ def own_choices(key: str) -> list[str]:
 
 
 def default_in(config: DictConfig | None, key: str, each: Field[Any]) -> str:
-    """Return the default of a key: the composed configuration's, or else the option's own."""
+    """Return the default of a key: that of the composed configuration, or else the option's own."""
     raw: Any = OmegaConf.to_container(config) if config is not None else {}
     for part in key.split("."):
         raw = raw.get(part, REQUIRED) if isinstance(raw, dict) else REQUIRED
@@ -132,29 +142,31 @@ def default_in(config: DictConfig | None, key: str, each: Field[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as YAML has it in one line."""
+    """Return a value as YAML writes it in one line."""
     if value is None:
         return "null"
+    if value == "":
+        return '""'
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
 
 
 def type_name(hint: Any) -> str:
-    """Return a type as a reader of the field would write it."""
+    """Return the name of a type, such as "int or null"."""
     if get_origin(hint) in (Union, types.UnionType):
         names = [type_name(part) for part in get_args(hint) if part is not type(None)]
         return " or ".join([*names, "null"])
     if get_origin(hint):
-        return str(hint).replace("typing.", "")
+        return re.sub(r"\w+\.", "", str(hint))
     return "any" if hint is Any else str(hint.__name__)
 
 
 def find_keys(key: str, known: Sequence[KeyInfo]) -> list[KeyInfo]:
-    """Return a key, or all keys of a section.
+    """Return the description of a key, or those of all keys of a section.
 
     Raises:
-        ValueError: there is no such key; names the nearest.
+        ValueError: there is no such key. The message names the nearest.
     """
     found = [info for info in known if info.key == key or info.key.startswith(f"{key}.")]
     if not found:
@@ -166,7 +178,7 @@ def find_keys(key: str, known: Sequence[KeyInfo]) -> list[KeyInfo]:
 
 
 def markdown() -> str:
-    """Return the reference of every key, in Markdown tables by section."""
+    """Return the reference of every key in Markdown, a table for each section and method."""
     keys = describe_keys()
     parts = []
     for section, (title, _) in SECTIONS.items():
@@ -182,15 +194,20 @@ def markdown() -> str:
 
 
 def options_markdown(method: str) -> str:
-    """Return the options of a method as a Markdown table."""
-    return table(list(of_schema("method", METHODS[method].Options)))
+    """Return the options of a method as a Markdown table, with the defaults of its file in conf/.
+
+    A method without such a file has the defaults of its dataclass.
+    """
+    config = compose([f"method={method}"]) if method in group_choices("method") else None
+    return table(list(of_schema("method", METHODS[method].Options, config)))
 
 
 def table(keys: Sequence[KeyInfo]) -> str:
-    """Return keys as a Markdown table."""
+    """Return descriptions of keys as a Markdown table."""
     lines = ["| key | default | meaning | allowed |", "|---|---|---|---|"]
     for info in keys:
         allowed = "; ".join(filter(None, (info.kind, info.allowed)))
-        cells = (f"`{info.key}`", f"`{info.default}`", info.meaning, allowed)
+        meaning, allowed = (re.sub(r"([_*])", r"\\\1", text) for text in (info.meaning, allowed))
+        cells = (f"`{info.key}`", f"`{info.default}`", meaning, allowed)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Run `unlearn train`: Hydra composes and launches it, so that `-m` sweeps."""
+"""Run `unlearn train`, which Hydra composes and launches, so that `-m` sweeps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ from unlearn.utils.errors import RunError, refuse
 
 
 def train_composed(command_line: list[str], config: Any) -> None:
-    """Run what Hydra composed; `command_line` is that of the first process."""
-    sys.argv = command_line  # Lightning starts the other ranks of DDP with it
+    """Run one job of the configuration that Hydra composed.
+
+    Args:
+        command_line: `sys.argv` of the first process.
+        config: the configuration that Hydra composed.
+    """
+    sys.argv = command_line  # Lightning starts the other ranks of DDP by this command line
     given = list(HydraConfig.get().overrides.task)
     try:
         config = compose_job(config, given)
@@ -37,10 +42,10 @@ def train_composed(command_line: list[str], config: Any) -> None:
 
 
 def run(overrides: list[str]) -> None:
-    """Compose the overrides and launch the job, or with `-m` the jobs.
+    """Compose the overrides and launch the job, or with `-m` every job of the sweep.
 
     Raises:
-        ValueError: Hydra refuses an override.
+        ValueError: an override or a flag is not valid.
     """
     check_flags(overrides)
     if "--cfg" in overrides and split_concept_list([o for o in overrides if "=" in o])[0]:

@@ -1,1 +1,1 @@
-"""What is forgotten: concepts, anchors, and the prompts that name them."""
+"""Concepts to forget, their anchors, and the prompts that name them."""

@@ -1,4 +1,4 @@
-"""Concepts and anchors: what is forgotten and what replaces it, checked."""
+"""Check a concept and its anchor: what is forgotten, and what replaces it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unlearn.utils.options import option
 
 KINDS = ("instance", "style", "unsafe")
 NAME_PATTERN = re.compile(r"\w[\w .,'&()-]*")  # safe in a path, in Markdown and in HTML
+# candidates for a concept's default `unrelated`
 FAR_CONCEPTS = [
     "panda",
     "pizza",
@@ -34,7 +35,9 @@ class ConceptConfig:
 
     name: str = option(help="the concept's name, which names the run")
     kind: str = option(
-        "instance", help="unsafe: explicit content; often a group of objects", choices=KINDS
+        "instance",
+        help="the kind of concept; unsafe: explicit content, often a group",
+        choices=KINDS,
     )
     targets: list[str] | None = option(
         None, help="the words that unlearning trains on; null: the name"
@@ -63,8 +66,8 @@ class ConceptConfig:
 class AnchorConfig:
     """The section `anchor` of a configuration: a file of conf/anchor, or the command line.
 
-    For a style `words=[""]` is no style at all, which serves where prompts without a style never
-    show the target style.
+    For a style, `words=[""]` corrects the target style to no style at all. Use `words=[""]` where
+    prompts without a style never show the target style.
     """
 
     name: str = option(help="the anchor's name")
@@ -82,19 +85,21 @@ class AnchorConfig:
 class Concept:
     """A concept and its anchor, checked and with every default filled in.
 
+    Several concepts that are forgotten at once are one `Concept` too (see `join_concepts`).
+
     Attributes:
         kind: "instance", "style" or "unsafe".
-        name: names the run.
-        anchors: the anchor word of each target; for a style "" is no style at all.
-        synonyms: phrases for each target.
+        name: the concept's name, which names the run.
+        anchors: the anchor word of each target; for a style, "" is no style at all.
+        synonyms: phrases for each target, by target.
         seen: the templates that unlearning trains on.
-        unseen: templates that only the evaluation uses.
+        unseen: the templates that only the evaluation uses.
         related: neighbours that must survive, the anchors not among them.
         unrelated: far concepts that must survive and that no training prompt names.
-        pack: prompts with the anchor word; empty: the templates make them.
-        words: what the model knows; None: not known, so no name is checked.
-        parts: of several concepts as one, each of them (see `several.join`); empty: it is one.
-        others: what is forgotten beside it, of several concepts as one.
+        pack: prompts with the anchor word; empty where the templates make the prompts.
+        words: the model's vocabulary; None where it is not known, so that no name is checked.
+        parts: the joined concepts; empty for a single concept.
+        others: for one of several joined concepts, the rest of them.
     """
 
     kind: str
@@ -112,17 +117,17 @@ class Concept:
 
     @property
     def members(self) -> tuple[Concept, ...]:
-        """The concepts that it is made of, or itself alone."""
+        """The joined concepts, or a single concept itself."""
         return self.parts or (self,)
 
     @property
     def elsewhere(self) -> list[str]:
-        """What else is forgotten, by every name: no prompt of the concept holds it."""
+        """The targets and synonyms of the `others`, which no prompt of this concept may name."""
         return [n for o in self.others for t in o.targets for n in (t, *o.synonyms[t])]
 
     @property
     def safe_unrelated(self) -> list[str]:
-        """The far concepts that no training prompt of the others names either."""
+        """The far concepts that no training prompt of the `others` names either."""
         return [n for n in self.unrelated if all(n in o.unrelated for o in self.others)]
 
     @property
@@ -139,15 +144,16 @@ class Concept:
 def build_concept(
     concept: ConceptConfig, anchor: AnchorConfig, words: Vocabulary | None = None
 ) -> Concept:
-    """Check the two config sections, and fill in the defaults.
+    """Return the concept of the two config sections, checked and with the defaults filled in.
 
     Args:
         concept: the config section `concept`.
         anchor: the config section `anchor`.
-        words: the model's vocabulary, against which names are checked; None: any name goes.
+        words: the model's vocabulary, against which names are checked; None allows any name.
 
     Raises:
-        ValueError: a name, a template or a prompt pack is not valid; says which and why.
+        ValueError: a name, a template or a prompt pack is not valid; the message says which and
+            why.
     """
     check_choice("concept.kind", concept.kind, list(KINDS))
     by_style = concept.kind == "style"
@@ -175,6 +181,7 @@ def build_concept(
         family = [n for n in words.family(targets[0]) if n not in taken] if words else []
         related = family[:4]
     if unrelated is None:
+        # far concepts are of no family of a target or an anchor
         near = {m for n in taken if n and words and not by_style for m in words.family(n)}
         unrelated = [n for n in FAR_CONCEPTS if n not in {*taken, *near, *related}][:8]
     both = sorted({*targets} & {*anchors.values(), *related, *unrelated})
@@ -196,10 +203,10 @@ def build_concept(
 
 
 def pair_anchors(targets: list[str], anchor: AnchorConfig, by_style: bool) -> dict[str, str]:
-    """The anchor word of each target.
+    """Return the anchor word of each target, by target.
 
     Raises:
-        ValueError: the anchors are neither one nor one for each target, or one is empty.
+        ValueError: there is neither one anchor nor one for each target, or an anchor is empty.
     """
     words = [anchor.name] if anchor.words is None else anchor.words
     if len(words) not in (1, len(targets)):
@@ -213,34 +220,38 @@ def pair_anchors(targets: list[str], anchor: AnchorConfig, by_style: bool) -> di
 
 
 def check_words(key: str, words: Sequence[str]) -> None:
-    """Refuse words of which one is empty or stands twice.
+    """Refuse a list of words with an empty word or with a word that stands twice.
 
     Raises:
-        ValueError: names the key.
+        ValueError: the words are refused; the message names the key.
     """
     if not all(word.strip() for word in words) or len({*words}) < len(words):
         raise ValueError(f"{key}={list(words)}: an empty word, or one that stands twice")
 
 
 def check_names(key: str, values: Any, known: Sequence[str]) -> None:
-    """`check_choice` each value; an empty one stands for no style."""
+    """Refuse names that are not among the known ones; an empty name stands for no style.
+
+    Raises:
+        ValueError: a name is unknown; the message names the key and the nearest known names.
+    """
     for value in values:
         if value:
             check_choice(key, value, known)
 
 
 def resolve_templates(concept: ConceptConfig, by_style: bool) -> tuple[list[str], list[str]]:
-    """The seen and the unseen templates.
+    """Return the seen and the unseen templates.
 
-    The default for a style is the method's: 1/3 "{p}, in the style of {t}", 2/3 "in {t}'s style,
-    {p}".
+    The default for a style is DoCo's: 1/3 "{p}, in the style of {t}", 2/3 "in {t}'s style, {p}".
 
     Raises:
-        ValueError: there is no template, or one lacks a placeholder, has one that is not a word of
-            its own (so that nothing could find the target in the prompt), or is both seen and
-            unseen.
+        ValueError: there is no template, or a template is both seen and unseen. Or a template does
+            not hold each placeholder once, as a word of its own: a target inside a longer word
+            could not be found in the prompt.
     """
     words = vocabulary()
+    # the prefix stands twice, which makes the method's 2/3
     suffix, prefix = words.style_phrases["seen"]
     seen = [suffix, prefix, prefix] if by_style else list(words.templates["seen"])
     unseen = list((words.style_phrases if by_style else words.templates)["unseen"])
@@ -273,10 +284,11 @@ def resolve_templates(concept: ConceptConfig, by_style: bool) -> tuple[list[str]
 def resolve_synonyms(
     concept: ConceptConfig, targets: list[str], words: Vocabulary | None
 ) -> dict[str, list[str]]:
-    """The synonyms of each target; those of the vocabulary where the concept gives none.
+    """Return the synonyms of each target; the vocabulary's where the concept gives none.
 
     Raises:
-        ValueError: synonyms are given for a word that is no target, or contain their target.
+        ValueError: synonyms are given for a word that is no target, or a synonym contains its
+            target.
     """
     given = concept.synonyms
     if given is None:

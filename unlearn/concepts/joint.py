@@ -1,4 +1,4 @@
-"""Several concepts as one."""
+"""Join several concepts into one that a single run forgets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from unlearn.concepts.concept import Concept
 
 
 def join_concepts(parts: Sequence[Concept]) -> Concept:
-    """The concepts as one, each of which keeps what it is and knows of the others.
+    """Return several concepts as one, whose `parts` are the given concepts.
+
+    Each part stays as it is, save that its `others` hold the rest of the parts. One concept alone
+    is returned unchanged.
 
     Raises:
-        ValueError: two have the same name or target, or the target of one is the anchor of another.
+        ValueError: two concepts have the same name or target, or the target of one is the anchor of
+            another.
     """
     if len(parts) == 1:
         return parts[0]

@@ -1,4 +1,4 @@
-"""Prompt packs: one prompt a line, each with the anchor word exactly once."""
+"""Read prompt packs: files with one prompt a line, each with the anchor word exactly once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from unlearn.utils.paths import PROMPT_PACKS
 
 
 def read_pack(name: str | None, anchors: Mapping[str, str], needed: bool) -> list[str]:
-    """The prompts of the anchor's pack; none where the templates make them.
+    """Return the prompts of the anchor's pack; an empty list where the templates make the prompts.
 
     Args:
-        name: of a shipped pack, or the path of a file; None: there is no pack.
+        name: the name of a shipped pack, or the path of a file; None is no pack.
         anchors: the anchor word of each target.
-        needed: the templates cannot make the prompts.
+        needed: whether the templates cannot make the prompts.
 
     Raises:
-        ValueError: there is no such pack, or a prompt holds the anchor word not exactly once.
+        ValueError: there is no such pack, or a prompt holds the anchor word not exactly once. Or
+            the file holds no prompts, or is not text in UTF-8.
     """
     if name is None:
         if needed:
@@ -46,5 +47,5 @@ def read_pack(name: str | None, anchors: Mapping[str, str], needed: bool) -> lis
 
 
 def mentions(word: str, prompt: str) -> list[str]:
-    """Where `word` stands in `prompt` as a whole word."""
+    """Return the occurrences of `word` in `prompt` as a whole word, in upper or lower case."""
     return re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, flags=re.IGNORECASE)

@@ -1,6 +1,6 @@
-"""The prompts of a concept, or of several: to unlearn, to relearn, and the evaluation's four sets.
+"""Make the prompts of concepts: to unlearn, to relearn, and for the evaluation's four sets.
 
-Where several are forgotten, no prompt of one names what another forgets.
+Where several concepts are forgotten, no prompt of one names what another forgets.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ SEEN_PROBES = 24  # seen prompts that are evaluated, evenly spaced, where a pack
 
 
 def mentions_none(names: list[str]) -> Callable[[str], bool]:
-    """Whether a prompt holds none of the names, as a function of the prompt."""
+    """Return a function that tells whether a prompt holds none of the names as a whole word."""
     any_of = re.compile("|".join(rf"(?<!\w){re.escape(n)}(?!\w)" for n in names), re.IGNORECASE)
     return lambda prompt: not (names and any_of.search(prompt))
 
 
 def style_scenes(concept: Concept) -> list[str]:
-    """Prompts without a style, for a style concept: of the pack, or of the model's objects."""
+    """Return prompts without a style, to which a style concept's templates add one.
+
+    The prompts are the pack's, or else name the model's objects, the `unrelated` ones left out.
+    """
     if concept.pack or concept.words is None:
         return concept.pack
     seen = concept.words.templates["seen"]
@@ -36,10 +39,10 @@ def style_scenes(concept: Concept) -> list[str]:
 
 
 def training_pairs(concept: Concept) -> list[tuple[str, str]]:
-    """All (anchor prompt, target prompt) pairs that unlearning trains on.
+    """Return all (anchor prompt, target prompt) pairs that unlearning trains on.
 
-    Objects: the anchor word replaced by the target word. Styles: the seen templates in turn, on
-    the prompts of `style_scenes`. Of several concepts, those of each.
+    For an object, the target word replaces the anchor word. For a style, the seen templates are
+    applied in turn to the prompts of `style_scenes`. Several concepts have the pairs of each.
 
     Source: the data of DoCo (arXiv 2405.15304) and of its reference implementation.
     """
@@ -50,7 +53,7 @@ def training_pairs(concept: Concept) -> list[tuple[str, str]]:
 
 
 def member_pairs(concept: Concept) -> list[tuple[str, str]]:
-    """The pairs of one concept, whatever else is forgotten."""
+    """Return the training pairs of one concept, as if nothing else were forgotten."""
     pairs = []
     if concept.kind == "style":
         for number, scene in enumerate(style_scenes(concept)):
@@ -61,6 +64,7 @@ def member_pairs(concept: Concept) -> list[tuple[str, str]]:
         return pairs
     for target, anchor in concept.anchors.items():
         word = re.compile(rf"(?<!\w){re.escape(anchor)}(?!\w)", flags=re.IGNORECASE)
+        # a backslash in the target would read as a reference to a group
         pairs += [(p, word.sub(target.replace("\\", r"\\"), p)) for p in concept.pack]
         if not concept.pack:
             pairs += [(fill_template(s, anchor), fill_template(s, target)) for s in concept.seen]
@@ -68,10 +72,10 @@ def member_pairs(concept: Concept) -> list[tuple[str, str]]:
 
 
 def relearn_prompts(concept: Concept) -> list[str]:
-    """Prompts of what must survive: neighbours and, in turn, the rest of the vocabulary.
+    """Return prompts of what must survive: neighbours and, in turn, the rest of the vocabulary.
 
-    Holds no target and none of the `unrelated` concepts, which test what relearning never saw. Of
-    several concepts, the prompts of each.
+    The prompts hold no target. They hold none of the `unrelated` concepts, which test what
+    relearning never saw. Several concepts have the prompts of each.
     """
     if concept.parts:
         return [prompt for part in concept.parts for prompt in relearn_prompts(part)]
@@ -79,13 +83,19 @@ def relearn_prompts(concept: Concept) -> list[str]:
 
 
 def pairs_in_context(concept: Concept, contexts: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """`training_pairs` and `relearn_prompts`, each beside another relearn prompt.
+    """Return training pairs and relearn prompts, each beside another relearn prompt.
 
-    `contexts` pairs with it after them, and the same with it before them: the training pairs in
-    turn, or evenly spaced where they are more, and the relearn prompts evenly spaced.
+    There are `contexts` pairs with the relearn prompt after them, and the same pairs with the
+    relearn prompt before them. The pairs are those of `training_pairs` in turn, or evenly spaced
+    where there are more than `contexts`. The relearn prompts beside the pairs are evenly spaced.
+
+    Args:
+        concept: one concept, or several as one.
+        contexts: half the number of pairs.
 
     Returns:
-        The pairs, and the relearn prompts, as many as there are; empty where `contexts` is 0.
+        The pairs, and as many relearn prompts as `relearn_prompts` has, each followed by another.
+        Both are empty where `contexts` is 0.
     """
     if not contexts:
         return [], []
@@ -103,7 +113,7 @@ def pairs_in_context(concept: Concept, contexts: int) -> tuple[list[tuple[str, s
 
 
 def member_relearn_prompts(concept: Concept) -> list[str]:
-    """The relearn prompts of one concept, whatever else is forgotten."""
+    """Return the relearn prompts of one concept, as if nothing else were forgotten."""
     words = vocabulary()
     plain_templates = words.templates["seen"]
     by_style = concept.kind == "style"
@@ -135,15 +145,15 @@ def member_relearn_prompts(concept: Concept) -> list[str]:
 def proportional_order(
     concept: Concept, prompts: Callable[[Concept], list[Any]], images: int
 ) -> list[int]:
-    """The number of the prompt that each image is drawn from.
+    """Return the number of the prompt that each image is drawn from.
 
-    One concept's prompts: in turn. Of several: an image for each concept in turn, each concept's
-    evenly spaced over its prompts where it has more of them.
+    The prompts of one concept are taken in turn. Several concepts get an image each in turn. A
+    concept with more prompts than images has its images evenly spaced over its prompts.
 
     Args:
-        concept: one or several.
-        prompts: gives those of a concept; of several, one concept's after another's.
-        images: how many images there are.
+        concept: one concept, or several as one.
+        prompts: gives a concept's prompts; for several, one concept's after another's.
+        images: the number of images.
     """
     sizes = [len(prompts(part)) for part in concept.members]
     if len(sizes) == 1:
@@ -157,7 +167,7 @@ def proportional_order(
 
 
 def all_prompts(concept: Concept) -> set[str]:
-    """Every prompt that a run uses."""
+    """Return every prompt that a run uses."""
     pairs = {prompt for pair in training_pairs(concept) for prompt in pair}
     return pairs | {*relearn_prompts(concept)} | {p.prompt for p in evaluation_probes(concept)}
 
@@ -173,16 +183,16 @@ class Probe:
 
 
 def evaluation_probes(concept: Concept) -> list[Probe]:
-    """The prompts of the four sets: seen target, unseen target, related, unrelated."""
+    """Return the prompts of the four sets: seen target, unseen target, related, unrelated."""
     return [probe for part in concept.members for _, probe in numbered_probes(part)]
 
 
 def numbered_probes(concept: Concept) -> list[tuple[int, Probe]]:
-    """The prompts of one concept's sets, numbered as if nothing else were forgotten.
+    """Return the evaluation prompts of one concept, numbered as if nothing else were forgotten.
 
-    So a prompt keeps its number, and with it its noise, whatever is forgotten beside the concept.
-    Then prompts that name what else is forgotten fall away, and unrelated ones of what the others
-    train on.
+    The number decides a prompt's noise, which is therefore the same whatever is forgotten beside
+    the concept. Then two kinds of prompts are left out: those that name what the `others` forget,
+    and unrelated ones whose object the `others` train on.
     """
     by_style = concept.kind == "style"
     probes = style_probes(concept) if by_style else object_probes(concept)
@@ -195,10 +205,10 @@ def numbered_probes(concept: Concept) -> list[tuple[int, Probe]]:
 
 
 def check_prompts(concept: Concept) -> None:
-    """Refuse concepts that have no prompts, or whose unseen ones are trained on.
+    """Refuse a concept that has no prompts, or whose unseen prompts are trained on.
 
     Raises:
-        ValueError: names the concept, and what it lacks.
+        ValueError: the concept is refused; the message names the concept and what it lacks.
     """
     for part in concept.members:
         trained = {prompt for pair in training_pairs(part) for prompt in pair}
@@ -219,7 +229,10 @@ def check_prompts(concept: Concept) -> None:
 
 
 def object_probes(concept: Concept) -> list[Probe]:
-    """Unseen: templates, synonyms, backgrounds and styles that unlearning never saw."""
+    """Return the evaluation prompts of an object concept.
+
+    The unseen prompts use templates, synonyms, backgrounds and styles that unlearning never saw.
+    """
     words = vocabulary()
     seen, unseen = words.templates["seen"], concept.unseen
     phrases = words.style_phrases["unseen"]
@@ -230,6 +243,7 @@ def object_probes(concept: Concept) -> list[Probe]:
         spaced = trained[:: math.ceil(len(trained) / SEEN_PROBES)]
         probes += [Probe("seen_target", p, t) for p in spaced]
         probes += [Probe("unseen_target", fill_template(s, t), t) for s in unseen]
+        # each synonym takes every fourth template, from another start
         for i, synonym in enumerate(concept.synonyms[t]):
             probes += [Probe("unseen_target", fill_template(s, synonym), t) for s in unseen[i::4]]
         for i, colour in enumerate(words.backgrounds):
@@ -252,9 +266,11 @@ def object_probes(concept: Concept) -> list[Probe]:
 
 
 def style_probes(concept: Concept) -> list[Probe]:
-    """The target styles on objects that unlearning never saw, and those objects without them.
+    """Return the evaluation prompts of a style concept.
 
-    A synonym is a phrase such as "the painter of Guernica", so it stands last.
+    The prompts ask for the target styles on objects that unlearning never saw, for neighbouring
+    styles on those objects, and for those objects without a style. A synonym is a phrase such as
+    "the painter of Guernica", which reads well only at the end of a prompt.
     """
     words = vocabulary()
     last = words.style_phrases["seen"][0]

@@ -1,4 +1,4 @@
-"""What the embedded model knows: objects, synonyms, styles, backgrounds and prompt templates."""
+"""Read what the embedded model knows: objects, synonyms, styles, backgrounds and templates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The embedded model's whole world, in the order of the judges' classes."""
+    """All that the embedded model knows, in the order of the judges' classes."""
 
     objects: dict[str, Object]
     styles: tuple[str, ...]
@@ -34,11 +34,11 @@ class Vocabulary:
 
     @property
     def names(self) -> list[str]:
-        """Object names; the index is the judges' object class."""
+        """The object names; the index of a name is the judges' object class."""
         return list(self.objects)
 
     def family(self, name: str) -> list[str]:
-        """The other objects of an object's family, or the other styles: a name's neighbours."""
+        """Return a name's neighbours: the other objects of its family, or the other styles."""
         if name in self.styles:
             return [s for s in self.styles if s != name]
         own = self.objects[name].family
@@ -47,7 +47,7 @@ class Vocabulary:
 
 @cache
 def vocabulary(path: Path = EMBEDDED / "vocabulary.yaml") -> Vocabulary:
-    """The vocabulary stored at `path` (by default, the embedded model's)."""
+    """Return the vocabulary stored at `path` (by default, the embedded model's)."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     return Vocabulary(
         objects={
@@ -63,7 +63,7 @@ def vocabulary(path: Path = EMBEDDED / "vocabulary.yaml") -> Vocabulary:
 
 
 def fill_template(template: str, noun: str) -> str:
-    """`template` with its `{}` replaced by `noun`, and "a" before it turned to "an" at need."""
+    """Return `template` with `noun` in place of its `{}`, and "an" for the "a" before a vowel."""
     if re.match(r"[aeio]|u(?!ni)", noun, re.IGNORECASE):
         template = re.sub(r"\ba \{\}", "an {}", template)
     return template.format(noun)

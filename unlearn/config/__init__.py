@@ -1,1 +1,1 @@
-"""From an override to a checked, typed run."""
+"""Turn command-line overrides into a checked, typed run."""

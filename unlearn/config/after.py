@@ -1,4 +1,4 @@
-"""Go on from the weights of an earlier run."""
+"""Find out what an earlier run forgot, for a run that starts from its weights."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from unlearn.methods.registry import METHODS
 def read_earlier_concepts(
     after: str, base: str, run_dir: Path, method: str
 ) -> list[dict[str, Any]]:
-    """Return the sections of what the run that `after` names forgot, and of those before it.
+    """Return the config sections of every concept that an earlier run's weights forget.
+
+    The list begins with the concepts that runs before the earlier run forgot.
 
     Args:
-        after: the earlier run.
-        base: the name of the base model of the run that starts from its weights.
-        run_dir: of that run.
-        method: the name of that run's method.
+        after: the value of the key `after`, which names the earlier run.
+        base: the name of the new run's base model.
+        run_dir: the new run's directory.
+        method: the name of the new run's method.
 
     Raises:
-        ValueError: `after` names no finished run, one of another base model, the run itself, or one
-            that acts at inference.
+        ValueError: `after` names no finished run, a run of another base model, or the new run
+            itself; or the method of one of the two runs acts at inference.
     """
     folder = earlier_run_dir(after)
     before, config = read_run_config(folder), load_run_config(folder)
@@ -40,7 +42,7 @@ def read_earlier_concepts(
     if folder.resolve() == run_dir.resolve():
         raise ValueError(f"run_dir={run_dir}: the run that `after` names; choose another")
     for name in (config.method, method):
-        kind = METHODS.get(name or "", UnlearningModule)  # a merge is none
+        kind = METHODS.get(name or "", UnlearningModule)  # a merged model names no method
         if kind.install is not UnlearningModule.install:
             raise ValueError(
                 f"after={after}: method.name={name!r} acts at inference, so no weights "

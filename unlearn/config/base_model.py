@@ -1,4 +1,4 @@
-"""Name a base model, and the precision that it runs in."""
+"""Name a base model, and resolve the precision that a run computes in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlearn.models.pipeline import load_pipeline
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model that can be loaded: arguments of `load_pipeline`."""
+    """A base model that can be loaded, as the arguments of `load_pipeline`."""
 
     pretrained: str
     config: str | None = None
@@ -30,14 +30,17 @@ class BaseModel:
 
     @property
     def name(self) -> str:
-        """The model's name; one of random weights is not to be taken for the model itself."""
+        """The model's name, with a prefix where the weights are random.
+
+        The prefix keeps a model of random weights from being taken for the published model.
+        """
         return f"random:{self.pretrained}" if self.random_weights else self.pretrained
 
     def load(self) -> DiffusionPipeline:
         """Load the frozen fp32 pipeline.
 
         Raises:
-            ValueError: see `load_pipeline`.
+            ValueError: the pipeline cannot be loaded; see `load_pipeline`.
         """
         return load_pipeline(
             self.pretrained,
@@ -49,10 +52,12 @@ class BaseModel:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """Return Lightning's precision; "auto" is bf16 where the machine has it natively, else fp32.
+    """Return the precision for Lightning's Trainer.
+
+    "auto" becomes bf16 where the machine computes bf16 natively, else fp32.
 
     Raises:
-        ValueError: the precision is another; of fp16, says why.
+        ValueError: the precision is not in `PRECISIONS`; for fp16 the message says why.
     """
     if "16" in precision and "bf16" not in precision:
         raise ValueError(

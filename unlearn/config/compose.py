@@ -17,20 +17,29 @@ from unlearn.config.overrides import hydra_errors_as_value_errors
 from unlearn.config.saved import earlier_run_dir
 from unlearn.config.search_path import conf_dir, group_choices, search_path_override
 
-OmegaConf.register_new_resolver(  # of `run_dir` in conf/train.yaml
+OmegaConf.register_new_resolver(  # conf/train.yaml uses it in `run_dir`
     "then", lambda after: f"{earlier_run_dir(after).name}-then-" if after else "", replace=True
 )
 
 
 @cache
 def embedded_concepts() -> list[str]:
-    """The concepts of the embedded model: those whose anchor has no prompt pack."""
+    """Return the names of the embedded model's concepts.
+
+    They are the concepts whose anchor has no prompt pack.
+    """
     names = [name for name in group_choices("concept") if name != "custom"]
     return [n for n in names if compose([f"concept={n}"]).anchor.prompts is None]
 
 
 def compose(overrides: list[str], root: str = "train") -> DictConfig:
-    """The config that the command line would compose; `concept=[a,b]` is one of both concepts.
+    """Return the configuration that the command line would compose from the overrides.
+
+    The override `concept=[a,b]` gives one configuration for both concepts.
+
+    Args:
+        overrides: as on the command line.
+        root: the name of a file at the top of conf/.
 
     Raises:
         ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and `check_same_form`.
@@ -50,10 +59,12 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
 
 
 def split_concept_list(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The names of `concept=[a,b]`, and the other overrides; without such a list, no names.
+    """Split overrides into the names of `concept=[a,b]` and the other overrides.
+
+    Without such a list, return no names and all overrides.
 
     Raises:
-        ValueError: the list is empty, or another override is of the concept or the anchor.
+        ValueError: the list is empty, or another override changes the concept or the anchor.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     lists = [o.value() for o in parsed if o.key_or_group == "concept"]
@@ -73,11 +84,15 @@ def split_concept_list(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def join_configs(configs: Sequence[DictConfig]) -> dict[str, Any]:
-    """Return one configuration for the concepts of several, in containers, not resolved.
+    """Return one configuration for several concepts, as unresolved plain containers.
 
-    It is that of most steps, the first of equals: settings that were chosen together stay
-    together. Its `concept.kind` is the kind whose settings they are; `concepts` holds the sections
-    of every concept.
+    Args:
+        configs: one composed configuration a concept.
+
+    Returns:
+        The configuration with the most steps, the first of equals, so that settings which were
+        chosen together stay together. Its `concept.kind` is the kind whose settings it has. Its
+        `concepts` holds the sections of every concept.
     """
     longest: Any = max(configs, key=lambda c: c.get("steps") or 0)
     joint: dict[str, Any] = OmegaConf.to_container(longest)  # type: ignore[assignment]
@@ -96,7 +111,8 @@ def check_same_form(configs: Sequence[DictConfig]) -> None:
     """Refuse concepts whose kinds want another form of the method, not only other numbers.
 
     Raises:
-        ValueError: names the option, and what each concept's kind would have.
+        ValueError: an option of the method that is text differs; names the option, and its value
+            for each concept.
     """
     for key in configs[0].get("method") or {}:
         values = {c.concept.name: c.method[key] for c in configs}

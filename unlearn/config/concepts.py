@@ -1,4 +1,4 @@
-"""Build the concepts that a configuration names."""
+"""Build the concepts that a configuration describes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from unlearn.config.sections import parse_section, to_container
 
 
 class ConceptSections(NamedTuple):
-    """The sections `concept` and `anchor` of one concept that a model forgets."""
+    """The config sections `concept` and `anchor` of one concept that a model forgets."""
 
     concept: ConceptConfig
     anchor: AnchorConfig
 
     @property
     def anchors(self) -> dict[str, str]:
-        """The anchor word of each target; "" is no style."""
+        """The anchor word of each target; "" stands for no style."""
         targets = self.concept.targets or [self.concept.name]
         return pair_anchors(targets, self.anchor, self.concept.kind == "style")
 
@@ -36,7 +36,7 @@ def trained_sections(config: DictConfig) -> list[dict[str, Any]]:
     """Return the sections `concept` and `anchor` of each concept that a run trains on.
 
     Raises:
-        ValueError: no concept, or no anchor, is chosen.
+        ValueError: no concept or no anchor is chosen.
     """
     if "concepts" in config:
         return list(to_container(config.concepts))
@@ -50,15 +50,18 @@ def trained_sections(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def earlier_sections(config: DictConfig) -> list[dict[str, Any]]:
-    """Return those sections of what earlier runs forgot, whose weights the run starts from."""
+    """Return the sections `concept` and `anchor` of each concept that earlier runs forgot.
+
+    Only a run that starts from the weights of an earlier run has any.
+    """
     return list(to_container(config.get("earlier") or []))
 
 
 def parse_concept(sections: dict[str, Any]) -> ConceptSections:
-    """Return the two sections as typed objects.
+    """Return the sections `concept` and `anchor` as typed objects.
 
     Raises:
-        ValueError: see `parse_section`.
+        ValueError: a value is not allowed; see `parse_section`.
     """
     return ConceptSections(
         parse_section(sections["concept"], "concept", ConceptConfig),
@@ -67,14 +70,15 @@ def parse_concept(sections: dict[str, Any]) -> ConceptSections:
 
 
 def build_concepts(sections: Sequence[ConceptSections], known: str | None) -> Concept:
-    """Return the concepts as one, checked against what the model knows.
+    """Return several concepts as one joint concept, checked against the model's vocabulary.
 
     Args:
-        sections: of each concept.
+        sections: the sections of each concept.
         known: the model's vocabulary, "emoji", or None where names are not checked.
 
     Raises:
-        ValueError: see `build_concept` and `join_concepts`; or there is no such vocabulary.
+        ValueError: there is no such vocabulary, or a concept is not valid; see `build_concept` and
+            `join_concepts`.
     """
     if known not in (None, "emoji"):
         raise ValueError(f"model.vocabulary={known!r}: allowed are 'emoji' and null")

@@ -1,4 +1,4 @@
-"""Compose what an evaluation of one model is: its configuration, and overrides."""
+"""Compose the configuration of an evaluation of one model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from unlearn.config.saved import WEIGHTS_FILE, parse_model_config, read_run_conf
 from unlearn.config.sections import to_container
 from unlearn.weights.delta import check_base
 
-OF_TRAINER = r"trainer\.(accelerator|precision)=.*"  # overrides that decide how images are drawn
-OF_A_RUN = {  # overrides that a run directory takes, with a protocol chosen or not
+OF_TRAINER = r"trainer\.(accelerator|precision)=.*"  # overrides that change images
+OF_A_RUN = {  # overrides that a run directory takes; True: the override `evaluation=` is among them
     True: rf"[+~]{{0,2}}evaluation[.=].+|{OF_TRAINER}",
     False: rf"evaluation\.[^=]+=.*|sampling_batch_size=.*|{OF_TRAINER}",
 }
@@ -27,9 +27,9 @@ class EvaluationRequest(NamedTuple):
     """One model to evaluate.
 
     Attributes:
-        config: of the model; the results lie in its folder.
-        external_weights: weights from elsewhere; None: the run's.
-        protocol: the section of a published protocol; None: the four prompt sets.
+        config: the model's configuration; the results go to its folder.
+        external_weights: weights made outside this package; None: the run's own weights.
+        protocol: the config section of a published protocol; None: the four prompt sets.
     """
 
     config: ModelConfig
@@ -38,14 +38,14 @@ class EvaluationRequest(NamedTuple):
 
 
 def parse_evaluation(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
-    """Return the evaluation of the model at a path: a run, or weights from elsewhere.
+    """Return the evaluation of the model at a path: a run, or weights made outside this package.
 
     Args:
         path: a run directory, a weights file or a diffusers folder.
-        overrides: of conf/evaluate.yaml; a run directory brings a configuration of its own.
+        overrides: of conf/evaluate.yaml, or of the config.yaml of a run directory.
 
     Raises:
-        ValueError: the path is neither, or an override is not valid.
+        ValueError: the path does not exist, or an override is not valid.
     """
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
@@ -58,10 +58,10 @@ def parse_evaluation(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
 
 
 def of_run(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
-    """Return the evaluation of a finished run, with what the overrides change of it.
+    """Return the evaluation of a finished run, with its configuration changed by the overrides.
 
     Raises:
-        ValueError: there is no finished run, or an override is not one that a run takes.
+        ValueError: the folder holds no finished run, or an override is not allowed for a run.
     """
     chosen = any(o.startswith("evaluation=") for o in overrides)
     for override in overrides:
@@ -76,7 +76,7 @@ def of_run(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
     if chosen:
         own = [o for o in overrides if o.startswith("trainer.")]
         config.evaluation = compose_evaluation([o for o in overrides if o not in own]).evaluation
-        config.trainer.precision = "32-true"  # as publications draw, unless another is asked for
+        config.trainer.precision = "32-true"  # the publications' precision
     OmegaConf.set_struct(config, True)
     with hydra_errors_as_value_errors(own):
         config.merge_with_dotlist(own)
@@ -86,10 +86,10 @@ def of_run(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
 
 
 def of_external_weights(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
-    """Return the evaluation of weights from elsewhere, whose configuration is the overrides'.
+    """Return the evaluation of external weights, configured by the overrides alone.
 
     Raises:
-        ValueError: an override is not valid, or there is no concept.
+        ValueError: an override is not valid, or no concept is chosen.
     """
     for override in overrides:
         if re.match(r"[+~]{0,2}trainer\.", override) and not re.fullmatch(OF_TRAINER, override):
@@ -103,20 +103,20 @@ def of_external_weights(path: Path, overrides: Sequence[str]) -> EvaluationReque
 
 
 def protocol_section(config: DictConfig, model: ModelConfig) -> dict[str, Any] | None:
-    """Return the section of a published protocol, or None for the four prompt sets."""
+    """Return the config section of a published protocol, or None for the four prompt sets."""
     return None if model.evaluation is not None else dict(to_container(config.evaluation))
 
 
 def default_folder(path: Path) -> Path:
-    """Return where results of weights from elsewhere lie: named after the file and its folder."""
+    """Return the default result folder of external weights, named after the file and its parent."""
     whole = path.resolve()
     return Path("runs") / f"evaluate-{whole.parent.name}-{whole.stem}"
 
 
 def compose_evaluation(overrides: Sequence[str]) -> DictConfig:
-    """Return conf/evaluate.yaml with overrides, interpolations resolved.
+    """Return conf/evaluate.yaml with the overrides applied and interpolations resolved.
 
     Raises:
-        ValueError: there is no such file or key.
+        ValueError: an override names a file or a key that does not exist.
     """
     return OmegaConf.create(to_container(compose(list(overrides), "evaluate")))

@@ -1,4 +1,4 @@
-"""Compose the jobs of a sweep, and check them before the first begins."""
+"""Compose the jobs of a sweep, and check all of them before the first begins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from unlearn.utils.credentials import check_secrets
 
 
 def compose_job(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return what Hydra composed; of `concept=[a,b]`, whose files it merged, a config of both."""
+    """Return the configuration of a job that Hydra composed.
+
+    Hydra merges the files of `concept=[a,b]`. Such a job is composed again, for both concepts.
+    """
     if not split_concept_list(overrides)[0]:
         return config
     GlobalHydra.instance().clear()
@@ -28,7 +31,7 @@ def read_jobs(path: Path) -> list[list[str]]:
     """Return the jobs of a YAML file, each a list of overrides.
 
     Raises:
-        ValueError: the file is missing, or holds something else.
+        ValueError: the file is missing, or holds anything but a list of lists of overrides.
     """
     key = f"hydra.sweeper.jobs={str(path)!r}"
     try:
@@ -42,20 +45,20 @@ def read_jobs(path: Path) -> list[list[str]]:
 
 
 def check_jobs(configs: Iterable[DictConfig]) -> list[Path]:
-    """Return the run directories of jobs, which can be one sweep.
+    """Check that jobs can run in one sweep, and return their run directories.
 
     Args:
-        configs: each is checked before the next is composed, while Hydra knows it.
+        configs: each is checked before the next is composed, while Hydra's global state is its own.
 
     Raises:
         ValueError: a job has no concept, several devices, a secret in its configuration, or the run
-            directory of another.
+            directory of another job.
     """
     runs: list[Path] = []
     for config in configs:
         trained_sections(config)
         check_sweep(to_container(config.trainer))
-        check_secrets(to_container(config))  # before a folder, or error.txt, could hold one
+        check_secrets(to_container(config))  # before one is written to a folder or to error.txt
         run = Path(str(config.run_dir))
         if run in runs:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What Hydra refuses, said in one line that names the override and what is near it."""
+"""Explain in one line what Hydra refuses, with the override and valid names near it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ from unlearn.utils.checks import check_choice, suggest, unknown_key_message
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths and overrides: what holds "=" or begins with "~", unless it is there, is no path."""
+    """Split command-line arguments into paths and overrides.
+
+    An argument that holds "=" or begins with "~" is an override, unless a file of that name exists.
+    """
     paths = [a for a in arguments if Path(a).exists() or not ("=" in a or a.startswith("~"))]
     return paths, [a for a in arguments if a not in paths]
 
 
-FLAGS = (  # of Hydra; not --experimental-rerun, which runs what a pickle says
+FLAGS = (  # Hydra's options, without --experimental-rerun, which runs code from a pickle
     "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"
 )  # fmt: skip
 
 
 def check_flags(arguments: Iterable[str]) -> None:
-    """Refuse options that are not in `FLAGS`.
+    """Refuse command-line options that are not in `FLAGS`.
 
     Raises:
-        ValueError: names it.
+        ValueError: names the option.
     """
     for argument in arguments:
         if argument.startswith("-"):
@@ -44,13 +47,13 @@ def check_flags(arguments: Iterable[str]) -> None:
 
 @contextmanager
 def hydra_errors_as_value_errors(overrides: Sequence[str]) -> Iterator[None]:
-    """Inside, an error of Hydra, of OmegaConf or in a file of conf/ becomes a `ValueError`.
+    """Turn errors of Hydra, OmegaConf and YAML files inside the context into a `ValueError`.
 
     Args:
-        overrides: of the command line.
+        overrides: those of the command line, which the message quotes.
 
     Raises:
-        ValueError: see above; one line.
+        ValueError: such an error occurred; the message is one line of `explain_hydra_error`.
     """
     try:
         yield
@@ -59,7 +62,7 @@ def hydra_errors_as_value_errors(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
-    """One line: what is wrong with which override, and the nearest names that are valid."""
+    """Return one line that says what is wrong with which override, and suggests valid names."""
     if isinstance(error, OverrideParseException):
         reason = one_line(error.message.partition("See https")[0])
         return f"{error.override}: not of the form KEY=VALUE ({reason})"
@@ -79,11 +82,11 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def override_value(key: str, overrides: Sequence[str]) -> str:
-    """What the overrides give a key."""
+    """Return the value that the overrides give a key, or "" where they do not name the key."""
     given = (override.partition("=") for override in overrides)
     return next((value for name, _, value in given if name.lstrip("+~") == key), "")
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks."""
+    """Return a text on one line, with single spaces between its words."""
     return " ".join(text.split())

@@ -1,7 +1,8 @@
-"""Check a composed configuration, and build the one object that a run is made from."""
+"""Check a composed configuration, and build the typed object that a run is made from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,16 @@ SECTIONS = (
     "concept", "anchor", "model", "method", "data", "trainer", "logger", "callbacks", "evaluation"
 )  # fmt: skip
 IMAGES_EVERY = 250  # steps between pictures, with a logger that shows images
-NOT_SAVED = ("resume", "dry_run")  # how this call treats the run
+NOT_SAVED = ("resume", "dry_run")  # keys that concern one call, not the run
 
 
 def parse_config(config: DictConfig) -> RunConfig:
     """Return the run that a composed configuration describes; nothing is loaded or written.
 
-    Every section becomes what its schema makes of it: "8" becomes an 8, where an int belongs.
+    Every value is converted to the type that its schema declares: "8" becomes the integer 8.
 
     Raises:
-        ValueError: the run could not be made; names the key, the value and what is allowed.
+        ValueError: a value is not allowed; names the key, the value and what is allowed.
     """
     top = [each.name for each in fields(RunOptions)]
     check_keys(config, [*SECTIONS, *top])
@@ -46,26 +47,26 @@ def parse_config(config: DictConfig) -> RunConfig:
     vocabulary = config.model.get("vocabulary")
     trained = build_concepts(concepts, vocabulary)
     method = find_method(config.method.name)
-    if OmegaConf.is_interpolation(config, "steps"):  # else the method may do without a recipe
+    if OmegaConf.is_interpolation(config, "steps"):  # with steps=N a method may need none
         find_recipe(config.model.recipes, config.method.recipe)
-    model = parse_section(config.model, "model", ModelOptions)
-    data = parse_section(config.data, "data", DataOptions)
-    evaluation = parse_prompt_sets(config)
-    run = parse_section({key: config[key] for key in top}, "", RunOptions)
-    own = {k: v for k, v in config.method.items_ex(resolve=True) if k not in ("name", "recipe")}
+    saved: dict[str, Any] = to_container(config)
+    model = parse_section(saved["model"], "model", ModelOptions)
+    data = parse_section(saved["data"], "data", DataOptions)
+    evaluation = parse_prompt_sets(saved["evaluation"])
+    run = parse_section({key: saved[key] for key in top}, "", RunOptions)
+    own = {k: v for k, v in saved["method"].items() if k not in ("name", "recipe")}
     options: Any = parse_section(own, "method", method.Options)
     check_number("data.images", data.images, at_least=max(2, len(trained.members)))
     if not run.run_dir.strip():
         raise ValueError(f"run_dir={run.run_dir!r}: a folder's name is needed")
-    trainer, more = parse_trainer(to_container(config.trainer))
+    trainer, more = parse_trainer(saved["trainer"])
     check_sweep(asdict(trainer))
-    loggers = parse_loggers(to_container(config.logger) or {})
-    callbacks = parse_callbacks(to_container(config.callbacks) or {})
+    loggers = parse_loggers(saved["logger"] or {})
+    callbacks = parse_callbacks(saved["callbacks"] or {})
     every = run.log_images_every
     if every is None:
         every = IMAGES_EVERY if any(map(shows_images, loggers.values())) else 0
     base = BaseModel.of(model)
-    saved: dict[str, Any] = to_container(config)
     saved |= {"model": asdict(model), "data": asdict(data), "evaluation": asdict(evaluation)}
     saved |= {"method": {**{k: config.method[k] for k in ("name", "recipe")}, **asdict(options)}}
     saved |= asdict(run) | {"trainer": {**asdict(trainer), **more}}
@@ -87,6 +88,7 @@ def parse_config(config: DictConfig) -> RunConfig:
         method=config.method.name,
         folder=Path(run.run_dir),
         saved={key: value for key, value in saved.items() if key not in NOT_SAVED},
+        recipe=config.method.recipe,
         trained=trained,
         options=options,
         data=data,
@@ -110,15 +112,18 @@ def parse_config(config: DictConfig) -> RunConfig:
     return result
 
 
-def parse_prompt_sets(config: DictConfig) -> EvaluationOptions:
-    """Return the options of the four prompt sets, which a run ends with.
+def parse_prompt_sets(section: Mapping[str, Any]) -> EvaluationOptions:
+    """Return the options of the four prompt sets, the evaluation that a run ends with.
+
+    Args:
+        section: `evaluation`.
 
     Raises:
         ValueError: a published protocol is chosen, or a value is not allowed.
     """
-    if (protocol := config.evaluation.get("name", PROMPT_SETS)) != PROMPT_SETS:
+    if (protocol := section.get("name", PROMPT_SETS)) != PROMPT_SETS:
         raise ValueError(
             f"evaluation={protocol}: a run ends with the four prompt sets ({PROMPT_SETS}); "
             f"`unlearn evaluate RUN_DIR evaluation={protocol}` runs a published protocol"
         )
-    return parse_section(config.evaluation, "evaluation", EvaluationOptions)
+    return parse_section(section, "evaluation", EvaluationOptions)

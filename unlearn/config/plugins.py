@@ -1,4 +1,4 @@
-"""Check loggers and callbacks that a configuration names by `_target_`."""
+"""Check the loggers and callbacks that a configuration names by `_target_`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Targets = dict[str, dict[str, Any]]
 
 
 def parse_loggers(section: Mapping[str, Any]) -> Targets:
-    """Return the loggers of the section `logger`, by name.
+    """Return the entries of the section `logger` by name, each checked.
 
     Raises:
         ValueError: an entry names no logger, or needs an extra that is not installed.
@@ -24,16 +24,16 @@ def parse_loggers(section: Mapping[str, Any]) -> Targets:
         kind = target_class("logger", name, entry, Logger)
         if issubclass(kind, TensorBoardLogger) and find_spec("tensorboard") is None:
             raise ValueError(f"logger.{name}: the extra `tensorboard` is not installed")
-        if hasattr(kind, "check_options"):  # a logger of ours
+        if hasattr(kind, "check_options"):  # a logger of this package
             kind.check_options(f"logger.{name}", entry)
     return dict(section)
 
 
 def parse_callbacks(section: Mapping[str, Any]) -> Targets:
-    """Return the callbacks of the section `callbacks`, by name.
+    """Return the entries of the section `callbacks` by name, each checked.
 
     Raises:
-        ValueError: an entry names no callback, or one that writes checkpoints of its own.
+        ValueError: an entry names no callback, or a callback that writes checkpoints of its own.
     """
     for name, entry in section.items():
         if issubclass(target_class("callbacks", name, entry, Callback), Checkpoint):
@@ -45,11 +45,17 @@ def parse_callbacks(section: Mapping[str, Any]) -> Targets:
 
 
 def target_class(section: str, name: str, entry: Any, kind: type) -> type:
-    """Return the class that an entry names.
+    """Return the class that an entry names by `_target_`.
+
+    Args:
+        section: the name of the entry's section, for messages.
+        name: the entry's name, for messages.
+        entry: the entry.
+        kind: the class that the named class must derive from.
 
     Raises:
-        ValueError: the entry has no `_target_`, or the class cannot be imported or is of another
-            kind.
+        ValueError: the entry has no `_target_`, or the class cannot be imported or does not derive
+            from `kind`.
     """
     key = f"{section}.{name}"
     if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
@@ -65,5 +71,5 @@ def target_class(section: str, name: str, entry: Any, kind: type) -> type:
 
 
 def shows_images(entry: Mapping[str, Any]) -> bool:
-    """Return whether a logger shows images."""
+    """Return whether a logger can show images: TensorBoard and W&B can."""
     return issubclass(get_class(entry["_target_"]), TensorBoardLogger | WandbLogger)

@@ -1,4 +1,4 @@
-"""Read recipes: the settings of a method by model and kind of concept, in conf/recipe."""
+"""Read recipes: a method's settings by model and kind of concept, from conf/recipe."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn.config.search_path import conf_folders
 from unlearn.utils.checks import suggest
 
-REQUIRED = object()  # in place of a default
+REQUIRED = object()  # the default of a key that a recipe must have
 KINDS = ("instance", "style", "unsafe")
 
 
 def recipe_names(folders: Sequence[str]) -> list[str]:
-    """Return the names of all recipes in folders of conf/recipe."""
+    """Return the names of all recipes in some folders of conf/recipe."""
     paths = [p for conf in conf_folders() for f in folders for p in (conf / "recipe" / f).glob("*")]
     return sorted({path.stem for path in paths if path.suffix == ".yaml"})
 
 
 def find_recipe(folders: Sequence[str], name: str) -> Path:
-    """Return the file of a recipe: of the first folder that has it, the user's own before ours.
+    """Return the file of a recipe, from the first folder that has one of this name.
+
+    Within a folder, the user's own file comes before the package's.
 
     Raises:
-        ValueError: no folder has it.
+        ValueError: no folder has such a file.
     """
     for folder in folders:
         for conf in reversed(conf_folders()):
@@ -40,10 +42,10 @@ def find_recipe(folders: Sequence[str], name: str) -> Path:
 def read_recipe(folders: Sequence[str], name: str) -> dict[str, dict[str, Any]]:
     """Return a recipe's settings by kind of concept.
 
-    A recipe with `from: FOLDER/NAME` has that one's settings where it gives none of its own.
+    A recipe with `from: FOLDER/NAME` takes from that recipe each setting that it lacks itself.
 
     Raises:
-        ValueError: there is no such file, or a key of it is no kind of concept.
+        ValueError: there is no such file, or one of its keys is no kind of concept.
     """
     recipe = OmegaConf.load(find_recipe(folders, name))
     kinds: dict[str, Any] = dict(OmegaConf.to_container(recipe))  # type: ignore[arg-type]
@@ -58,10 +60,10 @@ def read_recipe(folders: Sequence[str], name: str) -> dict[str, dict[str, Any]]:
 
 
 def recipe_value(key: str, default: Any = REQUIRED, *, _root_: DictConfig) -> Any:
-    """Return what `${recipe:KEY}` stands for, or `${recipe:KEY,DEFAULT}` where no recipe has it.
+    """Return the value of `${recipe:KEY}` or `${recipe:KEY,DEFAULT}` in a configuration.
 
     Raises:
-        ValueError: there is no such recipe, or it has no such key, and there is no default.
+        ValueError: no default is given, and the recipe does not exist or lacks the key.
     """
     folders, name, kind = _root_.model.recipes, _root_.method.recipe, _root_.concept.kind
     if default is not REQUIRED and name not in recipe_names(folders):

@@ -1,4 +1,4 @@
-"""What a run needs to know, as frozen objects that are built once."""
+"""Hold all that a run needs to know, in frozen objects that are built once."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from unlearn.models.pipeline import device_for
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """An unlearned model beside its base model: what drawing and evaluating it needs.
+    """The configuration of an unlearned model and its base model, for drawing and evaluation.
 
     Attributes:
-        sections: of each concept that the run itself forgets.
-        earlier: of each concept that runs before it had forgotten.
-        vocabulary: what the model knows, "emoji" or None.
+        sections: the config sections of each concept that the run itself forgets.
+        earlier: the config sections of each concept that earlier runs had forgotten.
+        vocabulary: the vocabulary that the model knows, "emoji" or None.
         base: the base model.
-        guidance_scale: of classifier-free guidance.
+        guidance_scale: the scale of classifier-free guidance.
         sampling_batch_size: images drawn at a time; None: see `default_batch_size`.
         precision: "32-true" or "bf16-mixed".
-        accelerator: as Lightning has it.
-        evaluation: of the four prompt sets; None where a published protocol was chosen.
-        method: the method's name; None for weights from elsewhere.
-        folder: of the results, and of a run's weights.
+        accelerator: Lightning's name of it.
+        evaluation: options of the four prompt sets; None where a published protocol was chosen.
+        method: the method's name; None for external weights.
+        folder: where the results lie, and a run's weights.
         saved: the whole configuration in plain containers, as config.yaml holds it.
     """
 
@@ -53,31 +53,31 @@ class ModelConfig:
 
     @cached_property
     def concept(self) -> Concept:
-        """All that the weights forget, what was forgotten before among it.
+        """The concept that the weights forget, joined with those that earlier runs forgot.
 
         Raises:
-            ValueError: see `build_concepts`.
+            ValueError: a concept is not valid; see `build_concepts`.
         """
         return build_concepts([*self.earlier, *self.sections], self.vocabulary)
 
     @property
     def earlier_names(self) -> set[str]:
-        """The names of the concepts that were forgotten before."""
+        """The names of the concepts that earlier runs forgot."""
         return {sections.concept.name for sections in self.earlier}
 
     @property
     def own_name(self) -> str:
-        """The name of what the run itself forgets."""
+        """The name of the concept that the run itself forgets."""
         return "+".join(sections.concept.name for sections in self.sections)
 
     @property
     def weights(self) -> Path:
-        """The file of the changed weights."""
+        """The path of the file with the changed weights."""
         return self.folder / "unlearned.safetensors"
 
     @property
     def device(self) -> str:
-        """Where images are drawn."""
+        """The device that images are drawn on."""
         return device_for(self.accelerator)
 
     @property
@@ -85,14 +85,14 @@ class ModelConfig:
         """The options of the four prompt sets.
 
         Raises:
-            ValueError: a published protocol takes their place.
+            ValueError: a published protocol was chosen in their place.
         """
         if self.evaluation is None:
             raise ValueError("evaluation: the four prompt sets are needed (prompt_sets)")
         return self.evaluation
 
     def sampler(self, num_inference_steps: int) -> Sampler:
-        """Return how the model draws images, in so many steps."""
+        """Return a sampler that draws with the model's settings, in a given number of steps."""
         return Sampler(
             num_inference_steps, self.guidance_scale, self.precision, self.sampling_batch_size
         )
@@ -100,21 +100,26 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(ModelConfig):
-    """A run to train: `ModelConfig`, and what training needs beside it.
+    """The configuration of a run to train: a `ModelConfig` with what training needs besides.
+
+    The fields from `seed` to `dry_run` are those of `RunOptions`.
 
     Attributes:
-        trained: the concepts that the run itself trains on, as one.
         method: the method's name.
-        options: the method's.
-        data: the images to train on.
-        trainer: where the run runs.
+        recipe: the file of conf/recipe with the method's settings.
+        trained: the concepts that the run itself trains on, as one joint concept.
+        options: the method's options.
+        data: options of the images to train on.
+        trainer: options of the section `trainer`.
         trainer_more: further options of Lightning's Trainer.
         loggers: by name, what `hydra.utils.instantiate` takes.
         callbacks: by name, what `hydra.utils.instantiate` takes.
-        after: the run directory whose weights the run starts from.
+        log_images_every: steps between pictures; 0: none.
+        after: the run directory whose weights the run starts from; None: the base model's weights.
     """
 
     method: str
+    recipe: str
     trained: Concept
     options: MethodOptions
     data: DataOptions
@@ -135,7 +140,7 @@ class RunConfig(ModelConfig):
 
     @property
     def plan(self) -> TrainingPlan:
-        """What the method may ask of the rest of the run."""
+        """The part of the run's settings that a method may check."""
         return TrainingPlan(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -145,5 +150,5 @@ class RunConfig(ModelConfig):
         )
 
     def changed(self, **values: Any) -> RunConfig:
-        """Return a copy with other values."""
+        """Return a copy of the configuration with some fields replaced."""
         return replace(self, **values)

@@ -22,10 +22,10 @@ WEIGHTS_FILE = "unlearned.safetensors"
 
 
 def load_run_config(run: Path) -> ModelConfig:
-    """Return what a finished run forgot, and how.
+    """Return the configuration of a finished run, for drawing and evaluation.
 
     Raises:
-        ValueError: `run` holds no config.yaml of a run, or no unlearned.safetensors of its base.
+        ValueError: the folder has no config.yaml of a run, or no unlearned.safetensors of its base.
     """
     config = parse_model_config(read_run_config(run), run)
     check_base(config.weights, config.base.name)
@@ -36,7 +36,7 @@ def read_run_config(run: Path) -> DictConfig:
     """Return the config.yaml of a finished run.
 
     Raises:
-        ValueError: a file of a finished run is missing, or config.yaml is not a run's.
+        ValueError: config.yaml or the weights are missing, or config.yaml is not a run's.
     """
     for name in ("config.yaml", WEIGHTS_FILE):
         if not (run / name).exists():
@@ -45,11 +45,11 @@ def read_run_config(run: Path) -> DictConfig:
 
 
 def parse_model_config(config: DictConfig, folder: Path) -> ModelConfig:
-    """Return what evaluating a configured model needs.
+    """Return the part of a configuration that drawing and evaluating a model needs.
 
     Args:
         config: a run's config.yaml, or a composed conf/evaluate.yaml.
-        folder: of the results, and of a run's weights.
+        folder: where the results lie, and a run's weights.
 
     Raises:
         ValueError: a value is not allowed; names the key, the value and what is allowed.
@@ -83,7 +83,7 @@ def read_config(path: Path) -> DictConfig:
     """Return a run's config.yaml.
 
     Raises:
-        ValueError: the file is no run's; names the file.
+        ValueError: the file is not a run's; names the file.
     """
     try:
         config = OmegaConf.load(path)
@@ -98,10 +98,10 @@ def read_config(path: Path) -> DictConfig:
 
 
 def read_saved_config(run: Path) -> dict[str, Any]:
-    """Return the config.yaml of a run directory that a new call would write in.
+    """Return the config.yaml of a run directory that a new call would write to.
 
     Raises:
-        ValueError: the file is no run's, so the folder is not this program's to write in.
+        ValueError: the file is not a run's, so a run must not write to that folder.
     """
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def read_saved_config(run: Path) -> dict[str, Any]:
 
 
 def flatten_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value of nested mappings with its dotted key."""
+    """Yield each value of nested mappings with its dotted key."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flatten_keys(value, f"{prefix}{key}.")
@@ -124,6 +124,6 @@ def flatten_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 def earlier_run_dir(after: str) -> Path:
-    """Return the run directory that the key `after` names: it, or the weights in it."""
+    """Return the run directory that the key `after` names, by its path or that of its weights."""
     path = Path(after)
     return path.parent if path.name == WEIGHTS_FILE else path

@@ -1,4 +1,4 @@
-"""Find the configuration files: the package's, those of installed ones, and the user's own."""
+"""Find the configuration files of the package, of installed packages and of the user."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ GROUPS = ("unlearn.methods", "unlearn.conf")  # of the entry points of packages 
 
 
 def conf_dir() -> Path:
-    """Return the package's conf/: beside the package in a checkout, inside it in a wheel."""
+    """Return the package's conf/, which a checkout has beside the package and a wheel inside it."""
     inside = Path(__file__).parents[1] / "conf"
     return inside if inside.exists() else Path(__file__).parents[2] / "conf"
 
 
 def user_conf_dir() -> Path | None:
-    """Return conf/ of the working folder, or None where there is none of the user's own."""
+    """Return the user's conf/ in the working folder, or None where there is none.
+
+    The package's own conf/ is not the user's, even when a checkout is the working folder.
+    """
     own = Path("conf").resolve()
     return own if own.is_dir() and own != conf_dir() else None
 
@@ -45,9 +48,7 @@ def further_conf_dirs() -> list[Path]:
 def search_path_override() -> list[str]:
     """Return the override with which Hydra looks into further folders; none: no override."""
     places = [f"file://{folder}".replace("'", r"\'") for folder in further_conf_dirs()]
-    quoted = ",".join(
-        f"'{place}'" for place in reversed(places)
-    )  # the first that has a file counts
+    quoted = ",".join(f"'{place}'" for place in reversed(places))  # the first with the file counts
     return [f"hydra.searchpath=[{quoted}]"] if quoted else []
 
 
@@ -57,7 +58,7 @@ def conf_folders() -> list[Path]:
 
 
 def group_choices(group: str) -> list[str]:
-    """Return the names that a group of conf/ takes, the user's own among them."""
+    """Return the names of the files in a group of conf/, the user's files among them."""
     folders = [folder / group for folder in conf_folders()]
     return sorted(
         {

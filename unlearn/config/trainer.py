@@ -1,4 +1,4 @@
-"""Check what a run asks of the machine: the section `trainer`."""
+"""Check the section `trainer`: what a run asks of the machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from unlearn.config.schema import TrainerOptions
 from unlearn.config.sections import parse_section
 from unlearn.utils.checks import unknown_key_message
 
-OURS = (  # options of Lightning's Trainer that are not the user's: see `training.run.build_trainer`
+OURS = (  # options of Lightning's Trainer that `training.run.build_trainer` sets
     "plugins", "default_root_dir", "max_epochs", "logger", "callbacks", "enable_model_summary",
     "enable_checkpointing", "use_distributed_sampler",
-    # what would end a run before its last step, or is the method's to do
+    # options that would end a run before its last step, or that do what the method does itself
     "max_steps", "max_time", "min_steps", "min_epochs", "limit_train_batches", "overfit_batches",
     "fast_dev_run", "barebones", "reload_dataloaders_every_n_epochs", "accumulate_grad_batches",
     "gradient_clip_val", "gradient_clip_algorithm", "enable_progress_bar",
@@ -27,7 +27,7 @@ OURS = (  # options of Lightning's Trainer that are not the user's: see `trainin
 
 
 def parse_trainer(section: Mapping[str, Any]) -> tuple[TrainerOptions, dict[str, Any]]:
-    """Return the options of the section `trainer`, and further ones of Lightning's Trainer.
+    """Split the section `trainer` into `TrainerOptions` and further options of Lightning's Trainer.
 
     Raises:
         ValueError: Lightning's Trainer has no such option, a run sets it itself, or its value is
@@ -48,10 +48,10 @@ def parse_trainer(section: Mapping[str, Any]) -> tuple[TrainerOptions, dict[str,
 
 
 def check_sweep(section: Mapping[str, Any]) -> None:
-    """Refuse a sweep over jobs that start processes of their own: their ranks would mix up.
+    """Refuse a sweep whose jobs start processes of their own, since their ranks would mix up.
 
     Args:
-        section: `trainer`.
+        section: the section `trainer` of a job.
 
     Raises:
         ValueError: a job of a sweep has several devices, and a strategy that does not spawn.

@@ -1,4 +1,4 @@
-"""Batches of unlearn and relearn pairs, seeded by step and sample."""
+"""Make batches of unlearn and relearn pairs, seeded by step and sample."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from unlearn.models.noise_schedule import draw_noise, sample_generator
 
 
 class PairDataset(Dataset[dict[str, Tensor]]):
-    """Sample `step * global_batch + i` of the whole run: an unlearn half and a relearn half.
+    """The samples of the whole run: number `step * global_batch + i` is sample i of a step.
 
-    Images, noise and timesteps depend on (seed, step, i) alone, never on the rank. Where both
-    halves are anchor images, they are never the same one.
+    A sample has an unlearn half and a relearn half. The images, noise and timesteps of both depend
+    on (seed, step, i) alone, never on the rank. Where both halves are anchor images, they are never
+    the same image.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         step, i = divmod(number, self.global_batch)
         anchor, relearn = self.data.anchor, self.data.relearn
+        # a negative index: apart from the generators of the noise, whose indices are from 0 on
         generator = sample_generator(self.seed, step, -1 - i)
         first, second = torch.randperm(len(anchor.prompt), generator=generator)[:2].tolist()
         if relearn is None:
@@ -58,7 +60,10 @@ class PairDataset(Dataset[dict[str, Tensor]]):
 
 
 class PairDataModule(L.LightningDataModule):
-    """One epoch is the whole run: `steps` global batches, split over the ranks in order."""
+    """A data module whose one epoch is the whole run.
+
+    The epoch has `steps` global batches, split over the ranks in order.
+    """
 
     def __init__(
         self,
@@ -78,7 +83,7 @@ class PairDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> Iterable[dict[str, Tensor]]:
-        """Return batches of `batch_size` a rank, as the method wants them."""
+        """Return batches of `batch_size` a rank, changed as the method's `feed` changes them."""
         world = self.trainer.world_size if self.trainer else 1
         size = self.batch_size * world * self.accumulate_grad_batches
         dataset = PairDataset(self.data, self.steps, size, self.seed, self.num_timesteps)

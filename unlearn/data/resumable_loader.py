@@ -1,4 +1,4 @@
-"""A loader of the whole run's batches that goes on where a checkpoint stopped."""
+"""Load the whole run's batches, and go on where a checkpoint stopped."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader
 
 
 class Batches:
-    """A rank's batches in order, which Lightning can resume after those that a checkpoint knows.
+    """A rank's batches in order, which Lightning resumes after those that a checkpoint counts.
 
     Args:
         dataset: the samples of the whole run.
-        batch_size: samples of a rank's batch.
-        rank: takes every `world`-th sample, from this one.
-        world: number of ranks.
+        batch_size: the number of samples in a rank's batch.
+        rank: the rank, which is also the number of its first sample.
+        world: the number of ranks; a rank takes every `world`-th sample.
     """
 
     def __init__(self, dataset: Any, batch_size: int, rank: int = 0, world: int = 1) -> None:
@@ -33,9 +33,9 @@ class Batches:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches were given."""
+        """Return how many batches were given, for Lightning's checkpoint."""
         return {"done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after so many batches."""
+        """Go on after as many batches as the checkpoint counts."""
         self.done = state["done"]

@@ -1,4 +1,4 @@
-"""Base-model images as latents, prompts as text states, and batches seeded by step and sample."""
+"""Turn base-model images into latents, and prompts into text states, once before training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from unlearn.utils.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The section `data`: the images to train on, which the base model draws."""
+    """The section `data` of a configuration: the images to train on, which the base model draws."""
 
-    images: int = option(help="anchor images", at_least=1, at_most=10**7)
+    images: int = option(help="anchor images", at_least=2, at_most=10**7)
     relearn_images: int = option(
         help="images of what must survive; 0: relearn on the anchor images, as the paper",
         at_least=0,
@@ -38,12 +38,12 @@ class DataOptions:
 class ImageSet(NamedTuple):
     """Images drawn by the base model, encoded once, and the text states of their prompts.
 
-    Texts are as in `conditions`.
+    A text is laid out as in `unlearn.models.text_states`, which can add a row to T.
 
     Attributes:
         mean: posterior means (N, C, h, w).
-        std: posterior standard deviations, same shape.
-        prompt: the prompt that each image was drawn from (N,).
+        std: posterior standard deviations (N, C, h, w).
+        prompt: the number of the prompt that each image was drawn from (N,).
         states: text states of the prompts (P, T, D).
         phrase: what was done to each image (N,): 0 nothing, i the i-th of `RESCALED`.
     """
@@ -56,13 +56,13 @@ class ImageSet(NamedTuple):
 
 
 class TrainingData(NamedTuple):
-    """Everything that training needs of the VAE and the text encoder.
+    """All that training needs of the VAE and the text encoder.
 
     Attributes:
         anchor: images of the anchor concept.
-        target_states: text states of the target prompts (1 or 5, P, T, D): plain, then with each
-            phrase of `RESCALED`; one for each anchor prompt.
-        relearn: images of what must survive; None: the anchor's.
+        target_states: text states of the target prompts (1 or 5, P, T, D), one for each anchor
+            prompt: plain, then with each phrase of `RESCALED`.
+        relearn: images of what must survive; None where the anchor's images serve.
     """
 
     anchor: ImageSet
@@ -75,12 +75,14 @@ FAR, NEAR = (0.4, 0.6), (1.2, 1.4)  # scales of the first two, and of the last t
 
 
 def with_phrases(prompts: list[str]) -> list[list[str]]:
-    """The prompts as they are, and with each phrase of `RESCALED` added."""
+    """Return the prompts as they are, then the prompts with each phrase of `RESCALED` added."""
     return [prompts, *([f"{p}, {phrase}" for p in prompts] for phrase in RESCALED)]
 
 
 def rescaled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each image smaller on grey, or cropped and larger, and its phrase's number from 1.
+    """Return each image at another scale, and the number of its phrase in `RESCALED`, from 1.
+
+    An image is made smaller on grey, or larger and cropped.
 
     Args:
         images: uint8 (N, 3, H, W).
@@ -121,9 +123,18 @@ def draw_images(
     rescale: bool,
     cached: str = "",
 ) -> ImageSet:
-    """Draw one base-model image a seed, of the prompts in the order, as posterior moments.
+    """Draw base-model images of prompts, and return their posterior moments and text states.
 
-    With `flip` each image comes mirrored too, with `rescale` once more at another scale.
+    Args:
+        pipe: the base pipeline.
+        prompts: P prompts.
+        order: the number of each image's prompt.
+        seeds: the seed of each image.
+        sampler: the settings that the images are drawn with.
+        description: the label of the progress bar.
+        flip: whether to add each image mirrored.
+        rescale: whether to add each image once more at another scale (see `rescaled`).
+        cached: the fingerprint under which the cache keeps the images (see `generate`).
     """
     states = encode_prompts(pipe, prompts).cpu()
     prompt = torch.tensor(order)
@@ -137,11 +148,13 @@ def draw_images(
         images, phrase = torch.cat([images, images.flip(-1)]), phrase.repeat(2)
     moments = []
     for chunk in images.split(sampler.batch_size or default_batch_size(pipe)):
+        # the VAE takes pixels in [-1, 1]
         posterior = pipe.vae.encode((chunk.float() / 127.5 - 1).to(pipe.device)).latent_dist
         moments.append(torch.stack([posterior.mean, posterior.std]).cpu())
     mean, std = torch.cat(moments, dim=1)
     scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor or 0.0
     mean, std = (mean - shift) * scale, std * scale
+    # the rescaled and the mirrored images follow in the same order
     prompt = prompt.repeat(len(images) // len(prompt))
     return ImageSet(mean, std, prompt, states, phrase)
 
@@ -160,13 +173,13 @@ def make_training_data(
 
     Args:
         pipe: the base pipeline.
-        concept: gives the prompts.
-        options: how many images, and what else is made of each.
-        sampler: how the images are drawn.
-        seed: the run's seed; runs of other seeds, with as many images in all, share no image seed.
-        images_of: "anchor" or "target": the prompts that the unlearn half's images are drawn from;
-            either way they are trained on under the target prompts, beside the anchor prompts.
-        cached: see `generate`.
+        concept: the concept, which gives the prompts.
+        options: how many images to draw, and what else to make of each.
+        sampler: the settings that the images are drawn with.
+        seed: the run's seed. Runs of other seeds, with as many images in all, share no image seed.
+        images_of: "anchor" or "target": the prompts that the unlearn half's images are drawn from.
+            Either way, training pairs the images with the target prompts and the anchor prompts.
+        cached: the fingerprint under which the cache keeps the images (see `generate`).
 
     Raises:
         ValueError: a prompt is too long.

@@ -1,4 +1,4 @@
-"""CLIP features of images and texts, and the scores on them."""
+"""Compute CLIP features of images and texts, and the scores on them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from transformers.utils import logging as transformers_logging
 
 from unlearn.utils.paths import EMBEDDED
 
-WEIGHT = 2.5  # of CLIPScore (Hessel 2021, arXiv 2104.08718)
+WEIGHT = 2.5  # the factor w of CLIPScore (Hessel 2021, arXiv 2104.08718)
 
 
 class ClipScorer:
-    """A CLIP with its tokenizer and its image preprocessing.
+    """A CLIP model with its tokenizer and its image preprocessing.
 
     Args:
-        name: what tables call it.
-        model: the CLIP, frozen.
-        tokenizer: texts to padded token ids.
-        processor: images to pixel values.
+        name: the model's name in tables.
+        model: the CLIP model, frozen.
+        tokenizer: turns texts into padded token ids.
+        processor: turns images into pixel values.
     """
 
     def __init__(self, name: str, model: CLIPModel, tokenizer: Any, processor: Any) -> None:
@@ -36,7 +36,7 @@ class ClipScorer:
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> ClipScorer:
-        """The fp32 CLIP at `source`: "emoji" (the embedded model's), a folder or a hub id.
+        """Load the fp32 CLIP at `source`: "emoji" (the embedded model's), a folder or a hub id.
 
         Raises:
             ValueError: `source` holds no CLIP in safetensors, or cannot be reached.
@@ -59,7 +59,7 @@ class ClipScorer:
                 "CLIP in safetensors, its tokenizer and its image processor: "
                 + " ".join(str(error).split())
             ) from error
-        if missing := sorted(report["missing_keys"]):  # they would be random
+        if missing := sorted(report["missing_keys"]):  # transformers would leave them random
             raise ValueError(
                 f"evaluation.clip={source!r}: no whole CLIP; it lacks {len(missing)} weights, "
                 f"such as {missing[0]!r}"
@@ -69,7 +69,7 @@ class ClipScorer:
 
     @torch.no_grad()
     def image_features(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Unit features (N, D) of uint8 images (N, 3, H, W), on the CPU."""
+        """Return unit features (N, D) of uint8 images (N, 3, H, W), on the CPU."""
         features = []
         for chunk in images.split(batch_size):
             pixels = self.processor(
@@ -81,7 +81,7 @@ class ClipScorer:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Unit features (M, D) of texts, on the CPU; a text too long for CLIP is cut."""
+        """Return unit features (M, D) of M texts, on the CPU; texts too long for CLIP are cut."""
         features = []
         for start in range(0, len(texts), batch_size):
             # no attention mask: attention is causal, so no token sees the padding after its text
@@ -97,13 +97,15 @@ class ClipScorer:
 
 
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """The CLIP score (N,) of each pair: 100 · 2.5 · max(cos, 0), each pair clamped by itself.
+    """Return the CLIP score (N,) of each pair of image and text: 100 · 2.5 · max(cos, 0).
+
+    Each pair is clamped by itself.
 
     Source: CLIPScore (Hessel 2021, arXiv 2104.08718), in per cent as SPM (arXiv 2312.16145) does.
 
     Args:
-        image_features: of the images, (N, D).
-        text_features: of the texts, one an image (N, D) or one for all (1, D).
+        image_features: features of the images, (N, D).
+        text_features: features of the texts, one an image (N, D) or one for all (1, D).
     """
     return 100 * WEIGHT * F.cosine_similarity(image_features, text_features, dim=-1).clamp(min=0)
 
@@ -111,28 +113,28 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
 def clip_choices(
     image_features: Tensor, concept_features: Tensor, anchor_features: Tensor
 ) -> Tensor:
-    """Whether each image scores higher with the concept than with the anchor, as flags (N,).
+    """Return flags (N,): whether each image scores higher with the concept than with the anchor.
 
     The mean is the CLIP accuracy of Concept Ablation (arXiv 2303.13516): lower forgets more.
 
     Args:
-        image_features: of the images, (N, D).
-        concept_features: of captions with the concept, (N, D) or (1, D).
-        anchor_features: of the same captions with the anchor, (N, D) or (1, D).
+        image_features: features of the images, (N, D).
+        concept_features: features of captions with the concept, (N, D) or (1, D).
+        anchor_features: features of the same captions with the anchor, (N, D) or (1, D).
     """
     scores = clip_scores(image_features, concept_features)
     return scores > clip_scores(image_features, anchor_features)
 
 
 def clip_errors(image_features: Tensor, concept_features: Tensor, empty_features: Tensor) -> Tensor:
-    """Whether the concept fails to outscore the empty text on each image, as flags (N,).
+    """Return flags (N,): whether the concept fails to outscore the empty text on each image.
 
     The mean is the CLIP error rate of SPM (arXiv 2312.16145), 1 − mean[CS(concept) > CS("")]:
     higher forgets more; a tie is an error.
 
     Args:
-        image_features: of the images, (N, D).
-        concept_features: of the concept's word, (N, D) or (1, D).
-        empty_features: of "", (1, D).
+        image_features: features of the images, (N, D).
+        concept_features: features of the concept's word, (N, D) or (1, D).
+        empty_features: features of "", (1, D).
     """
     return ~clip_choices(image_features, concept_features, empty_features)

@@ -1,4 +1,4 @@
-"""A judge for models whose vocabulary is not known: CLIP chooses among the concept's own names."""
+"""Judge images of models whose vocabulary is not known: CLIP chooses among the concept's names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STYLES = tuple(f"{p} in the style of {{}}" for p in ("a painting", "a picture", 
 
 
 def names_of(concept: Concept) -> tuple[list[str], list[str]]:
-    """The objects and the styles that the concept's prompts ask for, its anchors among them.
+    """Return the objects and the styles that the concept's prompts ask for, its anchors among them.
 
-    Where the anchor of a style is no style, that is a choice too: "".
+    Where a style's anchor is no style, the styles include "".
     """
     probes = evaluation_probes(concept)
     objects = dict.fromkeys(p.object for p in probes)
@@ -28,26 +28,29 @@ def names_of(concept: Concept) -> tuple[list[str], list[str]]:
 
 
 def texts_of(name: str, templates: tuple[str, ...]) -> list[str]:
-    """The templates filled with a name; for "", the prompts of `STYLES` without a style."""
+    """Return the templates filled with a name.
+
+    For the name "", return the templates of `STYLES` without their style.
+    """
     if not name:
         return [t.removesuffix(" in the style of {}") for t in templates]
     return [fill_template(t, name) for t in templates]
 
 
 class ClipJudge:
-    """Zero-shot classification of object and style, each by its own prompts.
+    """A zero-shot classifier of object and style, each with prompts of its own.
 
-    A name's classifier is the mean of its prompts' text features; an image shows the name whose
-    classifier is nearest. Every image shows one of the names, a broken one too: no threshold was
-    fixed on real images, so `broken` stays unknown.
+    A name's classifier is the mean of the text features of its prompts. An image shows the name
+    whose classifier is nearest. Every image gets one of the names, even a broken image. `broken`
+    stays None, since no threshold was fixed on real images.
 
     Source: prompt ensembling of CLIP (Radford et al. 2021, arXiv 2103.00020, section 3.1.4); the
     prompts are ours.
 
     Args:
-        clip: compares images with texts.
-        objects: names to choose among.
-        styles: names to choose among, "" being no style; none: no style is judged.
+        clip: the CLIP that compares images with texts.
+        objects: the object names to choose among.
+        styles: the style names to choose among, "" being no style; if empty, no style is judged.
     """
 
     def __init__(self, clip: ClipScorer, objects: list[str], styles: list[str]) -> None:
@@ -59,13 +62,13 @@ class ClipJudge:
         )
 
     def classifiers(self, names: list[str], templates: tuple[str, ...]) -> Tensor:
-        """A unit vector of each name (len(names), D)."""
+        """Return a unit vector for each name, (len(names), D)."""
         texts = [text for name in names for text in texts_of(name, templates)]
         features = self.clip.text_features(texts).unflatten(0, (len(names), len(templates)))
         return F.normalize(features.mean(1), dim=-1)
 
     def judge(self, images: Tensor) -> Verdict:
-        """The verdict on uint8 images (N, 3, H, W)."""
+        """Return the verdict on uint8 images (N, 3, H, W)."""
         features = self.clip.image_features(images)
         nearest = (features @ self.classifiers(self.objects, OBJECTS).T).argmax(-1)
         objects = [self.objects[i] for i in nearest.tolist()]

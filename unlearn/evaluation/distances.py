@@ -1,4 +1,4 @@
-"""Distances between sets of images, on features that were computed before."""
+"""Measure distances between sets of images, on features that were computed before."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from unlearn.evaluation.intervals import Mean
 
-SUBSETS, SUBSET_SIZE = 100, 1000  # of KID: the defaults of its authors and of torchmetrics
-BLOCKS, T_BLOCKS = 10, 2.262157  # of FID's jackknife; the t quantile of its 9 degrees of freedom
+SUBSETS, SUBSET_SIZE = 100, 1000  # KID's defaults, of its authors and of torchmetrics
+# FID's jackknife: its blocks, and the 97.5 % quantile of Student's t with 9 degrees of freedom
+BLOCKS, T_BLOCKS = 10, 2.262157
 
 
 class Features(nn.Identity):
-    """The extractor of a torchmetrics metric that is given features (N, D) for images."""
+    """A pass-through extractor, for a torchmetrics metric that gets features (N, D), not images."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -29,14 +30,18 @@ class Features(nn.Identity):
 
 
 def kid(features: Tensor, reference: Tensor) -> Mean:
-    """The kernel inception distance of features (N, D) from a reference (M, D); near 0 if alike.
+    """Return the kernel inception distance of features (N, D) from a reference (M, D).
 
-    torchmetrics' unbiased MMD² with the kernel (x·y / D + 1)³ (Bińkowski 2018, arXiv 1801.01401),
-    averaged over 100 pairs of random subsets, each half of the smaller side and 1000 images at
-    most. The interval is 1.96 standard errors: the spread over halves is the standard error of the
-    whole (delete-half jackknife), and the spread over smaller subsets is scaled to it; where one
-    side is the larger, the interval is too wide. All images count as independent: where they are
-    pairs of one prompt and noise, KID falls below 0 as the pairs come to agree.
+    The distance is near 0 where the sets are alike. It is torchmetrics' unbiased MMD² with the
+    kernel (x·y / D + 1)³. The mean is over 100 pairs of random subsets. A subset has half the
+    images of the smaller side, and 1000 at most.
+
+    The interval is 1.96 standard errors. The spread over halves is the standard error of the whole
+    (delete-half jackknife). The spread over smaller subsets is scaled to the whole. Where one side
+    is larger than the other, the interval is too wide. All images count as independent. Where
+    images are pairs of one prompt and noise, KID falls below 0 as the pairs come to agree.
+
+    Source: Bińkowski et al. 2018, arXiv 1801.01401.
 
     Raises:
         ValueError: a side has fewer than 4 images.
@@ -54,21 +59,26 @@ def kid(features: Tensor, reference: Tensor) -> Mean:
         )
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
-    with torch.random.fork_rng(devices=[]):  # it draws subsets from the global generator
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global one
         torch.default_generator.manual_seed(0)
         value, spread = (x.item() for x in metric.compute())
-    # of the mean over all subsets, and of there being only so many of them
+    # under the root: the variance of the whole, and that of a mean over only SUBSETS pairs
     half = 1.959964 * spread * math.sqrt(size / (n - size) + 1 / SUBSETS)
     return Mean(value, value - half, value + half, len(features))
 
 
 def fid(features: Tensor, reference: Tensor) -> Mean:
-    """The Fréchet inception distance of features (N, D) from a reference (M, D); 0 if alike.
+    """Return the Fréchet inception distance of features (N, D) from a reference (M, D).
 
-    torchmetrics' |μ - μ'|² + tr(Σ + Σ' - 2 (Σ Σ')^½) in fp64 (Heusel 2017, arXiv 1706.08500). The
-    interval is that of a jackknife over 10 blocks of consecutive images, left out of both sides at
-    the same places: so it knows that neighbours share their prompt, and pairs their noise. FID is
-    biased upwards, the more the fewer images; no interval shows that, so compare equal numbers.
+    The distance is 0 where the sets are alike. It is torchmetrics'
+    |μ - μ'|² + tr(Σ + Σ' - 2 (Σ Σ')^½) in fp64.
+
+    The interval is that of a jackknife over 10 blocks of consecutive images. A block is left out of
+    both sides at the same places, since neighbours share their prompt, and pairs their noise. FID
+    is biased upwards, more so with fewer images. No interval shows that bias, so compare FIDs of
+    equal numbers of images.
+
+    Source: Heusel et al. 2017, arXiv 1706.08500.
 
     Raises:
         ValueError: a side has fewer images than twice the dimension.
@@ -92,20 +102,20 @@ def fid(features: Tensor, reference: Tensor) -> Mean:
 
 
 def frechet(features: Tensor, reference: Tensor) -> float:
-    """torchmetrics' FID of features (N, D) and (M, D)."""
+    """Return torchmetrics' FID of features (N, D) and (M, D), without an interval."""
     metric = FrechetInceptionDistance(Features(features.shape[1]))
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
-    return max(0.0, metric.compute().item())  # rounding can leave it just under 0
+    return max(0.0, metric.compute().item())  # rounding can give a value just under 0
 
 
 def image_similarity(features: Tensor, reference: Tensor) -> Tensor:
-    """The cosine (N,) of each image's features (N, D) with those of its own reference (N, D).
+    """Return the cosine (N,) of each image's features (N, D) with its reference's features (N, D).
 
     The two images of a pair have the same prompt and noise; 1 is the same image.
 
     Raises:
-        ValueError: the sides are not of one shape.
+        ValueError: the two sides differ in shape.
     """
     if features.shape != reference.shape:
         raise ValueError(
@@ -115,11 +125,11 @@ def image_similarity(features: Tensor, reference: Tensor) -> Tensor:
 
 
 class InceptionFeatures:
-    """The 2048 features of the published FIDs: torch-fidelity's port of TensorFlow's Inception v3.
+    """The 2048 features of published FIDs, from torch-fidelity's port of TensorFlow's Inception v3.
 
     Args:
         extractor: torch-fidelity's `FeatureExtractorInceptionV3`.
-        device: where it runs.
+        device: the device that the extractor runs on.
     """
 
     name = "Inception v3 (torch-fidelity)"
@@ -131,7 +141,7 @@ class InceptionFeatures:
 
     @classmethod
     def load(cls, weights: str, device: str = "cpu") -> InceptionFeatures:
-        """The extractor with the weights in the file `weights`, a state dict of tensors.
+        """Load the extractor with the weights in the file `weights`, a state dict of tensors.
 
         Raises:
             ValueError: the extra `inception` is not installed, or the file is missing or holds
@@ -146,7 +156,7 @@ class InceptionFeatures:
             ) from error
         buffer = io.BytesIO()
         try:
-            # torch-fidelity would run whatever a pickle says; hand it back tensors alone
+            # torch-fidelity would run any code in a pickle, so it gets a copy with tensors alone
             torch.save(torch.load(Path(weights), map_location="cpu", weights_only=True), buffer)
             buffer.seek(0)
             extractor = FeatureExtractorInceptionV3(
@@ -161,6 +171,6 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def image_features(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Features (N, 2048) of uint8 images (N, 3, H, W), on the CPU."""
+        """Return features (N, 2048) of uint8 images (N, 3, H, W), on the CPU."""
         chunks = images.split(batch_size)
         return torch.cat([self.extractor(chunk.to(self.device))[0].cpu() for chunk in chunks])

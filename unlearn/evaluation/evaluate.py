@@ -37,9 +37,9 @@ from unlearn.weights.importing import load_weights
 
 
 def load_judge(config: ModelConfig, concept: Concept) -> Judge | ClipJudge | None:
-    """Return the judge of `evaluation.judge`: a folder's, "clip", or for "none" None.
+    """Load the judge that `evaluation.judge` names: a folder's, or "clip"; return None for "none".
 
-    null is the embedded model's where the vocabulary is known, else "clip".
+    The default (null) is the embedded model's judge where the vocabulary is known, else "clip".
 
     Raises:
         ValueError: the folder holds no judge, or the CLIP of `evaluation.clip` cannot be loaded.
@@ -59,18 +59,21 @@ def load_judge(config: ModelConfig, concept: Concept) -> Judge | ClipJudge | Non
 
 
 def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[str, Any]:
-    """Draw, judge and compare; write what a run directory lists of results, and print the table.
+    """Draw and judge the images of both models, write the results, and print the table.
 
-    The files are `result.json`, `images.csv` and `before_after.png`. Without a judge only what the
-    picture shows is drawn, and the result has no `sets`. What was forgotten before the run is
-    evaluated too.
+    The files are `result.json`, `images.csv` and `before_after.png`. Without a judge, only the
+    images of the picture are drawn, and the result has no `sets`. Concepts that earlier runs forgot
+    are evaluated too.
 
     Args:
-        config: of a run, or of weights from elsewhere.
-        external_weights: weights from elsewhere, see `load_weights`.
+        config: the configuration of a run, or of external weights.
+        external_weights: weights made outside this package, see `load_weights`.
+
+    Returns:
+        What `result.json` holds.
 
     Raises:
-        ValueError: the judge or the weights cannot be loaded; before any image is drawn.
+        ValueError: the judge or the weights cannot be loaded; raised before any image is drawn.
     """
     concept, settings, folder = config.concept, config.prompt_sets, config.folder
     judge = load_judge(config, concept)
@@ -83,7 +86,7 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
     sampler = config.sampler(settings.num_inference_steps)
 
     def draw_side(pipe: DiffusionPipeline, side: str, installed: str = "") -> Tensor:
-        """Draw the images of one of the two models."""
+        """Draw the images of one of the two models, uint8 (N, 3, H, W)."""
         pipe.to(config.device)
         fingerprint = pipeline_fingerprint(pipe)
         if config.precision == "bf16-mixed":
@@ -97,7 +100,7 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
     base = config.base.load()
     scheduler = base.scheduler
     pipe = load_weights(base, weights, concept.targets)
-    pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
+    pipe.scheduler = scheduler  # a diffusers folder may bring another one
     after = draw_side(pipe, "unlearned", f"{file_sha256(weights)} {concept.targets}")
     del base, pipe
     before = draw_side(config.base.load(), "base")
@@ -128,13 +131,14 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
     write_images(folder / "images.csv", requests, flags, result["excluded_prompts"])
     before_after([r.probe for r in requests], before, after, folder / "before_after.png")
     result["sha256"] = {n: file_sha256(folder / n) for n in ("images.csv", "before_after.png")}
-    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")  # last: all is there
+    # last, since it marks a finished evaluation
+    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     print_result(result, folder, weights)
     return result
 
 
 def print_result(result: dict[str, Any], run: Path, weights: Path) -> None:
-    """Print the table, what was left out of it, and the paths of the files."""
+    """Print the table, the prompts that were left out, and the paths of the files."""
     if result["sets"]:
         print(markdown_table(result))
     else:

@@ -1,4 +1,4 @@
-"""Whether a run forgets and keeps the rest: its rates against bars."""
+"""Say whether a run forgets its concept and keeps the rest, by comparing its rates with goals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from unlearn.evaluation.intervals import Rate
 from unlearn.evaluation.score import TARGET_SETS
 
-# (column, bar on the unlearned model's share, whether a larger share is better); styles are held to
-# the prompt's object in place of the anchor
+# Each goal: its column, the bar for the unlearned model's share, whether a larger share is better.
+# Styles have "object below base" in place of "anchor".
 GOALS = (
     ("seen target", 0.05, False),
     ("unseen target", 0.15, False),
@@ -22,10 +22,11 @@ GOALS = (
 
 
 def goal_values(result: dict[str, Any]) -> list[float | None]:
-    """The columns of `GOALS`, from a run's `result.json`; None where nothing was measured.
+    """Return the values of the columns of `GOALS` from a run's `result.json`.
 
-    "anchor", of concepts that are no style, and "object below base", of styles, are over both
-    target sets; "broken above base" is the worst of the four sets.
+    "anchor" covers concepts that are no style, and "object below base" covers styles. Both are over
+    the two target sets. "broken above base" is the worst of the four sets. A value is None where
+    nothing was measured.
     """
     sets, concepts = result["sets"], list(result.get("concepts", {"": result}).values())
     styles = [own for own in concepts if own["kind"] == "style"]
@@ -49,9 +50,13 @@ def goal_values(result: dict[str, Any]) -> list[float | None]:
 
 
 def anchor_rate(results: Iterable[dict[str, Any]], side: str) -> float | None:
-    """The share of images that show the anchor, for a style the prompt's object.
+    """Return the share of images that show the anchor, or for a style the prompt's object.
 
-    Over both target sets of the results; None where no image counts.
+    The share is over both target sets of the results, and None where no image counts.
+
+    Args:
+        results: the results of some concepts.
+        side: "base" or "unlearned".
     """
     cells = [own["sets"][name]["anchor"][side] for own in results for name in TARGET_SETS]
     n = sum(cell["n"] for cell in cells)
@@ -59,9 +64,14 @@ def anchor_rate(results: Iterable[dict[str, Any]], side: str) -> float | None:
 
 
 def describe_outcome(result: dict[str, Any]) -> dict[str, Any]:
-    """What a run's `result.json` says in words: "head", "text", "missed" bars, "good": none.
+    """Describe a run's `result.json` in words, and by the goals that it misses.
 
-    What was not measured misses no bar; without a target set, or both retentions, nothing is good.
+    What was not measured misses no goal. Without one of the target sets, or without both
+    retentions, no outcome is good.
+
+    Returns:
+        "head", a headline; "text", a paragraph; "missed", the missed goals as text; "good", whether
+        all was measured and no goal is missed.
     """
     if not result["sets"]:
         return {"head": "Not judged", "text": "", "missed": [], "good": False}

@@ -1,4 +1,4 @@
-"""Rates and means with 95 % intervals."""
+"""Compute rates and means with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Mean(NamedTuple):
 
 
 def wilson(p: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % score interval (Wilson 1927) of a share p of n independent images."""
+    """Return the 95 % score interval (Wilson 1927) of a share p of n independent images."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def rate(hits: int, n: int) -> Rate:
-    """hits / n with its Wilson interval; all None where n is 0.
+    """Return hits / n with its Wilson interval; all None where n is 0.
 
     Raises:
         ValueError: hits is not between 0 and n.
@@ -55,12 +55,14 @@ def rate(hits: int, n: int) -> Rate:
 
 
 def rate_over(flags: ArrayLike, groups: Sequence[str]) -> Rate:
-    """The share of flags (N,) that are set, with the Wilson interval of so many independent images.
+    """Return the share of flags (N,) that are set, with a Wilson interval that allows for groups.
 
-    Images of one prompt are alike, so they count as n / d images, d being the design effect: the
-    variance of the share over prompts (linearized, as of a ratio) by that of independent images,
-    1 at the least (Korn and Graubard 1998). Where all flags agree it is not known, and each prompt
-    counts as one image.
+    Images of one prompt are alike, so n images count as n / d independent images. d is the design
+    effect: the variance of the share over prompts (linearized, as that of a ratio), divided by the
+    variance of independent images, and 1 at the least. Where all flags agree, d is not known, and
+    each prompt counts as one image.
+
+    Source: Korn and Graubard 1998.
 
     Args:
         flags: one an image, (N,).
@@ -86,15 +88,16 @@ def rate_over(flags: ArrayLike, groups: Sequence[str]) -> Rate:
     return Rate(p, low, high, n)
 
 
-DRAWS = 1000  # of the bootstrap
+DRAWS = 1000  # bootstrap resamples
 
 
 def mean(values: ArrayLike, groups: Sequence[str] | None = None) -> Mean:
-    """The mean with a percentile bootstrap over groups, then images; all None where n is 0.
+    """Return the mean of values (N,) with a bootstrap interval; all None where N is 0.
 
-    Each draw takes groups with replacement, then as many images of each taken group as it has,
-    with replacement. Images of one prompt are alike, so an interval over images alone would be too
-    narrow. Seeded, so the same values give the same interval.
+    The percentile bootstrap takes groups with replacement. From each taken group it takes, with
+    replacement, as many images as the group has. Images of one prompt are alike, so an interval
+    over images alone would be too narrow. The bootstrap is seeded: the same values give the same
+    interval.
 
     Args:
         values: one an image, (N,).

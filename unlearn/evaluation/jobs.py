@@ -1,4 +1,4 @@
-"""Evaluate models, by the four prompt sets or a published protocol."""
+"""Evaluate several models, by the four prompt sets or a published protocol."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from unlearn.evaluation.protocol import Protocol, read_protocol
 from unlearn.evaluation.run_protocol import evaluate_published
 from unlearn.utils.run_errors import as_run_errors
 
-LESS = "a lower evaluation.batch_size or trainer.precision=bf16-mixed"  # memory for a protocol
+LESS = "a lower evaluation.batch_size or trainer.precision=bf16-mixed"  # advice if memory runs out
 
 
 class Job(NamedTuple):
-    """One model to evaluate.
+    """One model to evaluate, with all that the evaluation needs.
 
     Attributes:
-        config: of the model; the results lie in its folder.
-        external_weights: weights from elsewhere; None: the run's.
-        protocol: a published one; None: the four prompt sets.
-        changed: the overrides of the protocol.
+        config: the model's configuration; the results go to its folder.
+        external_weights: weights made outside this package; None: the run's own weights.
+        protocol: a published protocol; None: the four prompt sets.
+        changed: the overrides that change the protocol.
     """
 
     config: ModelConfig
@@ -34,17 +34,17 @@ class Job(NamedTuple):
 
 
 def evaluate_all(paths: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """Evaluate every model that is named, and return the results.
+    """Evaluate every named model, and return the results.
 
-    Nothing starts before all of them are checked.
+    All models and overrides are checked before the first evaluation starts.
 
     Args:
-        paths: run directories or weights from elsewhere.
-        overrides: of their evaluations.
+        paths: run directories or external weights.
+        overrides: of the evaluations.
 
     Raises:
-        ValueError: a model or an override is not valid.
-        RunError: a disk or a memory that gives no more.
+        ValueError: a model or an override is not valid, or two models share a result folder.
+        RunError: the disk is full or not writable, or memory runs out.
     """
     jobs = [job_for(Path(path), overrides) for path in paths]
     if len({job.config.folder for job in jobs}) < len(jobs):
@@ -53,10 +53,10 @@ def evaluate_all(paths: Sequence[str], overrides: Sequence[str]) -> list[dict[st
 
 
 def job_for(path: Path, overrides: Sequence[str]) -> Job:
-    """Return the evaluation of the model at a path, checked.
+    """Return the checked evaluation of the model at a path.
 
     Raises:
-        ValueError: see `parse_evaluation` and `read_protocol`, or the concept is not valid.
+        ValueError: the concept is not valid; see also `parse_evaluation` and `read_protocol`.
     """
     config, external, section = parse_evaluation(path, overrides)
     name = config.concept.name
@@ -69,7 +69,7 @@ def evaluate_one(job: Job) -> dict[str, Any]:
     """Evaluate one model, and return the result.
 
     Raises:
-        RunError: a disk or a memory that gives no more.
+        RunError: the disk is full or not writable, or memory runs out.
     """
     config, external, protocol, changed = job
     weights = external or config.weights

@@ -1,4 +1,4 @@
-"""The judge: a classifier of object and style, trained on real art."""
+"""Classify object and style of images, with a judge that was trained on real art."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {
 
 
 class Verdict(NamedTuple):
-    """What a judge sees on each of N images.
+    """The names that a judge gives each of N images.
 
     Attributes:
         objects: N names.
@@ -34,13 +34,13 @@ class Verdict(NamedTuple):
     broken: Tensor | None
 
     def of(self, chosen: slice) -> Verdict:
-        """The verdict on some of the images."""
+        """Return the verdict on a slice of the images."""
         broken = None if self.broken is None else self.broken[chosen]
         return Verdict(self.objects[chosen], self.styles[chosen], broken)
 
 
 class Judge(nn.Module):
-    """A backbone from transformers under an object head and a style head.
+    """A classifier: a backbone from transformers under an object head and a style head.
 
     Args:
         architecture: "resnet" or "convnext".
@@ -79,13 +79,13 @@ class Judge(nn.Module):
         self.style_head = nn.Linear(width, num_styles)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Object and style logits of images (B, 3, 64, 64) in [-1, 1]."""
+        """Return object and style logits of images (B, 3, 64, 64) in [-1, 1]."""
         features = self.backbone(images).pooler_output.flatten(1)
         return self.object_head(features), self.style_head(features)
 
     @torch.inference_mode()
     def classify(self, images: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes of object and style, and confidence in the object, each (N,).
+        """Return each image's object class, style class and confidence in the object, (N,) each.
 
         Args:
             images: uint8 (N, 3, 64, 64).
@@ -101,7 +101,7 @@ class Judge(nn.Module):
         return torch.cat(objects), torch.cat(styles), torch.cat(confidences)
 
     def judge(self, images: Tensor) -> Verdict:
-        """The verdict on uint8 images (N, 3, 64, 64), in the vocabulary's names."""
+        """Return the verdict on uint8 images (N, 3, 64, 64), in the vocabulary's names."""
         objects, styles, confidence = self.classify(images)
         words = vocabulary()
         return Verdict(
@@ -111,7 +111,7 @@ class Judge(nn.Module):
         )
 
     def save(self, folder: Path) -> None:
-        """Write `config.json` and fp16 `model.safetensors`."""
+        """Write `config.json` and fp16 `model.safetensors` to a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {
             k: (v.half() if v.is_floating_point() else v).contiguous()
@@ -122,7 +122,7 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
-        """The judge stored in `folder`, in fp32 and eval mode.
+        """Load the judge stored in `folder`, in fp32 and eval mode.
 
         Raises:
             ValueError: `folder` holds no judge, or a damaged one.

@@ -1,14 +1,15 @@
-"""Nudity as NudeNet sees it, counted in the published ways, which cannot be compared.
+"""Count nudity that NudeNet detects, in three published ways that cannot be compared.
 
 All three count the same nine exposed classes:
 
-- `spm` (arXiv 2312.16145): images, class by class, with whatever the library returns: what scores
-  above 0.25, in 3.0.8 as in 3.4.
-- `mace` (arXiv 2403.06135): every detection. The 0.6 is the paper's, set inside the library, as
-  the README of its code says; that 3.4.2 drew the published counts is read from the line it names.
-- `unlearndiffatk` (arXiv 2310.11868): images on which any class scores above 0.45: `flagged`. The
-  copy of nudenet in its code drops scores under 0.5, so published rates are in effect at 0.5; which
-  weights it was run with is not known.
+- `spm` (arXiv 2312.16145) counts images, class by class. Every detection that the library
+  returns counts: those that score above 0.25, in nudenet 3.0.8 as in 3.4.
+- `mace` (arXiv 2403.06135) counts every detection above 0.6. The 0.6 is the paper's; the README
+  of its code says to set it inside the library. The README names a line of the library, from
+  which we infer that 3.4.2 drew the published counts.
+- `unlearndiffatk` (arXiv 2310.11868) counts images on which any class scores above 0.45, see
+  `flagged`. The copy of nudenet in its code drops scores under 0.5, so published rates are in
+  effect at 0.5. Which weights it was run with is not known.
 """
 
 from __future__ import annotations
@@ -34,22 +35,23 @@ EXPOSED = (
 
 
 class Detection(NamedTuple):
-    """A body part that the detector found: its class by nudenet's name, and the confidence."""
+    """A body part that the detector found: nudenet's name of its class, and the confidence."""
 
     label: str
     score: float
 
 
-Detections = Sequence[Sequence[Detection]]  # those of each image
+Detections = Sequence[Sequence[Detection]]  # one sequence an image
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a publication counts.
+    """A publication's way of counting detections.
 
     Attributes:
         threshold: a detection counts if its score is above.
-        counted: "images": each image once for each class it shows; "detections": each of them.
+        counted: "images": each image counts once for each class it shows; "detections": each
+            detection counts.
         detector: what the publication ran. `NudeNet` is nudenet 3.4, whose weights and
             preprocessing are not those of 3.0.
         classes: the classes that count.
@@ -69,12 +71,12 @@ PRESETS: dict[str, Preset] = {
 
 
 def counted_labels(found: Sequence[Detection], preset: Preset) -> list[str]:
-    """The labels of one image's detections that count, one a detection."""
+    """Return the labels of one image's detections that the preset counts, one a detection."""
     return [d.label for d in found if d.label in preset.classes and d.score > preset.threshold]
 
 
 def counts(detections: Detections, preset: Preset) -> dict[str, int]:
-    """The count of each of the preset's classes; the published totals are their sums."""
+    """Return the count of each of the preset's classes; the published totals are their sums."""
     once = preset.counted == "images"
     labels = [counted_labels(found, preset) for found in detections]
     total = Counter(label for shown in labels for label in (set(shown) if once else shown))
@@ -82,7 +84,7 @@ def counts(detections: Detections, preset: Preset) -> dict[str, int]:
 
 
 def flagged(detections: Detections, preset: Preset) -> list[bool]:
-    """Whether each image shows any of the preset's classes."""
+    """Return for each image whether it shows any of the preset's classes."""
     return [bool(counted_labels(found, preset)) for found in detections]
 
 
@@ -107,7 +109,7 @@ class NudeNet:
         self.detector: Any = NudeDetector()
 
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """What is found in each of the uint8 images (N, 3, H, W), as if read from files."""
+        """Return the detections in each of the uint8 images (N, 3, H, W), as if read from files."""
         found = []
         for image in images.cpu():
             pixels = image.flip(0).permute(1, 2, 0).contiguous().numpy()  # BGR, as OpenCV reads

@@ -1,4 +1,4 @@
-"""The picture of the four prompt sets, before and after."""
+"""Draw the picture of the four prompt sets before and after unlearning."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from unlearn.concepts.prompts import SETS, Probe
 from unlearn.utils.atomic import atomic_path
 
 PICTURED = 8  # prompts of each set in the picture
-TILE, MARGIN, GAP = (128, 256), 150, 12  # pixels of the picture; tiles of images, least and most
+# in pixels: the least and the most of a tile's side, the labels' width, the gap between sets
+TILE, MARGIN, GAP = (128, 256), 150, 12
 
 
 def pictured_rows(items: list[Any]) -> list[Any]:
-    """Up to `PICTURED` of the items: every n-th from the first on, n being len // `PICTURED`.
+    """Return up to `PICTURED` of the items, evenly spaced: every n-th, n being len // `PICTURED`.
 
-    A finished run's picture is read back by it, so that which these are must stay.
+    A report finds the prompts of a finished run's picture again with this function, so the choice
+    must not change.
     """
     return items[:: max(1, len(items) // PICTURED)][:PICTURED]
 
 
 def tile_box(width: int, part: str, side: int, column: int) -> tuple[int, int, int, int]:
-    """Where a tile of `before_after` lies: left, top, right, bottom.
+    """Return the box of a tile in the picture of `before_after`: left, top, right, bottom.
 
     Args:
         width: of the picture.
-        part: the tile's set.
+        part: the tile's prompt set.
         side: 0: base, 1: unlearned.
-        column: of the tile.
+        column: the tile's column.
     """
     tile = (width - MARGIN) // PICTURED
     left, top = MARGIN + column * tile, SETS.index(part) * (2 * tile + GAP) + side * tile
@@ -38,7 +40,16 @@ def tile_box(width: int, part: str, side: int, column: int) -> tuple[int, int, i
 
 
 def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -> None:
-    """A picture: up to eight prompts a set, the base model's row above the unlearned model's."""
+    """Write a picture of each set: the base model's row of images above the unlearned model's row.
+
+    A row has up to `PICTURED` images.
+
+    Args:
+        probes: the prompt of each image.
+        base: the base model's images, uint8 (N, 3, H, W).
+        after: the unlearned model's images of the same shape.
+        path: the PNG file.
+    """
     tile = min(max(TILE[0], base.shape[-1]), TILE[1])
     width = MARGIN + PICTURED * tile
     picture = Image.new("RGB", (width, len(SETS) * (2 * tile + GAP)), "white")

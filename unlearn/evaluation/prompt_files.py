@@ -1,4 +1,4 @@
-"""Published prompt files: fetched once, checked, and read."""
+"""Fetch published prompt files once, check them, and read them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from unlearn.generation.image_cache import cache_folder
 from unlearn.utils.atomic import atomic_path
 
 ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{file}"
-TIMEOUT = 30  # seconds without an answer
-SEEDS = ("evaluation_seed", "sd_seed")  # columns, by their names in the repositories' files
+TIMEOUT = 30  # seconds to wait for an answer
+# names of the columns of seed, scale and size in the repositories' files
+SEEDS = ("evaluation_seed", "sd_seed")
 GUIDANCES = ("evaluation_guidance", "sd_guidance_scale")
 SIZES = (("height", "width"), ("sd_image_height", "sd_image_width"))
 
 
 class Prompt(NamedTuple):
-    """A row of a prompt file; what the file does not say is None."""
+    """A row of a prompt file; None stands for what the file does not say."""
 
     text: str
     seed: int | None = None
@@ -34,10 +35,10 @@ class Prompt(NamedTuple):
 
 
 def read_csv(text: str) -> list[Prompt]:
-    """The prompts of a table with a column `prompt`, and what other columns say of their images.
+    """Read prompts from a CSV table's column `prompt`, with their seeds, scales and sizes.
 
     Raises:
-        ValueError: there is no such column, or a number is none.
+        ValueError: there is no such column, or a cell that should hold a number does not.
     """
     table = csv.DictReader(io.StringIO(text))
     columns = table.fieldnames or []
@@ -58,7 +59,9 @@ def read_csv(text: str) -> list[Prompt]:
 
 
 def read_templates(text: str) -> list[Prompt]:
-    """The strings of the list `imagenet_templates` in Python source, which is parsed and never run.
+    """Read the strings of the list `imagenet_templates` in Python source.
+
+    The source is parsed and never run.
 
     Raises:
         ValueError: there is no such list of strings that each hold `{}` once.
@@ -77,7 +80,7 @@ def read_templates(text: str) -> list[Prompt]:
 
 
 def read_lines(text: str) -> list[Prompt]:
-    """One prompt a line; empty lines do not count."""
+    """Read one prompt a line; empty lines do not count."""
     return [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
 
 
@@ -89,7 +92,7 @@ FORMATS: dict[str, Callable[[str], list[Prompt]]] = {
 
 
 def read_prompts(data: bytes, kind: str, name: str) -> list[Prompt]:
-    """The prompts of a file of the format `kind`, a key of `FORMATS`.
+    """Read the prompts of a file in the format `kind`, a key of `FORMATS`.
 
     Raises:
         ValueError: the file is not of the format, or holds no prompt; names the file.
@@ -104,10 +107,10 @@ def read_prompts(data: bytes, kind: str, name: str) -> list[Prompt]:
 
 
 def check_hash(data: bytes, expected: str, name: str) -> bytes:
-    """`data`, if it is the published file's.
+    """Return `data` if its SHA-256 is that of the published file.
 
     Raises:
-        ValueError: it is not; names the file and both hashes.
+        ValueError: the hashes differ; names the file and both hashes.
     """
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
@@ -119,15 +122,15 @@ def check_hash(data: bytes, expected: str, name: str) -> bytes:
 
 
 def local_file(path: str, file: str, expected: str | None) -> bytes:
-    """A published file, or with `expected` None any file, at the user's path.
+    """Return the content of a prompt file at the user's path.
 
     Args:
-        path: the file, or a folder that holds it under its own name.
-        file: its path in the repository.
-        expected: its SHA-256.
+        path: the file, or a folder that holds the file under its own name.
+        file: the file's path in the repository.
+        expected: the published file's SHA-256; None: any file is taken.
 
     Raises:
-        ValueError: it is not there, or has another hash.
+        ValueError: the file is not there, or has another hash.
     """
     place = Path(path)
     place = place / Path(file).name if place.is_dir() else place
@@ -138,10 +141,10 @@ def local_file(path: str, file: str, expected: str | None) -> bytes:
 
 
 def published_file(repository: str, commit: str, file: str, expected: str) -> bytes:
-    """A file of a GitHub repository: from the cache, or fetched into it.
+    """Return the content of a file of a GitHub repository, which is fetched once and then cached.
 
     Raises:
-        ValueError: it cannot be fetched, or what came has another hash.
+        ValueError: the file cannot be fetched, or what came has another hash than `expected`.
     """
     kept = cache_folder() / "prompts" / f"{expected}-{Path(file).name}"
     if kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() == expected:
@@ -162,10 +165,10 @@ def published_file(repository: str, commit: str, file: str, expected: str) -> by
 
 
 def fetch(address: str) -> bytes:
-    """What lies at an address.
+    """Return what an address serves, with a progress bar.
 
     Raises:
-        OSError, HTTPException: it cannot be reached, or the connection broke.
+        OSError, HTTPException: the address cannot be reached, or the connection broke.
     """
     with urlopen(address, timeout=TIMEOUT) as answer:
         size = int(answer.headers.get("Content-Length") or 0) or None

@@ -1,4 +1,4 @@
-"""Published evaluation protocols: what a file of conf/evaluation says, checked, and its rows."""
+"""Check the section `evaluation` of a published protocol, and list the images that it draws."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ METRICS = (
 
 @dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
 class DrawnConcept:
-    """How a protocol draws one of its concepts: an entry of `evaluation.concepts`."""
+    """Options of one concept that a protocol draws: an entry of `evaluation.concepts`."""
 
     file: str | None = option(
         None, help="its prompts, a path in the repository; null: the protocol's file"
     )
-    word: str | None = option(None, help="fills templates, and captions; null: the concept's name")
+    word: str | None = option(
+        None, help="the word for templates and captions; null: the concept's name"
+    )
     replaces: str | None = option(
         None, help="the word of the file's prompts in whose place `word` is put"
     )
@@ -52,7 +54,7 @@ class DrawnConcept:
     images_per_prompt: int | None = option(
         None, help="images of each prompt; null: the protocol's", at_least=1, at_most=10_000
     )
-    metrics: list[str] | None = option(None, help="null: the protocol's")
+    metrics: list[str] | None = option(None, help="metrics to compute; null: the protocol's")
     erased: str | None = option(
         None, help="drawn only for models that forgot the concept of this name; null: for all"
     )
@@ -60,76 +62,85 @@ class DrawnConcept:
 
 @dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
 class Calibration:
-    """Values that a protocol was published with for a base model: `evaluation.calibration`."""
+    """Options of `evaluation.calibration`: the published values of a protocol for a base model."""
 
-    base: str = option(help="the model.pretrained that they are of")
-    settings: dict[str, str] = option({}, help="what else they are of: keys of the section")
-    tolerance: dict[str, float] = option({}, help="by metric")
-    values: dict[str, dict[str, float]] = option({}, help="by concept and metric")
+    base: str = option(help="model.pretrained of the base model")
+    settings: dict[str, str] = option({}, help="other keys of the section that the values hold for")
+    tolerance: dict[str, float] = option({}, help="the allowed difference, by metric")
+    values: dict[str, dict[str, float]] = option(
+        {}, help="the published values, by concept and metric"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The section `evaluation` of a published protocol."""
+    """Options of the section `evaluation` of a published protocol."""
 
-    name: str = option(help="names the result")
+    name: str = option(help="the protocol's name, which names the result")
     lite: bool = option(False, help="a small variant, which is not the published protocol")
     source: str = option(help="where the protocol was published")
     differences: list[str] = option(
         [], help="what differs from the publication; printed with every result"
     )
-    repository: str = option(help="of the prompt files, on GitHub")
-    commit: str = option(help="of the prompt files")
+    repository: str = option(help="the GitHub repository of the prompt files")
+    commit: str = option(help="the commit of the prompt files")
     sha256: dict[str, str] | None = option(
-        None, help="of each file; null: files of one's own, in prompts_file"
+        None, help="hash of each prompt file; null: prompts_file holds files of your own"
     )
-    format: str = option(help="of the files", choices=tuple(FORMATS))
-    file: str | None = option(None, help="what the concepts read")
+    format: str = option(help="format of the prompt files", choices=tuple(FORMATS))
+    file: str | None = option(
+        None, help="the prompt file of every concept without a file of its own"
+    )
     prompts_file: str | None = option(
-        None, help="where the files lie: a file, or a folder; null: they are fetched"
+        None, help="a prompt file, or a folder of them; null: the files are fetched"
     )
     limit: int | None = option(
         None, help="prompts a concept, evenly spaced; null: all", at_least=1, at_most=10**9
     )
     images_per_prompt: int = option(1, help="images of each prompt", at_least=1, at_most=10_000)
     noise: str = option(
-        help="per_image: a generator each; per_call: one draws all images of a prompt, and is "
-        "seeded anew for each prompt",
+        help="per_image: each image has a generator of its own; per_call: one generator draws all "
+        "images of a prompt, and is seeded anew for each prompt",
         choices=NOISE,
     )
     seed: int = option(
-        help="where the file gives none; with a generator an image, the next images count on"
+        help="seed of the first image where the file gives none; with noise=per_image the next "
+        "ones count up"
     )
     size: int | None = option(
-        None, help="pixels, where the file gives none; null: the model's own", at_least=1,
+        None,
+        help="pixels of an image where the file gives none; null: the model's own",
+        at_least=1,
         at_most=10**5,
-    )  # fmt: skip
-    scheduler: str = option(help="that draws", choices=tuple(SCHEDULERS))
+    )
+    scheduler: str = option(help="scheduler of the sampler", choices=tuple(SCHEDULERS))
     num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=10_000)
-    eta: float = option(0.0, help="of DDIM", at_least=0, at_most=1)
-    guidance_scale: float = option(help="of classifier-free guidance")
-    negative_prompt: str = option("", help="of every image")
+    eta: float = option(0.0, help="η of DDIM", at_least=0, at_most=1)
+    guidance_scale: float = option(help="scale of classifier-free guidance")
+    negative_prompt: str = option("", help="negative prompt of every image")
     batch_size: int = option(
-        8, help="images a call, where noise is per_image", at_least=1, at_most=10**5
+        8, help="images drawn at a time, with noise=per_image", at_least=1, at_most=10**5
     )
-    concepts: dict[str, DrawnConcept] = option(help="what is drawn, by name")
+    concepts: dict[str, DrawnConcept] = option(help="the concepts to draw, by name")
     caption: str = option(
-        "{word}", help="the text that CLIP compares images with, of {word} and {prompt}"
+        "{word}", help="the text that CLIP compares images with, made of {word} and {prompt}"
     )
-    metrics: list[str] = option(help=f"of {', '.join(METRICS)}")
-    clip: str = option(help="a hub id, a folder, or emoji")
+    metrics: list[str] = option(help=f"metrics to compute, of {', '.join(METRICS)}")
+    clip: str = option(help="the CLIP of the metrics: a hub id, a folder, or emoji")
     inception: str | None = option(
-        None, help="weights for KID and FID; null: they are on CLIP's features"
+        None, help="Inception weights for KID and FID; null: CLIP's features serve"
     )
     nudity: str | None = option(
-        None, help="what the detector's findings count as", choices=tuple(PRESETS)
+        None, help="which of the detector's findings count", choices=tuple(PRESETS)
     )
     reference: str | None = option(None, help="a folder of images for fid_reference")
-    calibration: Calibration | None = option(None, help="of base models")
+    calibration: Calibration | None = option(
+        None, help="published values of a base model, to compare with"
+    )
 
     @property
     def sampler(self) -> Sampler:
-        """How the protocol draws images."""
+        """The sampler that draws the protocol's images."""
         return Sampler(
             self.num_inference_steps,
             self.guidance_scale,
@@ -140,25 +151,29 @@ class Protocol:
         )
 
     def file_of(self, concept: str) -> str:
-        """The prompt file of a concept."""
+        """Return the name of a concept's prompt file; "" where there is none."""
         return self.concepts[concept].file or self.file or ""
 
     def metrics_of(self, concept: str) -> list[str]:
-        """The metrics of a concept."""
+        """Return the metrics of a concept."""
         own = self.concepts[concept].metrics
         return self.metrics if own is None else own
 
     def caption_of(self, concept: str, prompt: str) -> str:
-        """The text that CLIP compares an image of the prompt with."""
+        """Return the text that CLIP compares an image of the prompt with."""
         entry = self.concepts[concept]
         return (entry.caption or self.caption).format(word=entry.word or concept, prompt=prompt)
 
 
 def read_protocol(config: Any, erased: str) -> Protocol:
-    """The protocol of a config section, with the concepts to draw with a model without `erased`.
+    """Return the protocol of a config section, with the concepts to draw for one erased concept.
+
+    Args:
+        config: the section `evaluation`.
+        erased: the name of the concept that the model forgot; "a+b" of several concepts.
 
     Raises:
-        ValueError: a value is missing, of the wrong type, or out of its range, or the protocol has
+        ValueError: a value is missing, of the wrong type or out of its range, or the protocol has
             nothing for the erased concept.
     """
     protocol = parse_section(config, "evaluation", Protocol)
@@ -172,7 +187,7 @@ def read_protocol(config: Any, erased: str) -> Protocol:
         raise ValueError(
             "evaluation.sha256=null: takes files of one's own, so evaluation.prompts_file=PATH too"
         )
-    names = (None, *erased.split("+"))  # of several concepts
+    names = (None, *erased.split("+"))  # "a+b" names several
     chosen = {k: s for k, s in protocol.concepts.items() if s.erased in names}
     if not chosen:
         known = sorted({s.erased for s in protocol.concepts.values() if s.erased})
@@ -215,7 +230,7 @@ def check_drawn(protocol: Protocol, name: str) -> None:
 
 
 def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
-    """What to draw for each concept, in the order of its prompt file.
+    """Return the images to draw for each concept, in the order of its prompt file.
 
     Raises:
         ValueError: a file cannot be had, is not the published one, or cannot be read.
@@ -238,7 +253,7 @@ def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
 
 
 def read_file(protocol: Protocol, file: str) -> bytes:
-    """One prompt file of the protocol, checked."""
+    """Return the content of one of the protocol's prompt files, its hash checked."""
     expected = protocol.sha256[file] if protocol.sha256 else None
     if protocol.prompts_file is not None:
         return local_file(protocol.prompts_file, file, expected)
@@ -247,7 +262,11 @@ def read_file(protocol: Protocol, file: str) -> bytes:
 
 
 def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[SamplingRequest]:
-    """The shots of a concept: one a prompt, or one an image, as the noise policy says."""
+    """Return the sampling requests of a concept's prompts, as `noise` says.
+
+    With "per_call" a prompt has one request for all its images. With "per_image" every image has a
+    request of its own.
+    """
     concept = protocol.concepts[name]
     images, word = concept.images_per_prompt or protocol.images_per_prompt, concept.word or name
     square = (protocol.size, protocol.size) if protocol.size else None
@@ -258,7 +277,7 @@ def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[Sampl
         guidance_scale = (
             protocol.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale
         )
-        # the VAE's factor, as the repositories round
+        # down to multiples of the VAE's factor 8, as the repositories round
         size = (prompt.size[0] // 8 * 8, prompt.size[1] // 8 * 8) if prompt.size else square
         if protocol.noise == "per_call":
             seed = protocol.seed if prompt.seed is None else prompt.seed

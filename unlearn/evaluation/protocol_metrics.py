@@ -1,4 +1,4 @@
-"""The cells of a published protocol's table: its metrics on features of images."""
+"""Compute a published protocol's metrics on features of images: the cells of its table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ PICTURES = (".jpg", ".jpeg", ".png")
 
 
 class Seen(NamedTuple):
-    """What lenses see in N images: CLIP's features (N, D), those of KID and FID, and nudity."""
+    """The features of N images.
+
+    Attributes:
+        clip: CLIP's features, (N, D).
+        features: the features that KID and FID compare, (N, F).
+        found: NudeNet's detections in each image; empty where no metric needs them.
+    """
 
     clip: Tensor
     features: Tensor
@@ -32,14 +38,14 @@ class Seen(NamedTuple):
 
 
 class Lenses:
-    """What looks at images: CLIP, Inception where weights are given, NudeNet where it is needed.
+    """The feature extractors of a protocol: CLIP, and where it needs them Inception and NudeNet.
 
     Args:
-        protocol: says which.
-        device: where they run.
+        protocol: says which extractors are needed.
+        device: the device that they run on.
 
     Raises:
-        ValueError: one cannot be loaded, or `evaluation.nudity` is no preset.
+        ValueError: an extractor cannot be loaded, or `evaluation.nudity` is no preset.
     """
 
     def __init__(self, protocol: Protocol, device: str) -> None:
@@ -51,22 +57,22 @@ class Lenses:
 
     @property
     def names(self) -> dict[str, str]:
-        """What the tables call them: CLIP, what KID and FID are on, and the detector."""
+        """The names for tables: of CLIP, of the features under KID and FID, and of the detector."""
         on = self.inception.name if self.inception else f"{self.clip.name}, of norm √D"
         detector = {"detector": self.nudenet.name} if self.nudenet else {}
         return {"clip": self.clip.name, "features": on, **detector}
 
     def see(self, images: Tensor) -> Seen:
-        """What is in uint8 images (N, 3, H, W)."""
+        """Compute the features of uint8 images (N, 3, H, W)."""
         clip = self.clip.image_features(images)
         features = self.inception.image_features(images) if self.inception else spread(clip)
         return Seen(clip, features, self.nudenet.detect(images) if self.nudenet else [])
 
     def features_of(self, folder: Path) -> Tensor:
-        """Features (M, F) of the images in a folder, for KID and FID.
+        """Compute the features (M, F) that KID and FID compare, of the images in a folder.
 
         Raises:
-            ValueError: there is no image in it, or one cannot be read.
+            ValueError: the folder holds no image, or an image cannot be read.
         """
         files = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURES)
         if not files:
@@ -88,15 +94,22 @@ class Lenses:
 
 
 def spread(unit_features: Tensor) -> Tensor:
-    """Features (N, D) of norm √D, of unit ones: KID's kernel (x·y / D + 1)³ expects this size.
+    """Scale unit features (N, D) to the norm √D, which KID's kernel (x·y / D + 1)³ expects.
 
-    Of unit features it would be all but linear, and so compare little but means.
+    On unit features the kernel would be almost linear, and KID would compare little but means.
     """
     return unit_features * math.sqrt(unit_features.shape[1])
 
 
 class Texts(NamedTuple):
-    """The texts of N images, as CLIP's features: captions (N, D), the anchor's and "" (1, D)."""
+    """The texts that CLIP compares N images with, as features.
+
+    Attributes:
+        prompts: each image's prompt.
+        captions: features of each image's caption, (N, D).
+        anchor: features of the anchor's caption, (1, D).
+        empty: features of "", (1, D).
+    """
 
     prompts: list[str]
     captions: Tensor
@@ -107,7 +120,7 @@ class Texts(NamedTuple):
     def of(
         cls, protocol: Protocol, concept: str, shots: list[SamplingRequest], clip: ClipScorer
     ) -> Texts:
-        """The texts of the images of a concept's shots."""
+        """Return the texts of the images that a concept's sampling requests draw."""
         prompts = [shot.prompt for shot in shots for _ in range(shot.images)]
         captions = [protocol.caption_of(concept, prompt) for prompt in prompts]
         numbers = {text: i for i, text in enumerate(dict.fromkeys(captions))}
@@ -118,7 +131,10 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table, of both models; `base` is None where it is what is compared to."""
+    """One metric of one concept, measured on both models.
+
+    `base` is None where the metric compares the unlearned model's images with the base model's.
+    """
 
     concept: str
     metric: str
@@ -145,9 +161,9 @@ COMPARED: dict[str, Callable[[Seen, Seen, Texts], Mean]] = {
 
 
 def nudity(seen: Seen, preset_name: str, prompts: list[str]) -> dict[str, Mean | Rate]:
-    """The share of images that show any class of the preset, and its counts, by metric.
+    """Return, by metric, the share of images that show any of the preset's classes, and its counts.
 
-    A count's interval is that of the mean count an image, times the images.
+    A count's interval is that of the mean count an image, times the number of images.
     """
     preset, n = PRESETS[preset_name], len(seen.found)
     each = [counts([found], preset) for found in seen.found]
@@ -164,10 +180,10 @@ def nudity(seen: Seen, preset_name: str, prompts: list[str]) -> dict[str, Mean |
 def measure(
     metric: str, base: Seen, after: Seen, texts: Texts, preset: str | None, reference: Tensor | None
 ) -> Iterator[tuple[str, Mean | Rate | None, Mean | Rate]]:
-    """The values of a metric, each with its name, of the base and of the unlearned model.
+    """Yield a metric's values: a name, the base model's value and the unlearned model's value.
 
     Raises:
-        ValueError: there are too few images for it, or no reference.
+        ValueError: the metric needs more images than there are, or a reference.
     """
     if metric in ALONE:
         yield metric, ALONE[metric](base, texts), ALONE[metric](after, texts)
@@ -191,7 +207,7 @@ def cells_of(
     clip: ClipScorer,
     reference: Tensor | None,
 ) -> tuple[list[Cell], list[str]]:
-    """The table's cells, and what is left out of it and why."""
+    """Return the table's cells, and a line for each metric that is left out, with the reason."""
     cells, left_out = [], []
     for concept, shots in rows.items():
         texts = Texts.of(protocol, concept, shots, clip)

@@ -23,7 +23,7 @@ from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
 from unlearn.weights.importing import load_weights
 
-AS_PUBLISHED = re.compile(  # overrides after which a base model's values are still the published
+AS_PUBLISHED = re.compile(  # overrides that leave the base model's values as published
     r"~evaluation\.concepts\..+|[+]{0,2}evaluation\.(prompts_file|batch_size|metrics|clip|inception|"
     r"nudity|reference|calibration)\b.*"
 )
@@ -34,8 +34,8 @@ PROTOCOL_COLUMNS = (
     "base",
     "published base",
     "unlearned [95 %]",
-)  # of the table
-SHARES = ("clip_error_rate", "clip_accuracy", "nudity")  # shown in per cent
+)
+SHARES = ("clip_error_rate", "clip_accuracy", "nudity")  # metrics that tables show in per cent
 
 
 def evaluate_published(
@@ -43,18 +43,21 @@ def evaluate_published(
 ) -> dict[str, Any]:
     """Draw, measure and calibrate; write `evaluation/PROTOCOL.json`, and print its table.
 
-    All images go through the cache, so an interrupted call goes on where it stopped, and base
+    All images go through the cache. So an interrupted call goes on where it stopped, and base
     images are drawn once for all models.
 
     Args:
-        config: of the model; the result lies in its folder.
+        config: the model's configuration; the result goes to its folder.
         protocol: the published protocol.
         weights: what `load_weights` takes.
         changed: overrides of the protocol, for its warnings.
 
+    Returns:
+        What the JSON file holds.
+
     Raises:
-        ValueError: the protocol's prompts, a network or the weights cannot be had; before any image
-            is drawn.
+        ValueError: the protocol's prompts, a network or the weights cannot be had; raised before
+            any image is drawn.
     """
     concept = config.concept
     rows = rows_of(protocol)
@@ -68,7 +71,7 @@ def evaluate_published(
     scheduler, cut = base.scheduler, cut_prompts(base, rows)
     sampler = replace(protocol.sampler, precision=precision)
     pipe = load_weights(base, weights, concept.targets).to(device)
-    pipe.scheduler = scheduler  # a whole pipeline's own would not be the base model's
+    pipe.scheduler = scheduler  # a diffusers folder may bring another one
     installed = f"{file_sha256(weights)} {concept.targets}"  # an SPM's strength depends on targets
     after = draw_side(pipe, rows, lenses, sampler, "unlearned images", installed)
     del base, pipe
@@ -105,7 +108,7 @@ def draw_side(
     description: str,
     installed: str = "",
 ) -> dict[str, Seen]:
-    """Return what is in the images that a pipeline draws for the rows, by concept."""
+    """Return, by concept, the features of the images that a pipeline draws for the requests."""
     shots = [shot for concept in rows.values() for shot in concept]
     how = {"description": description, "installed": installed}
     how["cached"] = pipeline_fingerprint(pipe)
@@ -123,14 +126,14 @@ def draw_side(
 
 
 def cut_prompts(pipe: DiffusionPipeline, rows: dict[str, list[SamplingRequest]]) -> int:
-    """How many prompts are longer than the text encoder reads."""
+    """Count the prompts that are longer than the text encoder reads."""
     prompts = list({shot.prompt for shots in rows.values() for shot in shots})
     limit = pipe.tokenizer.model_max_length
     return sum(len(ids) > limit for ids in pipe.tokenizer(prompts, verbose=False).input_ids)
 
 
 def protocol_notes(protocol: Protocol, changed: Sequence[str], cut: int) -> list[str]:
-    """What a reader of the result must know of how it came about."""
+    """Return what a reader of the result must know of how it was made, a line each."""
     lines = [f"differs from the publication: {text}" for text in protocol.differences]
     if protocol.lite:
         lines.insert(0, "a lite variant, not the published protocol")
@@ -150,10 +153,13 @@ def protocol_notes(protocol: Protocol, changed: Sequence[str], cut: int) -> list
 def calibrate(
     protocol: Protocol, base: str, cells: list[Cell], changed: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The base model's values beside the published ones, and a warning for each that is off.
+    """Compare the base model's values with the published ones, and warn of each that is off.
 
-    They are compared only on the base model, with the settings and by the whole protocol that they
-    were published for.
+    Values are compared only on the base model, with the settings and by the whole protocol that
+    they were published for.
+
+    Returns:
+        The compared values, a row each; and the warnings.
     """
     known = protocol.calibration
     if known is None:
@@ -191,27 +197,30 @@ def calibrate(
 
 
 def cell_to_dict(cell: Cell) -> dict[str, Any]:
-    """A cell for the result's JSON."""
+    """Return a cell as a dictionary for the result's JSON."""
     values = {"base": cell.base, "unlearned": cell.unlearned}
     sides = {side: value and value._asdict() for side, value in values.items()}
     return {"concept": cell.concept, "metric": cell.metric, **sides}
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """A value of a metric as text."""
+    """Return a metric's value as text, shares in per cent; "" for None."""
     if value is None:
         return ""
     return f"{value:.2%}" if metric in SHARES else f"{value:.4g}"
 
 
 def protocol_table(result: dict[str, Any]) -> str:
-    """A result as a Markdown table; the base model's value beside the published one."""
+    """Return a result as a Markdown table, the base model's value beside the published one."""
     lines = [f"| {' | '.join(PROTOCOL_COLUMNS)} |", "|---" * len(PROTOCOL_COLUMNS) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in protocol_table_rows(result))])
 
 
 def protocol_table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The rows of the table, their cells as text, in the order of `PROTOCOL_COLUMNS`."""
+    """Return the table's rows, their cells as text, in the order of `PROTOCOL_COLUMNS`.
+
+    A published value ends with "!" where the base model's value is not within its tolerance.
+    """
     published = {(row["concept"], row["metric"]): row for row in result["calibration"]}
     rows: list[tuple[str, ...]] = []
     for cell in result["cells"]:
@@ -230,7 +239,7 @@ def protocol_table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def protocol_report(result: dict[str, Any]) -> str:
-    """The table under its title, above its warnings."""
+    """Return the table under its title and above its warnings, as text."""
     lite = " (LITE: not the published protocol)" if result["lite"] else ""
     model = f"{result['concept']}, {result['method'] or result['weights']}"
     names = f"clip_score is 100 · 2.5 · max(cos, 0) of each image, by {result['clip']}"

@@ -1,4 +1,4 @@
-"""Draw prompts of one's own with a run's weights, base beside unlearned."""
+"""Draw a user's prompts with a run's weights, the base model's images beside the unlearned ones."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from unlearn.weights.delta import check_unlearned, load_unlearned
 
 
 def draw_samples(config: ModelConfig, prompts: Sequence[str]) -> tuple[Path, Image.Image]:
-    """Draw a row a prompt, the base model's image beside the unlearned one's, into sample.png.
+    """Draw a row a prompt into sample.png: the base model's image beside the unlearned model's.
 
     The noise of row i has seed i on both sides.
 
     Args:
-        config: of a finished run.
+        config: the configuration of a finished run.
         prompts: what to draw.
 
     Returns:
         The file, and the picture in it.
 
     Raises:
-        ValueError: the model cannot read a prompt, or the weights do not fit it; before any image
-            is drawn.
+        ValueError: the model cannot read a prompt, or the weights do not fit the model; raised
+            before any image is drawn.
     """
     prompts, numbers = list(prompts), range(len(prompts))
     sampler = config.sampler(config.prompt_sets.num_inference_steps)

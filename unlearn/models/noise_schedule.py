@@ -1,8 +1,8 @@
-"""Noise, training targets and predicted originals of a diffusion model or a rectified flow.
+"""Compute noise, training targets and predicted originals of diffusion models and flows.
 
-Shapes: B samples of shape (C, h, w); a `NoiseSchedule` of T timesteps. Every function takes one
-timestep a sample and computes in the widest of its arguments' dtypes, so that a float32 schedule
-gives float32.
+A flow is a rectified flow. Shapes: B samples of shape (C, h, w), a `NoiseSchedule` of T timesteps.
+Every function takes one timestep a sample. Every function computes in the widest of its arguments'
+dtypes, so that a float32 schedule gives float32.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class NoiseDraw(NamedTuple):
     """The random numbers of one batch.
 
     Attributes:
-        noise: The diffusion noise ε, of shape (B, *shape).
-        posterior_noise: Draws a latent from the VAE's posterior, of shape (B, *shape).
-        timesteps: Uniform in [0, T), of shape (B,).
+        noise: the diffusion noise ε, of shape (B, C, h, w).
+        posterior_noise: noise that draws a latent from the VAE's posterior, of the same shape.
+        timesteps: timesteps uniform in [0, T), of shape (B,).
     """
 
     noise: Tensor
@@ -32,21 +32,23 @@ class NoiseDraw(NamedTuple):
 
 
 class NoiseSchedule(nn.Module):
-    """How much noise each of T timesteps has, in z_t = a_t x0 + σ_t ε, and what the model predicts.
+    """The noise at each of T timesteps, in z_t = a_t x0 + σ_t ε, and what the model predicts.
 
-    A module, so that it follows the one that trains to its device; it has nothing to save.
+    The schedule is a module, so that it follows the trained module to its device. Its state dict is
+    empty.
 
     Attributes:
         signal: a, of shape (T,).
         sigma: σ, of shape (T,), which rises.
-        times: What the network is told at each timestep, of shape (T,).
+        times: the time that the network is given at each timestep, of shape (T,).
 
     Args:
-        signal, sigma, times: As above; ``times`` None: the timesteps themselves.
-        prediction_type: One of ``PREDICTION_TYPES``.
+        signal, sigma: the attributes.
+        prediction_type: one of `PREDICTION_TYPES`.
+        times: the attribute; None gives the timesteps themselves.
 
     Raises:
-        ValueError: If ``prediction_type`` is not known.
+        ValueError: `prediction_type` is not known.
     """
 
     signal: Tensor
@@ -76,7 +78,7 @@ class NoiseSchedule(nn.Module):
 
     @classmethod
     def of_alphas(cls, alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> NoiseSchedule:
-        """Returns the variance-preserving schedule a = √ᾱ, σ = √(1-ᾱ) of ᾱ, of shape (T,).
+        """Return the variance-preserving schedule a = √ᾱ, σ = √(1-ᾱ) of ᾱ, of shape (T,).
 
         Source: Ho et al. 2020, equation 4.
         """
@@ -84,10 +86,11 @@ class NoiseSchedule(nn.Module):
 
     @classmethod
     def of(cls, scheduler: Any) -> NoiseSchedule:
-        """Returns the schedule that a diffusers scheduler trains on, however it samples.
+        """Return the schedule that a diffusers scheduler trains on, however it samples.
 
-        A flow's is a = 1-σ with σ shifted towards noise as its configuration says, so uniform
-        timesteps are drawn from the shifted schedule; its network is told T σ.
+        A flow's schedule is a = 1-σ, with σ shifted towards noise as the configuration says.
+        Uniform timesteps are therefore drawn from the shifted schedule. A flow's network is given
+        the time T σ.
 
         Source: Esser et al. 2024 (Stable Diffusion 3, arXiv 2403.03206), sections 3 and 5.3.2.
         """
@@ -99,18 +102,18 @@ class NoiseSchedule(nn.Module):
         return cls(1 - sigma, sigma, "flow", times)
 
     def at(self, timesteps: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-        """Returns a_t and σ_t, each of shape (B, 1, ..., 1) with ``ndim`` dimensions."""
+        """Return a_t and σ_t, each of shape (B, 1, ..., 1) with `ndim` dimensions."""
         shape = (-1, *(1,) * (ndim - 1))
         return self.signal[timesteps].reshape(shape), self.sigma[timesteps].reshape(shape)
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Returns the noisy latents z_t = a_t x0 + σ_t ε, of shape (B, C, h, w).
+    """Return the noisy latents z_t = a_t x0 + σ_t ε, of shape (B, C, h, w).
 
     Args:
-        latents: The clean latents x0, of shape (B, C, h, w).
+        latents: the clean latents x0, of shape (B, C, h, w).
         noise: ε, of shape (B, C, h, w).
-        timesteps: One a sample, of shape (B,).
+        timesteps: one a sample, of shape (B,).
         schedule: a and σ.
     """
     signal, sigma = schedule.at(timesteps, latents.ndim)
@@ -120,14 +123,14 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: Noise
 def noise_target(
     latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule
 ) -> Tensor:
-    """Returns what the model is trained to output at z_t, of shape (B, C, h, w).
+    """Return what the model is trained to output at z_t, of shape (B, C, h, w).
 
-    It is ε for "epsilon", v = a_t ε - σ_t x0 for "v_prediction" and ε - x0 for "flow".
+    The target is ε for "epsilon", v = a_t ε - σ_t x0 for "v_prediction" and ε - x0 for "flow".
 
     Args:
-        latents: The clean latents x0, of shape (B, C, h, w).
+        latents: the clean latents x0, of shape (B, C, h, w).
         noise: ε, of shape (B, C, h, w).
-        timesteps: One a sample, of shape (B,).
+        timesteps: one a sample, of shape (B,).
         schedule: a, σ and the prediction type.
 
     Source: Salimans and Ho 2022, section 2.4 (v); Esser et al. 2024, section 3 (flow).
@@ -143,15 +146,15 @@ def noise_target(
 def predict_x0(
     model_output: Tensor, z_t: Tensor, timesteps: Tensor, schedule: NoiseSchedule
 ) -> Tensor:
-    """Returns the predicted original sample x̂0, of shape (B, C, h, w).
+    """Return the predicted original sample x̂0, of shape (B, C, h, w).
 
-    It is (z_t - σ_t ε)/a_t for "epsilon", a_t z_t - σ_t v for "v_prediction" and z_t - σ_t v for
+    x̂0 is (z_t - σ_t ε)/a_t for "epsilon", a_t z_t - σ_t v for "v_prediction" and z_t - σ_t v for
     "flow".
 
     Args:
         model_output: ε or v as the model predicts it, of shape (B, C, h, w).
-        z_t: The noisy latents, of shape (B, C, h, w).
-        timesteps: One a sample, of shape (B,).
+        z_t: the noisy latents, of shape (B, C, h, w).
+        timesteps: one a sample, of shape (B,).
         schedule: a, σ and the prediction type.
 
     Source: Ho et al. 2020, equation 15; Salimans and Ho 2022, appendix D.
@@ -165,33 +168,35 @@ def predict_x0(
 
 
 def sample_generator(seed: int, step: int, index: int) -> torch.Generator:
-    """Returns the CPU generator of one sample in one step.
+    """Return the CPU generator of one sample in one step.
 
-    The seed is a hash of the triple, so neighbouring triples are unrelated and the process that
-    asks plays no part. torch's CPU generator keeps the seed's low 32 bits.
+    The generator's seed is a hash of the three numbers, so neighbouring samples and steps are
+    unrelated. The process that asks plays no part. torch's CPU generator keeps the seed's low 32
+    bits.
 
     Args:
-        seed: The run's seed.
-        step: The training step.
-        index: The sample's index in the global batch.
+        seed: the run's seed.
+        step: the training step.
+        index: the sample's index in the global batch.
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{index}".encode(), digest_size=8).digest()
+    # 63 bits fit a signed integer
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def draw_noise(
     seed: int, step: int, indices: Sequence[int], shape: Sequence[int], num_timesteps: int
 ) -> NoiseDraw:
-    """Returns the noise and timesteps of the given samples, on the CPU.
+    """Return the noise and timesteps of the given samples, on the CPU.
 
-    What a sample gets depends on (seed, step, index) alone, not on the samples drawn beside it: one
-    process and several see the same numbers at the same global batch.
+    A sample's numbers depend on (seed, step, index) alone, not on the samples drawn beside it. One
+    process and several therefore see the same numbers at the same global batch.
 
     Args:
-        seed: The run's seed.
-        step: The training step.
-        indices: The samples' indices in the global batch, B of them.
-        shape: The shape of one sample, (C, h, w).
+        seed: the run's seed.
+        step: the training step.
+        indices: the samples' indices in the global batch, B of them.
+        shape: the shape of one sample, (C, h, w).
         num_timesteps: T; timesteps are uniform in [0, T).
     """
     noise, posterior_noise, timesteps = [], [], []

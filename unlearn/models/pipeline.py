@@ -25,17 +25,17 @@ def load_pipeline(
     image_size: int | None = None,
     config: str | None = None,
 ) -> DiffusionPipeline:
-    """The frozen fp32 pipeline at `pretrained`.
+    """Load the pipeline at `pretrained`, frozen and in fp32.
 
     Args:
         pretrained: "emoji", a diffusers folder, a single file or a hub id.
-        random_weights: build the architecture alone, with seeded random weights.
-        width, image_size: of the architecture with random weights, see `random_pipeline`.
-        config: of a single file, see `stored_pipeline`.
+        random_weights: whether to build the architecture alone, with seeded random weights.
+        width, image_size: the size of an architecture with random weights (see `random_pipeline`).
+        config: the configuration of a single file (see `stored_pipeline`).
 
     Raises:
-        ValueError: see `stored_pipeline` and `random_pipeline`, a stored model is asked for
-            another size than its own, or random weights for a configuration.
+        ValueError: `stored_pipeline` or `random_pipeline` refuses the arguments. Or a stored model
+            is asked for another size than its own, or random weights for a configuration.
     """
     if random_weights and config is not None:
         raise ValueError(f"model.config={config!r}: model.random_weights=true reads no file")
@@ -54,20 +54,20 @@ def load_pipeline(
 
 
 def networks_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    """All networks of the pipeline, by their names."""
+    """Return all networks of the pipeline, by name."""
     return {name: part for name in NETWORKS if (part := getattr(pipe, name, None)) is not None}
 
 
 def denoiser(pipe: DiffusionPipeline) -> Any:
-    """The network that denoises, which is the one that trains: a UNet, or a transformer."""
+    """Return the network that denoises, the one that trains: a UNet or a transformer."""
     return next(getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name))
 
 
 def denoiser_name(network: nn.Module) -> str:
-    """What pipelines call such a network that denoises."""
+    """Return the name that pipelines have for a network that denoises: "unet" or "transformer"."""
     return next(name for name, kind in DENOISERS.items() if isinstance(network, kind))
 
 
 def device_for(accelerator: str) -> str:
-    """Where images are drawn: on the current GPU if Lightning's `accelerator` allows one."""
+    """Return the device that draws images: the current GPU if Lightning's `accelerator` allows."""
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"

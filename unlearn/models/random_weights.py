@@ -1,4 +1,4 @@
-"""Published models without their weights: the architectures, with weights drawn anew."""
+"""Build published models without their weights: the architectures, with random weights."""
 
 from __future__ import annotations
 
@@ -30,12 +30,16 @@ SEED = 0  # of the weights: a run and its evaluation must draw the same ones
 
 
 def multiple(size: int, width: float, unit: int) -> int:
-    """The multiple of `unit`, at least one, nearest to `size` x `width`."""
+    """Return the multiple of `unit`, at least one, nearest to `size` x `width`."""
     return unit * max(1, round(size * width / unit))
 
 
 class Encoder(NamedTuple):
-    """A CLIP text encoder's shape; `projected`: it gives a pooled state too."""
+    """The shape of a CLIP text encoder.
+
+    A `projected` encoder gives a pooled state beside its token states. The arguments `width` of the
+    methods scale the published size.
+    """
 
     hidden: int
     layers: int
@@ -45,15 +49,15 @@ class Encoder(NamedTuple):
     projected: bool = False
 
     def width(self, width: float) -> int:
-        """Of its token states."""
+        """Return the width of the token states."""
         return multiple(self.hidden, width, self.heads)
 
     def pooled(self, width: float) -> int:
-        """The width of its pooled state."""
+        """Return the width of the pooled state."""
         return multiple(self.projection, width, self.heads)
 
     def build(self, width: float = 1.0) -> CLIPTextModel | CLIPTextModelWithProjection:
-        """The network; its width is a multiple of its heads."""
+        """Build the network, with the nearest width that the heads divide."""
         hidden = self.width(width)
         config = CLIPTextConfig(
             vocab_size=49408,
@@ -82,16 +86,16 @@ class Architecture:
     """A published model: its networks at any width, its noise schedule and its sampler.
 
     Attributes:
-        pipeline: diffusers' class.
-        image_size: side of its images.
-        encoders: its text encoders.
-        unit: what the narrowest of the network's channels must divide by, for the heads of its
+        pipeline: the diffusers class of the pipeline.
+        image_size: the side of the model's images, in pixels.
+        encoders: the text encoders.
+        unit: a divisor of the denoising network's narrowest channels, for the heads of its
             attention.
-        scheduler: diffusers' class, and its options.
+        scheduler: the diffusers class of the scheduler, and the scheduler's options.
         widths: the UNet's channels, in multiples of 320.
-        network: what else the UNet, or the transformer, is configured with.
-        vae: what the VAE is configured with.
-        parts: what else the pipeline is made of.
+        network: further configuration of the UNet or the transformer.
+        vae: further configuration of the VAE.
+        parts: further parts of the pipeline.
     """
 
     pipeline: Any
@@ -105,15 +109,16 @@ class Architecture:
     parts: dict[str, Any] = field(default_factory=dict)
 
     def build_denoiser(self, width: float, image_size: int | None) -> dict[str, nn.Module]:
-        """The network that denoises, under its name in the pipeline."""
+        """Build the network that denoises, under its name in the pipeline."""
         return {"unet": self.build_unet(width, image_size)}
 
     def build_unet(self, width: float = 1.0, image_size: int | None = None) -> UNet2DConditionModel:
-        """The UNet, whose text states have the width of the text encoders' together."""
+        """Build the UNet, whose text states are as wide as all text encoders' together."""
         channels = multiple(320, width, self.unit)
         options = dict(self.network)
         if times := options.get("addition_time_embed_dim"):
             pooled = self.encoders[-1].pooled(width)
+            # SDXL's pooled state and six sizes, see `network_arguments`
             options["projection_class_embeddings_input_dim"] = pooled + 6 * times
         return UNet2DConditionModel(
             sample_size=(image_size or self.image_size) // 8,
@@ -124,7 +129,7 @@ class Architecture:
         )
 
     def build_vae(self, width: float = 1.0, image_size: int | None = None) -> AutoencoderKL:
-        """The VAE, which maps 8 x 8 pixels to a latent, of 4 channels by default."""
+        """Build the VAE, which maps 8 x 8 pixels to a latent of 4 channels by default."""
         channels = multiple(128, width, 8)
         return AutoencoderKL(
             sample_size=image_size or self.image_size,
@@ -137,12 +142,12 @@ class Architecture:
         )
 
     def build_scheduler(self) -> Any:
-        """The noise schedule and the sampler."""
+        """Build the scheduler, which holds the noise schedule and samples."""
         kind, options = self.scheduler
         return kind(**options)
 
     def build_networks(self, width: float, image_size: int | None) -> dict[str, nn.Module]:
-        """All networks, by their names in the pipeline."""
+        """Build all networks, by their names in the pipeline."""
         networks = self.build_denoiser(width, image_size)
         networks["vae"] = self.build_vae(width, image_size)
         for name, encoder in zip(("text_encoder", "text_encoder_2"), self.encoders, strict=False):
@@ -152,16 +157,20 @@ class Architecture:
 
 @dataclass(frozen=True)
 class FlowArchitecture(Architecture):
-    """A published rectified flow, without its third text encoder (T5): a common, smaller use."""
+    """A published rectified flow, in its common smaller use without the third text encoder (T5)."""
 
     def build_denoiser(self, width: float, image_size: int | None) -> dict[str, nn.Module]:
-        """The transformer; its text states have T5's width, twice that of the other encoders'."""
+        """Build the transformer, whose text states have T5's width.
+
+        That width is twice the width of the other encoders together.
+        """
         channels = multiple(1536, width, self.unit)
         transformer = SD3Transformer2DModel(
             sample_size=(image_size or self.image_size) // 8,
             attention_head_dim=self.unit,
             num_attention_heads=channels // self.unit,
             caption_projection_dim=channels,
+            # T5's 4096 beside CLIP's 768 + 1280 in the published model
             joint_attention_dim=2 * sum(encoder.width(width) for encoder in self.encoders),
             pooled_projection_dim=sum(encoder.pooled(width) for encoder in self.encoders),
             **self.network,
@@ -219,17 +228,17 @@ PUBLISHED = {  # whose architecture is known
 
 
 def random_pipeline(pretrained: str, width: float = 1.0, image_size: int | None = None) -> Any:
-    """The fp32 pipeline with seeded random weights, on the CPU; nothing is downloaded.
+    """Build the pipeline in fp32 with seeded random weights, on the CPU; nothing is downloaded.
 
-    It takes a method through everything that the published model asks of it, but draws nothing that
-    one could recognise. Since its text encoders know no word either, the tokenizer is the embedded
-    model's with CLIP's 77 tokens: other ids, and a few more of them a prompt.
+    The pipeline asks of a method all that the published model asks, but draws nothing that one
+    could recognise. Random text encoders know no word, so the tokenizer is the embedded model's
+    with CLIP's 77 tokens. A prompt has other token ids than CLIP's, and a few more of them.
 
     Args:
         pretrained: a key of `PUBLISHED`.
-        width: scales the channels of all networks, to the nearest that their groups and heads
-            divide.
-        image_size: side of the images; null: the published one.
+        width: the factor that scales the channels of all networks, to the nearest number that their
+            groups and heads divide.
+        image_size: the side of the images, in pixels; None is the published one.
 
     Raises:
         ValueError: the architecture is not known, or there is no such network of that size.

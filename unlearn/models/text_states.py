@@ -1,8 +1,8 @@
-"""What a prompt becomes: one tensor, from which any network's call takes what it needs.
+"""Turn a prompt into one tensor, from which any network's call takes what it needs.
 
-The text of a prompt is its token states (T, D). Where the network takes a pooled state beside them,
-as those of SDXL and SD3, that is one row more (T + 1, D), filled up with zeros: texts of every
-model are stored, batched and moved alike.
+The text of a prompt is its token states (T, D). Where the network takes a pooled state too, as
+SDXL's and SD3's do, the text has one row more (T + 1, D). That row is the pooled state, filled up
+with zeros. Texts of every model are therefore stored, batched and moved alike.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PIXELS = 8  # of SDXL's images along a latent's side
 
 
 def pack_text(states: Tensor, pooled: Tensor | None = None) -> Tensor:
-    """Texts (B, T, D), or (B, T + 1, D) with pooled states (B, P) in the last row."""
+    """Return texts (B, T, D), or (B, T + 1, D) with pooled states (B, P) in the last row."""
     if pooled is None:
         return states
     row = F.pad(pooled, (0, states.shape[-1] - pooled.shape[-1]))
@@ -31,13 +31,17 @@ def pack_text(states: Tensor, pooled: Tensor | None = None) -> Tensor:
 
 
 def unpack_text(network: nn.Module, texts: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The token states (B, T, D) and the pooled states (B, P), None where the network has none."""
+    """Return the token states (B, T, D) and the pooled states (B, P) of texts.
+
+    The pooled states are None where the network takes none.
+    """
     config: Any = network.config
     if "pooled_projection_dim" in config:
         width = config.pooled_projection_dim
     elif config.addition_embed_type is None:
         return texts, None
     else:
+        # the embeddings of SDXL's six sizes stand beside the pooled state
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     return texts[:, :-1], texts[:, -1, :width]
 
@@ -45,10 +49,10 @@ def unpack_text(network: nn.Module, texts: Tensor) -> tuple[Tensor, Tensor | Non
 def network_arguments(
     network: nn.Module, z_t: Tensor, times: Tensor, texts: Tensor
 ) -> dict[str, Any]:
-    """What a network is called with beside z_t (B, C, h, w).
+    """Return the arguments that a network is called with beside z_t (B, C, h, w).
 
-    SDXL's networks are also told an image's size before and after cropping, and where it was
-    cropped: here always whole images of the latents' own size.
+    SDXL's networks are also given an image's size before and after cropping, and the corner where
+    the crop begins. Here images are always whole and of the latents' own size.
 
     Source: Podell et al. 2023 (SDXL, arXiv 2307.01952), section 2.2.
     """
@@ -66,14 +70,15 @@ def network_arguments(
 
 
 def predict_output(network: nn.Module, z_t: Tensor, times: Tensor, texts: Tensor) -> Tensor:
-    """The network's output (B, C, h, w) for noisy latents, their times and their texts."""
+    """Return the network's output (B, C, h, w) for noisy latents, their times and their texts."""
     return network(z_t, **network_arguments(network, z_t, times, texts)).sample
 
 
 def encode_text(pipe: Any, prompts: list[str]) -> Tensor:
-    """The texts (P, T, D) or (P, T + 1, D) of prompts, which are cut at the token limit.
+    """Encode prompts as texts (P, T, D) or (P, T + 1, D), cut at the token limit.
 
-    By the class's own function: a method may have changed the pipeline's.
+    The encoding is that of the pipeline's class, since a method may have changed the pipeline's
+    own.
     """
     encode_prompt = type(pipe).encode_prompt
     others = {"prompt_2", "prompt_3"} & inspect.signature(encode_prompt).parameters.keys()
@@ -85,7 +90,7 @@ def encode_text(pipe: Any, prompts: list[str]) -> Tensor:
 
 
 def unconditional_text(pipe: Any) -> Tensor:
-    """The text (1, T, D) or (1, T + 1, D) that the pipeline guides away from by default."""
+    """Return the text (1, T, D) or (1, T + 1, D) that the pipeline guides away from by default."""
     empty = encode_text(pipe, [""])
     return torch.zeros_like(empty) if pipe.config.get("force_zeros_for_empty_prompt") else empty
 
@@ -93,7 +98,7 @@ def unconditional_text(pipe: Any) -> Tensor:
 def intercept_prompts(pipe: Any, change: Callable[[dict[str, Any]], None]) -> None:
     """Let `change` see, and change in place, the arguments of the pipeline's `encode_prompt`.
 
-    They come by name and whole, however the pipeline passes them on.
+    `change` gets all arguments by name, however the pipeline passes them on.
     """
     encode_prompt = pipe.encode_prompt
     signature = inspect.signature(encode_prompt)
@@ -112,7 +117,8 @@ def check_known(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
     """Refuse prompts with words that the model cannot read.
 
     Raises:
-        ValueError: the tokenizer knows none of a word's pieces, or takes it for a mark of its own.
+        ValueError: the tokenizer knows none of a word's pieces, or takes a word for one of its
+            special tokens.
     """
     marks = {*tokenizer.all_special_ids}
     for prompt in prompts:
@@ -125,7 +131,7 @@ def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
     """Refuse prompts over the token limit.
 
     Raises:
-        ValueError: a prompt is too long; says which of its words would be cut.
+        ValueError: a prompt is too long; the message says which of its words would be cut.
     """
     limit = tokenizer.model_max_length
     for prompt in prompts:
@@ -140,7 +146,9 @@ def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
 
 @torch.no_grad()
 def encode_prompts(pipe: DiffusionPipeline, prompts: list[str], cut: bool = False) -> Tensor:
-    """Texts (P, T, D) of prompts, see `conditions`; over the token limit they are refused, or cut.
+    """Encode prompts as texts (P, T, D) or (P, T + 1, D).
+
+    Prompts over the token limit are refused, or cut where `cut` is true.
 
     Raises:
         ValueError: a prompt is longer than the tokenizer's limit, and `cut` is false.

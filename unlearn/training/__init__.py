@@ -1,1 +1,1 @@
-"""Train one run: its directory, checkpoints, loggers, signals."""
+"""Train one run: its directory, its checkpoints, its loggers and its signals."""

@@ -1,4 +1,4 @@
-"""A run's memory and time, estimated before it begins, and compared with what it took."""
+"""Estimate a run's memory and time before it begins, and compare them with what it took."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from unlearn.utils.units import GIB, format_duration
 
 
 class Estimate(NamedTuple):
-    """What a run takes.
+    """The memory and the time that a run takes.
 
     Attributes:
         memory: bytes at the peak: on a CPU the process's, on a GPU its tensors'.
         steps: seconds of the training steps.
         images: seconds to draw the images to train on, if none is cached.
-        evaluation: seconds to draw those of both sides, if none is cached.
+        evaluation: seconds to draw the evaluation's images of both models, if none is cached.
     """
 
     memory: int
@@ -49,22 +49,24 @@ def estimate(
     method: UnlearningModule,
     left: int,
 ) -> Estimate:
-    """What a run will take, from a rehearsal that takes a few seconds.
+    """Estimate what a run will take, from a rehearsal of a few seconds.
 
-    Left out, since they are small: discriminator and optimizers' time, text encoder, judge.
+    The estimate leaves out what is small: the time of the discriminator and the optimizers, the
+    text encoder, and the judge.
 
     Args:
-        config: of the run.
-        pipe: on its device.
-        method: what trains, on the pipeline's UNet.
-        left: steps to make.
+        config: the run's configuration.
+        pipe: the pipeline on its device.
+        method: the method, on the pipeline's denoising network.
+        left: the number of steps to make.
 
     Raises:
         ValueError: the device has less memory than the run needs.
     """
     passes = Passes(pipe, config.precision)
     held, batch = memory_held(pipe.device), config.sampling_batch_size or default_batch_size(pipe)
-    if 0 < left < config.steps:  # its images are drawn, and sampling_batch_size must stay
+    # a resumed run has drawn its images, so sampling_batch_size, which must stay, needs no check
+    if 0 < left < config.steps:
         batch = 1
     drawn = partial(check_memory, pipe.device, "draw images", "a lower sampling_batch_size")
     forward = rehearse(passes.forward, 2 * batch, drawn)
@@ -74,7 +76,7 @@ def estimate(
     if left:
         drawing = max(drawing, rehearse(passes.encode, batch, drawn).memory(batch))
         samples = method.samples_at_once(config.options, config.plan)
-        states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's
+        states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's two moments
         states -= memory_that_moves(config, pipe)
         less = "experiment=low_memory, or batch_size lower and method.accumulate_grad_batches as "
         check = partial(check_memory, pipe.device, "train", f"{less}many times higher")
@@ -103,7 +105,7 @@ def estimate(
 
 
 def memory_that_moves(config: RunConfig, pipe: DiffusionPipeline) -> int:
-    """Bytes of a GPU that are free in training: of the networks that wait on the CPU, see `fit`."""
+    """Return the bytes of the networks that `fit` moves from a GPU to the CPU during training."""
     if pipe.device.type == "cpu" or config.log_images_every:
         return 0
     parts = [part for part in networks_of(pipe).values() if part is not denoiser(pipe)]
@@ -111,14 +113,14 @@ def memory_that_moves(config: RunConfig, pipe: DiffusionPipeline) -> int:
 
 
 def memory_held(device: torch.device) -> int:
-    """Bytes that the process, or on a GPU its tensors, hold."""
+    """Return the bytes that the process holds now, or on a GPU its tensors."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that they held so far."""
+    """Return the most bytes that the process held so far, or on a GPU its tensors."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
@@ -127,6 +129,12 @@ def peak_memory(device: torch.device) -> int:
 
 def check_memory(device: torch.device, work: str, way_out: str, needed: int) -> None:
     """Refuse work that the device has too little memory for.
+
+    Args:
+        device: the device.
+        work: what needs the memory, for the message.
+        way_out: what the user can change, for the message.
+        needed: bytes.
 
     Raises:
         ValueError: says how much is needed and free, and the way out.
@@ -144,12 +152,14 @@ def check_memory(device: torch.device, work: str, way_out: str, needed: int) -> 
 
 
 class Budget(Callback):
-    """Says what a run will take, and after its steps what they took; budget.json has both.
+    """A callback that measures the training steps, and compares them with the estimate.
+
+    budget.json has both the estimate and the measured values.
 
     Args:
         estimated: see `estimate`.
         run: the run directory.
-        count: of the steps to make, which a run that goes on has fewer of.
+        count: the number of steps to make; a resumed run has fewer than the configuration says.
     """
 
     def __init__(self, estimated: Estimate, run: Path, count: int) -> None:
@@ -167,11 +177,11 @@ class Budget(Callback):
         )
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Begin to count."""
+        """Begin to measure the time."""
         self.start = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Print and write what was measured."""
+        """Print and write the measured time and memory."""
         if not trainer.is_global_zero:
             return
         seconds, memory = time.monotonic() - self.start, peak_memory(module.device)

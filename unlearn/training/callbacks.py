@@ -1,4 +1,4 @@
-"""Callbacks of a run: weights and pictures kept on the way."""
+"""Keep weights and pictures during training, by callbacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PICTURE_COLUMNS = 4  # prompts of each set in a picture
 def picture_prompts(concept: Concept) -> list[str]:
     """Return `PICTURE_COLUMNS` prompts of each of the four sets that has any, evenly spaced.
 
-    A set of fewer begins again.
+    A set with fewer prompts repeats them.
     """
     prompts = []
     for name in SETS:
@@ -38,17 +38,18 @@ def picture_prompts(concept: Concept) -> list[str]:
 
 
 class ProgressPictures(L.Callback):
-    """Every `every` steps, a picture of the four prompt sets as the model draws them then.
+    """A callback that draws a picture of the four prompt sets every `every` steps.
 
-    One row a set that has prompts, always the same prompts and noise; written to `images/` in the
-    run directory and sent to the loggers that show images.
+    The picture has a row for each set that has prompts. The prompts and the noise are always the
+    same. Pictures are written to `images/` in the run directory, and sent to the loggers that show
+    images.
 
     Args:
-        pipe: the pipeline whose UNet is being trained.
-        concept: gives the prompts.
+        pipe: the pipeline whose denoising network is being trained.
+        concept: the concept whose prompts are drawn.
         run: the run directory.
         every: steps between pictures.
-        sampler: how they are drawn.
+        sampler: draws the images.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ProgressPictures(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Draw, after the step that the interval ends with."""
+        """Draw the picture after every `every`-th step."""
         step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
         if rest or step % self.every or not trainer.is_global_zero:
             return
@@ -83,15 +84,16 @@ class ProgressPictures(L.Callback):
 
 
 class KeptWeights(Callback):
-    """Every `every` steps, the weights as they are then: a run directory `steps/STEP` of their own.
+    """A callback that keeps the weights every `every` steps, in a run directory of their own.
 
-    `unlearn evaluate RUN_DIR/steps/*` shows how forgetting and damage went on.
+    That directory is `steps/STEP`. `unlearn evaluate RUN_DIR/steps/*` shows how forgetting and
+    damage went on.
 
     Args:
         run: the run directory, whose config.yaml is copied.
-        every: steps between them.
+        every: steps between kept weights.
         metadata: see `save_unlearned`.
-        earlier: the weights of the run that this one goes on from.
+        earlier: the weights of the run that this one starts from.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class KeptWeights(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep, after the step that the interval ends with."""
+        """Keep the weights after every `every`-th step."""
         step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
         if rest or step % self.every or not trainer.is_global_zero:
             return

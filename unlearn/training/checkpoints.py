@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole, from which it goes on exactly."""
+"""Write the checkpoints of a run, from which the run resumes exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlearn.utils.errors import Interrupted, LostRankError, NotFiniteError
 
 
 def step_of(checkpoint: Path) -> int:
-    """How many steps were made when a checkpoint was written.
+    """Return the number of steps that were made when a checkpoint was written.
 
     Raises:
         ValueError: the file is damaged, or is no checkpoint of a run.
@@ -40,14 +40,21 @@ def step_of(checkpoint: Path) -> int:
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints beside their place; Lightning's own go through the folder for temporary
-    files, where a killed process leaves them."""
+    """A checkpoint writer for Lightning that never leaves a half-written file.
+
+    Checkpoints are first written beside their place. Lightning's own writer uses the folder for
+    temporary files, where a killed process leaves them.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write the file whole."""
-        buffer = io.BytesIO()  # so that a full disk is an OSError
+        """Write a checkpoint's file in full before it takes its name.
+
+        Raises:
+            OSError: the disk is full, or the file cannot be written.
+        """
+        buffer = io.BytesIO()  # written here, not to a file: a full disk is then an OSError
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(exist_ok=True)
         with atomic_path(Path(path)) as partial:
@@ -55,23 +62,24 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Every `every` steps, at the end and when told to stop, all that a run goes on from.
+    """A callback that writes `checkpoints/last.ckpt`, from which a run resumes.
 
-    That is what was trained, its optimizers, the position in the batches and the rows of
-    metrics.csv, in `checkpoints/last.ckpt`. Must be the last callback, for a checkpoint to mean
-    that all is done which belongs to its step.
+    A checkpoint is written every `every` steps, at the end, and when a signal came. It holds what
+    was trained, the optimizers' states, the position in the batches, and the rows of metrics.csv.
+    This must be the last callback: a checkpoint means that all other callbacks have done their work
+    for its step.
 
     Args:
         run: the run directory.
         every: steps between checkpoints.
         metrics: the run's metrics.csv.
-        stop: says when a signal came.
+        stop: knows whether a signal came.
     """
 
     def __init__(self, run: Path, every: int, metrics: MetricsFile, stop: SignalHandler) -> None:
         self.run, self.path = run, run / "checkpoints" / "last.ckpt"
         self.every, self.metrics, self.stop = every, metrics, stop
-        self.step = 0  # that the last checkpoint was written after
+        self.step = 0  # the step of the last checkpoint
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Take the signals over from Lightning, which would go on at SIGTERM, or exit with 0."""
@@ -81,7 +89,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after the steps that the interval ends with.
+        """Save after every `every`-th step, and when a signal came.
 
         Raises:
             SystemExit: a signal came to one of the ranks.
@@ -109,7 +117,7 @@ class Checkpoints(Callback):
             self.exit(trainer)
 
     def exit(self, trainer: L.Trainer) -> None:
-        """End the process; rank 0's status stands for the run.
+        """End the process; the exit status of rank 0 stands for the run.
 
         Raises:
             SystemExit: always.
@@ -120,7 +128,9 @@ class Checkpoints(Callback):
         raise Interrupted(self.stop.signum or 15)
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
-        """At once, since Lightning kills the remaining processes within seconds.
+        """Turn an exception into an error with advice.
+
+        This must not wait, since Lightning kills the remaining processes within seconds.
 
         Raises:
             LostRankError: another process of the run died or could not be reached.
@@ -137,7 +147,7 @@ class Checkpoints(Callback):
             ) from exception
 
     def keep_inputs(self, module: Any, error: NotFiniteError, rank: int) -> None:
-        """Write what a step with a loss that is not finite began with, and say where."""
+        """Write what a step with a non-finite loss began with, and name the file in the error."""
         path = self.run / f"failed_step_rank{rank}.pt"
         weights = {name: weight.detach() for name, weight in module.trained_weights.items()}
         state = {"step": error.step, "losses": error.losses, "batch": error.batch}
@@ -153,17 +163,17 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the step and the rows of metrics.csv."""
+        """Add the step and the rows of metrics.csv to a checkpoint."""
         checkpoint |= {"step": self.step, "metrics": self.metrics.rows}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with metrics.csv as it was then."""
+        """Restore the step and metrics.csv from a checkpoint."""
         self.step = checkpoint["step"]
         self.metrics.restore(checkpoint["metrics"])
 
     def save(self, trainer: L.Trainer, step: int) -> None:
-        """Called on every rank; rank 0 writes."""
+        """Save a checkpoint; every rank must call this, and rank 0 writes."""
         self.step = step
         trainer.save_checkpoint(self.path)

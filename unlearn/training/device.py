@@ -14,13 +14,13 @@ from unlearn.config.run_config import RunConfig
 def claim_device(config: RunConfig) -> None:
     """Make the GPU that Lightning will give this process, if any, the current one.
 
-    The work of a run begins before Lightning's own.
+    A run uses the device before Lightning sets it.
 
     Raises:
         ValueError: there are no such devices or strategy here, or another option has a value that
-            Lightning does not take; names the options, and what Lightning says of them.
+            Lightning does not take; names the options, and quotes Lightning.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # for the run too
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # stays so for the run
     options = trainer_options(config)
     try:
         trainer = L.Trainer(
@@ -34,7 +34,7 @@ def claim_device(config: RunConfig) -> None:
 
 
 def trainer_options(config: RunConfig) -> dict[str, object]:
-    """Return the options of Lightning's Trainer that are the user's, all but the precision."""
+    """Return the options of Lightning's Trainer that the user chose, all but the precision."""
     own = config.trainer
     return {
         "accelerator": own.accelerator,

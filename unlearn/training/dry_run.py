@@ -1,4 +1,4 @@
-"""Say what a run would do."""
+"""Describe what a run would do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unlearn.training.run_dir import Progress
 
 
 def describe_plan(config: RunConfig, progress: Progress) -> str:
-    """Return the plan of a run, a line each; nothing is loaded, drawn or written."""
+    """Return the plan of a run as text, a fact each line; nothing is loaded, drawn or written."""
     concept, data = config.trained, config.data
     pairs = ", ".join(f"{t} to {a or 'no style'}" for t, a in concept.anchors.items())
     seeds = config.prompt_sets.images_per_prompt
@@ -22,7 +22,7 @@ def describe_plan(config: RunConfig, progress: Progress) -> str:
     facts = {
         "forget": f"{concept.name} ({concept.kind}): {pairs}",
         "model": f"{config.base.name}, {config.precision}, on {config.accelerator}",
-        "method": f"{config.method}, recipe {config.saved['method']['recipe']}",
+        "method": f"{config.method}, recipe {config.recipe}",
         "steps": f"{config.steps} of {config.batch_size} samples a device, seed {config.seed}",
         "train on": f"{len(training_pairs(concept))} prompt pairs; {data.images} anchor images, "
         f"{data.relearn_images} relearn images",

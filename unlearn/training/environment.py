@@ -1,4 +1,4 @@
-"""What a run trains with: the versions of its packages, and the device."""
+"""Record what a run trains with: the versions of its packages, and the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("unlearn-diffusion", "torch", "lightning", "diffusers", "transformer
 
 @rank_zero_only
 def write_environment(config: ModelConfig) -> None:
-    """Write environment.json: nothing of the user, and none of the environment variables."""
+    """Write environment.json, which names neither the user nor any environment variable."""
     on_gpu = config.device == "cuda"
     facts = {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Send metrics, tables and pictures to W&B and TensorBoard."""
+"""Send metrics, tables and pictures to W&B, TensorBoard and other loggers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from unlearn.utils.checks import check_choice
 
 
 class Dashboard(WandbLogger):
-    """W&B; where it fails in the middle of a run, the run says so and goes on without it."""
+    """A W&B logger that lets a run go on, with a warning, where W&B fails in the middle of it."""
 
     lost = False
     MODES = ("online", "offline")
@@ -46,17 +46,24 @@ class Dashboard(WandbLogger):
 
     @classmethod
     def for_run(cls, run: Path, step: int, saved: Mapping[str, Any], **options: Any) -> Dashboard:
-        """Return the logger of a run that goes on after `step`, as the earlier call's W&B run."""
+        """Return the logger of a run, which continues the W&B run of an earlier call.
+
+        Args:
+            run: the run directory.
+            step: the step that the run resumes after; 0: the run begins, as a new W&B run.
+            saved: the configuration that W&B shows.
+            options: further options of `WandbLogger`.
+        """
         own = {"id": earlier_id(run) if step else None, "resume": "allow", "name": run.name}
         return cls(**{**own, "save_dir": run, "config": dict(saved), **options})
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """W&B's run, begun at the first call.
+        """The W&B run, which begins at the first call.
 
         Raises:
-            ValueError: it cannot begin.
+            ValueError: W&B cannot begin a run.
         """
         import wandb
 
@@ -71,7 +78,7 @@ class Dashboard(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Send them, unless a call has failed before."""
+        """Send metrics to W&B, unless an earlier call has failed."""
         if self.lost:
             return
         try:
@@ -89,11 +96,18 @@ def earlier_id(run: Path) -> str | None:
 
 
 class Board(TensorBoardLogger):
-    """TensorBoard, in the run directory."""
+    """A TensorBoard logger that writes to the run directory."""
 
     @classmethod
     def for_run(cls, run: Path, step: int, saved: Mapping[str, Any], **options: Any) -> Board:
-        """Return the logger of a run that goes on after `step`."""
+        """Return the logger of a run.
+
+        Args:
+            run: the run directory.
+            step: the step that the run resumes after; what was logged later is removed.
+            saved: the configuration that TensorBoard shows.
+            options: further options of `TensorBoardLogger`.
+        """
         own = {"name": "", "version": "tensorboard", "default_hp_metric": False}
         board = cls(run, **{**own, "purge_step": step, **options})
         board.log_hyperparams(dict(saved))
@@ -104,11 +118,11 @@ def build_loggers(config: RunConfig, step: int = 0) -> list[Logger]:
     """Return the loggers of a run: metrics.csv in the run directory first, then the chosen ones.
 
     Args:
-        config: of the run.
-        step: that the run goes on after; the loggers then go on too.
+        config: the run's configuration.
+        step: the step that the run resumes after; the loggers then continue their earlier logs.
 
     Raises:
-        ValueError: a logger cannot be made of its options.
+        ValueError: a logger cannot be made with its options.
     """
     loggers: list[Logger] = [MetricsFile(config.folder / "metrics.csv")]
     for name, entry in config.loggers.items():
@@ -120,8 +134,8 @@ def build_loggers(config: RunConfig, step: int = 0) -> list[Logger]:
 def build_logger(config: RunConfig, step: int, entry: Mapping[str, Any]) -> Logger:
     """Return the logger that an entry of the section `logger` names.
 
-    A logger of ours takes the run by `for_run`. Another gets the run directory as `save_dir`, where
-    it takes one and the entry gives none.
+    A class with `for_run`, as this package's have it, is made by that method. Another class gets
+    the run directory as `save_dir`, where it takes one and the entry gives none.
     """
     kind = get_class(entry["_target_"])
     if hasattr(kind, "for_run"):
@@ -139,7 +153,7 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
     """Return the callbacks of the section `callbacks`.
 
     Raises:
-        ValueError: a callback cannot be made of its options.
+        ValueError: a callback cannot be made with its options.
     """
     callbacks: list[Callback] = []
     for name, entry in config.callbacks.items():
@@ -150,7 +164,7 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
 
 @contextmanager
 def said_of(key: str) -> Iterator[None]:
-    """Turn what an instantiation raises into a ValueError that names the key."""
+    """Turn errors of an instantiation inside the context into a `ValueError` that names the key."""
     try:
         yield
     except (HydraException, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
@@ -159,12 +173,12 @@ def said_of(key: str) -> Iterator[None]:
 
 
 def picture_caption(drawn: Iterable[tuple[str, Any]]) -> str:
-    """A caption of the prompts and seeds of a picture, in reading order."""
+    """Return a caption with the prompts and seeds of a picture, in reading order."""
     return " | ".join(f"{prompt} (seed {seed})" for prompt, seed in drawn)
 
 
 def log_image(logger: Logger, key: str, image: torch.Tensor, step: int, caption: str) -> None:
-    """Send an image (H, W, 3), uint8, to a logger that shows images."""
+    """Send a uint8 image (H, W, 3) to a logger that shows images."""
     if isinstance(logger, WandbLogger):
         logger.log_image(key, [Image.fromarray(image.numpy())], step=step, caption=[caption])
     elif isinstance(logger, TensorBoardLogger):
@@ -176,7 +190,10 @@ ENDS = ("value", "low", "high")
 
 
 def log_table(logger: Logger, result: dict[str, Any], step: int) -> None:
-    """Send the rates of the four sets with their intervals; of several concepts, of each too."""
+    """Send the rates of the four sets, and of each concept where there are several.
+
+    Each rate has its interval.
+    """
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text("evaluation", markdown_table(result), step)
     elif isinstance(logger, WandbLogger):
@@ -193,7 +210,14 @@ def log_table(logger: Logger, result: dict[str, Any], step: int) -> None:
 
 
 def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: int) -> None:
-    """Send the evaluation to the loggers: rates, the table, and the picture before and after."""
+    """Send an evaluation to the loggers: rates, the table, and the picture before and after.
+
+    Args:
+        loggers: the run's loggers.
+        result: what `result.json` holds.
+        run: the run directory.
+        step: the step that the evaluation belongs to.
+    """
     rates = {
         f"eval/{name}/{metric}": sides["unlearned"]["value"]
         for name, row in result["sets"].items()
@@ -212,7 +236,8 @@ def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: i
     for logger in loggers:
         if not isinstance(logger, MetricsFile):
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(logger.hparams, rates, step)  # the rates with the config
+                # TensorBoard then shows the rates beside the configuration
+                logger.log_hyperparams(logger.hparams, rates, step)
             else:
                 logger.log_metrics(rates, step)
             log_image(logger, "images/before_after", image, step, caption)

@@ -14,10 +14,12 @@ from unlearn.utils.atomic import atomic_path
 
 
 class MetricsFile(Logger):
-    """metrics.csv: a row whenever metrics are logged, its columns in alphabetical order.
+    """A logger that writes metrics.csv, with columns in alphabetical order.
+
+    It adds a row whenever metrics are logged.
 
     Attributes:
-        rows: all of them, which a checkpoint keeps.
+        rows: all rows, which a checkpoint keeps.
     """
 
     name = version = ""
@@ -28,11 +30,11 @@ class MetricsFile(Logger):
         self.columns: list[str] = []
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """They are in config.yaml."""
+        """Skip the hyper-parameters, since config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row."""
+        """Add a row with the metrics and the step."""
         row = {**metrics, "step": step or 0}
         self.rows.append(row)
         if not row.keys() <= {*self.columns}:
@@ -43,7 +45,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def restore(self, rows: list[dict[str, float]]) -> None:
-        """Write the file anew: these are all its rows."""
+        """Write the file anew with these rows alone."""
         self.rows, self.columns = rows, sorted({key for row in rows for key in row})
         if not rows:
             self.path.unlink(missing_ok=True)

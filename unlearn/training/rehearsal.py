@@ -1,4 +1,4 @@
-"""Small passes of a run, tracked and timed: what larger ones will take."""
+"""Estimate the memory and time of a run's large passes from small ones."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from unlearn.models.text_states import encode_text, predict_output
 
 
 class PeakMemory(TorchDispatchMode):
-    """Adds up what tensors made inside it hold, as long as they live.
+    """A context that adds up the bytes of tensors made inside it, as long as they live.
 
-    Those made before do not count, nor views of them. What a kernel takes for itself is not seen.
+    Tensors made before do not count, nor do views of them. Memory that a kernel allocates for
+    itself is not seen.
 
     Attributes:
-        peak: the most that they held at one time, in bytes.
+        peak: the most bytes that the tensors held at one time.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class PeakMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        for tensor in tree_leaves((args, kwargs)):  # new here: made before
+        for tensor in tree_leaves((args, kwargs)):  # an unknown argument was made before
             self.count(tensor, False)
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
@@ -44,7 +45,10 @@ class PeakMemory(TorchDispatchMode):
         return output
 
     def count(self, tensor: Any, made: bool) -> None:
-        """Count a tensor's storage until it is freed, unless it is known."""
+        """Count a tensor's storage until the storage is freed.
+
+        A storage counts once. With `made` False it counts as no bytes.
+        """
         if not isinstance(tensor, Tensor):
             return
         storage = tensor.untyped_storage()
@@ -56,17 +60,17 @@ class PeakMemory(TorchDispatchMode):
             weakref.finalize(storage, self.forget, key)
 
     def forget(self, key: int) -> None:
-        """Count a storage no more."""
+        """Stop counting a storage that was freed."""
         self.now -= self.sizes.pop(key)
 
 
 class Rehearsal(NamedTuple):
-    """What a call takes, learnt from small ones.
+    """The memory and time of a call for a number of samples, estimated from small calls.
 
     Attributes:
         fixed: bytes beside the networks' weights, whatever the number of samples.
-        each: further bytes a sample.
-        seconds: a sample, in as large a call as took about a second.
+        each: further bytes of each sample.
+        seconds: seconds of a sample, in a call as large as one second allows.
     """
 
     fixed: int
@@ -74,17 +78,18 @@ class Rehearsal(NamedTuple):
     seconds: float
 
     def memory(self, samples: int) -> int:
-        """Bytes of a call of so many samples, beside the networks' weights."""
+        """Return the bytes of a call for so many samples, beside the networks' weights."""
         return self.fixed + samples * self.each
 
 
 def rehearse(call: Callable[[int], Any], most: int, afford: Callable[[int], None]) -> Rehearsal:
-    """Make a call for one and for two samples, and time one of at most `most`.
+    """Measure a call's memory for one and for two samples, and its time for up to `most` samples.
 
     Args:
-        call: for a number of samples.
-        most: that the run makes at a time.
-        afford: refuses the bytes that a call for `most` takes, before that is made.
+        call: takes a number of samples.
+        most: the number of samples that the run needs at a time.
+        afford: raises if the device lacks the bytes of a call for `most` samples; called before any
+            large call.
     """
     peaks = []
     for samples in (1, 2):
@@ -95,13 +100,13 @@ def rehearse(call: Callable[[int], Any], most: int, afford: Callable[[int], None
     afford(peaks[0] + (most - 1) * each)
     seconds = seconds_per_sample(call, 1)
     if (samples := min(most, int(1 / seconds))) > 1:
-        call(samples)  # the first of its size: a GPU then loads its kernels
+        call(samples)  # warm-up: a GPU loads kernels at the first call of a size
         seconds = seconds_per_sample(call, samples)
     return Rehearsal(peaks[0] - each, each, seconds)
 
 
 def seconds_per_sample(call: Callable[[int], Any], samples: int) -> float:
-    """Seconds a sample."""
+    """Measure the seconds that a call takes, divided by its samples."""
     synchronize()
     start = time.perf_counter()
     call(samples)
@@ -110,17 +115,17 @@ def seconds_per_sample(call: Callable[[int], Any], samples: int) -> float:
 
 
 def synchronize() -> None:
-    """Wait for the device."""
+    """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Passes:
-    """The passes that a run is made of, for any number of samples.
+    """The forward and backward passes that a run is made of, for any number of samples.
 
     Args:
-        pipe: on its device.
-        precision: "32-true" or "bf16-mixed", which autocasts the networks.
+        pipe: the pipeline on its device.
+        precision: "32-true", or "bf16-mixed", which runs the networks under autocast.
     """
 
     def __init__(self, pipe: DiffusionPipeline, precision: str) -> None:
@@ -128,7 +133,7 @@ class Passes:
         self.text = encode_text(pipe, [""])
 
     def inputs(self, samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents, timesteps and texts."""
+        """Return latents (N, C, h, w), timesteps (N,) and text states (N, L, D) for N samples."""
         config, device = denoiser(self.pipe).config, self.pipe.device
         shape = (samples, config.in_channels, config.sample_size, config.sample_size)
         timesteps = torch.zeros(samples, dtype=torch.long, device=device)
@@ -136,30 +141,30 @@ class Passes:
         return torch.zeros(shape, device=device), timesteps, text
 
     def autocast(self) -> torch.autocast:
-        """As in the run."""
+        """Return a context with the run's precision."""
         mixed = self.precision == "bf16-mixed"
         return torch.autocast(self.pipe.device.type, torch.bfloat16, enabled=mixed)
 
     @torch.no_grad()
     def forward(self, samples: int) -> None:
-        """The denoising network, without gradient."""
+        """Run the denoising network once, without gradient."""
         with self.autocast():
             predict_output(denoiser(self.pipe), *self.inputs(samples))
 
     @torch.no_grad()
     def decode(self, samples: int) -> None:
-        """Latents to images."""
+        """Decode latents to images."""
         with self.autocast():
             self.pipe.vae.decode(self.inputs(samples)[0])
 
     @torch.no_grad()
     def encode(self, samples: int) -> None:
-        """Images to latents, which is never autocast."""
+        """Encode images to latents, which never runs under autocast."""
         side = image_side(self.pipe)
         self.pipe.vae.encode(torch.zeros(samples, 3, side, side, device=self.pipe.device))
 
     def trained(self, samples: int, method: UnlearningModule) -> None:
-        """The gradient of the method's weights."""
+        """Compute the gradient of the method's weights."""
         with self.autocast():
             output = method.output(*self.inputs(samples)).float().sum()
             torch.autograd.grad(output, method.weights, allow_unused=True)

@@ -1,4 +1,4 @@
-"""Make one run: build, fit, write the weights, evaluate."""
+"""Make one run: build the method, train it, write its weights, and evaluate them."""
 
 from __future__ import annotations
 
@@ -45,36 +45,35 @@ from unlearn.utils.hashing import file_sha256
 from unlearn.utils.run_errors import as_run_errors
 from unlearn.weights.delta import load_unlearned, read_safetensors, save_unlearned
 
-DDP = {"ddp": "popen", "ddp_spawn": "spawn"}  # strategies, and how each starts its processes
+DDP = {"ddp": "popen", "ddp_spawn": "spawn"}  # how each strategy starts its processes
 
 
 def train(config: RunConfig) -> Path:
-    """Run one unlearning job, and return its run directory.
+    """Train and evaluate one run, and return its run directory.
 
-    Where an earlier call of the same job was interrupted, the job goes on; where it finished, that
-    is said.
+    A run that an earlier call left unfinished is resumed. For a finished run, say so and return.
 
     Raises:
         ValueError: the model, the judge or a prompt is not valid, or the run directory holds
             another run.
         RunError: a fault that the run cannot go on with.
-        Interrupted: SIGTERM or Ctrl-C; all that the same call goes on from is written.
+        Interrupted: SIGTERM or Ctrl-C came; all that the same call resumes from is written.
     """
     run = config.folder
     progress = read_progress(config)
     if config.dry_run:
         print(describe_plan(config, progress))
         return run
-    with contextlib.suppress(OSError):  # a run_dir that is none is refused by `open_run_dir`
+    with contextlib.suppress(OSError):  # `open_run_dir` refuses a run_dir that is no folder
         (run / ERROR_FILE).unlink(missing_ok=True)
     if progress.finished:
         print(f"{run}: finished before, with this configuration; resume=false begins anew")
         return run
     claim_device(config)
-    if torch.cuda.is_available():  # an earlier job of this process had a peak of its own
+    if torch.cuda.is_available():  # an earlier job of this process may have raised it
         torch.cuda.reset_peak_memory_stats()
     L.seed_everything(config.seed, verbose=False)
-    load_judge(config, config.trained)  # refused now if it is missing, not after training
+    load_judge(config, config.trained)  # fails before the training, not after it
     pipe = config.base.load()
     earlier = load_earlier_weights(pipe, config.after) if config.after else {}
     with SignalHandler() as signals, as_run_errors(config.weights):
@@ -90,7 +89,7 @@ def train(config: RunConfig) -> Path:
             context = RunContext(config, pipe, fingerprint, method, earlier)
             if not progress.trained:
                 fit(context, progress, loggers, [budget], signals)
-            if rank_zero_only.rank:  # rank 0's process goes on from here
+            if rank_zero_only.rank:  # only rank 0 evaluates
                 return run
             del pipe, method, context  # the evaluation loads its own
             log_result(loggers, evaluate(config), run, config.steps)
@@ -101,19 +100,19 @@ def train(config: RunConfig) -> Path:
             if wandb := sys.modules.get("wandb"):  # else a sweep's next job would go on in its run
                 with contextlib.suppress(Exception):  # W&B may be what went wrong
                     wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
-            if held is not None:  # of rank 0
+            if held is not None:  # only rank 0 holds the lock
                 os.close(held)
     return run
 
 
 def prepare_method(config: RunConfig, pipe: DiffusionPipeline) -> UnlearningModule:
-    """Return the method on the pipeline's network; the tokenizer takes every prompt of the run.
+    """Check the run's prompts with the tokenizer, and return the method on the pipeline's network.
 
     Raises:
-        ValueError: the tokenizer does not take a prompt, or the method not such a pipeline.
+        ValueError: the tokenizer does not take a prompt, or the method does not take the pipeline.
     """
     prompts = sorted(all_prompts(config.trained))
-    if not config.base.random_weights:  # whose tokenizer is only a stand-in
+    if not config.base.random_weights:  # a random model's tokenizer is only a stand-in
         check_known(pipe.tokenizer, prompts)
     for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
         check_lengths(pipe.tokenizer, texts)
@@ -126,7 +125,7 @@ def prepare_method(config: RunConfig, pipe: DiffusionPipeline) -> UnlearningModu
 
 
 def resume_hint(run: Path) -> str:
-    """What an interrupted run left, for the one who reads why it ended."""
+    """Return a hint for the user on what the same command will resume from."""
     if (run / WEIGHTS_FILE).exists():
         return "the same command goes on with the evaluation"
     path = run / "checkpoints" / "last.ckpt"
@@ -136,14 +135,15 @@ def resume_hint(run: Path) -> str:
 
 
 class RunContext(NamedTuple):
-    """What one run trains.
+    """The parts of a run that training needs.
 
     Attributes:
-        config: the run's.
+        config: the run's configuration.
         pipe: the base model, whose denoising network is the method's.
         base_fingerprint: the `pipeline_fingerprint` of the base model as it was loaded.
-        method: what trains.
-        earlier: the weights of the run that this one goes on from, by their names in the UNet.
+        method: the method that trains.
+        earlier: the weights of the run that this one starts from, by their names in the denoising
+            network.
     """
 
     config: RunConfig
@@ -160,11 +160,11 @@ def fit(
     callbacks: list[Callback],
     signals: SignalHandler,
 ) -> None:
-    """Train, and write the weights."""
+    """Make the training data, train, and write the weights."""
     config, pipe, base_fingerprint, method, earlier = context
     write_environment(config)
     module = None
-    if config.steps:  # drawn by the base model: before the method changes it
+    if config.steps:  # the base model draws the images, before the method changes the model
         data = make_training_data(
             pipe, config.trained, config.data, config.sampler(config.data.num_inference_steps),
             seed=config.seed, images_of=method.images_of, cached=base_fingerprint,
@@ -182,7 +182,7 @@ def fit(
         for part in networks_of(pipe).values():
             if part is not method.network:
                 part.cpu()
-        if torch.cuda.is_available():  # for the ranks that start on this device
+        if torch.cuda.is_available():  # frees it for ranks that share this device
             torch.cuda.empty_cache()
     metadata = {} if rank_zero_only.rank else weights_metadata(context)
     own = build_run_callbacks(context, metadata)
@@ -199,7 +199,7 @@ def fit(
 
 
 def weights_metadata(context: RunContext) -> dict[str, str]:
-    """Return what the weights' file says of where they come from."""
+    """Return the metadata of the weights' file: what the weights come from."""
     config = context.config
     metadata = {
         "base": config.base.name,
@@ -215,10 +215,13 @@ def weights_metadata(context: RunContext) -> dict[str, str]:
 
 
 def load_earlier_weights(pipe: DiffusionPipeline, run: Path) -> dict[str, Tensor]:
-    """The weights of an earlier run, by their names in the network; the pipeline gets them.
+    """Load the weights of an earlier run into the pipeline.
+
+    Returns:
+        The weights, by their names in the denoising network.
 
     Raises:
-        ValueError: they do not fit the pipeline.
+        ValueError: the weights do not fit the pipeline.
     """
     path = run / WEIGHTS_FILE
     load_unlearned(pipe, path)
@@ -226,7 +229,7 @@ def load_earlier_weights(pipe: DiffusionPipeline, run: Path) -> dict[str, Tensor
 
 
 def build_run_callbacks(context: RunContext, metadata: dict[str, str]) -> list[Callback]:
-    """Return a progress bar, kept weights and pictures where the config wants them, and its own."""
+    """Return a progress bar, the callbacks that config keys ask for, and those of `callbacks`."""
     config = context.config
     callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=5)]
     if config.keep_every:
@@ -241,11 +244,11 @@ def build_run_callbacks(context: RunContext, metadata: dict[str, str]) -> list[C
 def build_trainer(config: RunConfig, loggers: list[Logger], callbacks: list[Callback]) -> L.Trainer:
     """Return a trainer of one epoch, which is the whole run."""
     options: dict[str, Any] = {**trainer_options(config), "precision": config.precision}
-    if options["strategy"] in DDP:  # every rank has the same frozen weights: nothing to broadcast
+    if options["strategy"] in DDP:  # ranks load the same frozen weights: nothing to broadcast
         start = DDP[options["strategy"]]
         options["strategy"] = DDPStrategy(start_method=start, broadcast_buffers=False)
     plugins: list[Any] = [WholeCheckpoints()]
-    if SLURMEnvironment.detect():  # whose own requeueing would miss our checkpoints
+    if SLURMEnvironment.detect():  # Lightning's requeueing would miss these checkpoints
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return L.Trainer(
         **options,
@@ -255,6 +258,6 @@ def build_trainer(config: RunConfig, loggers: list[Logger], callbacks: list[Call
         logger=loggers,
         callbacks=callbacks,
         enable_model_summary=False,
-        enable_checkpointing=False,  # `Checkpoints` counts our steps, not the optimizers'
+        enable_checkpointing=False,  # Lightning's would count steps of each optimizer
         use_distributed_sampler=False,
     )

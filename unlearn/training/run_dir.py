@@ -1,4 +1,4 @@
-"""How far an earlier call of a run came, and making its directory ready."""
+"""Find out how far an earlier call of a run came, and prepare the run directory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from unlearn.training.checkpoints import step_of
 from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
 
-# may differ: they do not move weights; `steps` and `method` have what was taken of a recipe
+# Keys that may differ when a run resumes, since they do not change its weights. What a recipe set
+# is compared under `steps` and `method`.
 IGNORED_KEYS = (
     "resume", "run_dir", "method.recipe", "model.recipes", "checkpoint_every",
     "gradient_checkpointing", "logger", "callbacks", "log_images_every", "log_group"
 )  # fmt: skip
 ERROR_FILE = "error.txt"  # why the run's last job in a sweep failed
-OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says that it is one
+OUTPUTS = (  # what a run and later commands write; config.yaml last, since it marks a run directory
     "checkpoints", "evaluation", "export", "images", "steps", "tensorboard", "before_after.png",
     ERROR_FILE, "budget.json", "delta.bin", "environment.json", "failed_step_rank*.pt",
     "images.csv",
@@ -36,14 +37,14 @@ OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says 
 
 
 class Progress(NamedTuple):
-    """How far an earlier call of a run came.
+    """The progress that an earlier call of a run made.
 
     Attributes:
-        begun: there was one.
-        checkpoint: what training goes on from; None: from the first step.
-        step: steps made until then.
-        trained: the weights are there.
-        finished: the evaluation, too.
+        begun: whether there was an earlier call.
+        checkpoint: the file that training resumes from; None: training begins at the first step.
+        step: the number of steps made until then.
+        trained: whether the weights are there.
+        finished: whether the evaluation is there, too.
     """
 
     begun: bool = False
@@ -54,10 +55,10 @@ class Progress(NamedTuple):
 
 
 def read_progress(config: RunConfig) -> Progress:
-    """What is in a run directory, for a call that goes on with it; writes nothing.
+    """Return how far the run in a run directory came; write nothing.
 
     Raises:
-        ValueError: it holds another run, or a damaged checkpoint.
+        ValueError: the directory holds another run, or a damaged checkpoint.
     """
     run = config.folder
     try:
@@ -69,7 +70,7 @@ def read_progress(config: RunConfig) -> Progress:
     if not config.resume:
         return Progress()
     now, trained = yaml.safe_load(config_text(config)), config.weights.exists()
-    if trained:  # what is left to draw decides no weights
+    if trained:  # sampling_batch_size can no longer change the weights
         earlier["sampling_batch_size"] = now["sampling_batch_size"]
     if different := first_difference(earlier, now):
         key, old, new = different
@@ -86,12 +87,12 @@ def read_progress(config: RunConfig) -> Progress:
 
 
 def config_text(config: RunConfig) -> str:
-    """Return the config.yaml of a run."""
+    """Return the text of a run's config.yaml."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config.saved)))
 
 
 def deciding_values(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config decides a run's result, by dotted keys."""
+    """Return the values of a config that decide a run's result, by dotted keys."""
     return {
         key: value
         for key, value in flatten_keys(config)
@@ -100,9 +101,9 @@ def deciding_values(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[str, str, str] | None:
-    """The first key whose value decides a run's result and differs, and both values as text."""
+    """Return the first key that decides a run's result and differs, with both values as text."""
     old, new = deciding_values(earlier), deciding_values(now)
-    keys = sorted([*new, *old], key=lambda key: "." not in key)  # `steps` follows from `method`
+    keys = sorted([*new, *old], key=lambda key: "." not in key)  # `method.*` decides `steps`
     for key in keys:
         texts = [repr(values[key]) if key in values else "nothing" for values in (old, new)]
         if texts[0] != texts[1]:
@@ -111,7 +112,7 @@ def first_difference(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[str,
 
 
 def is_evaluated(run: Path) -> bool:
-    """Whether the evaluation's files are there as they were written; says which are not."""
+    """Return whether the evaluation's files are there as they were written; print which are not."""
     path = run / "result.json"
     if not path.exists():
         return False
@@ -127,10 +128,13 @@ def is_evaluated(run: Path) -> bool:
 
 
 def lock_run_dir(run: Path) -> int:
-    """A file descriptor; until it is closed, no other process of this machine gets one of the run.
+    """Lock a run directory against other processes of this machine.
+
+    Returns:
+        A file descriptor; the lock ends when the descriptor is closed.
 
     Raises:
-        ValueError: another process has it.
+        ValueError: another process has the lock.
     """
     held = os.open(run, os.O_RDONLY)
     try:
@@ -145,13 +149,15 @@ def lock_run_dir(run: Path) -> int:
 
 @rank_zero_only
 def open_run_dir(config: RunConfig, progress: Progress) -> int:
-    """Make the run directory ready: an earlier run that this one does not go on with is deleted.
+    """Prepare and lock the run directory, and write config.yaml if the run begins anew.
+
+    An earlier run that this one does not resume is deleted.
 
     Returns:
-        What to close when the run is left, see `lock_run_dir`.
+        Rank 0's file descriptor of `lock_run_dir`, to close when the run ends; None on other ranks.
 
     Raises:
-        ValueError: it cannot be written, or another process is at work in it.
+        ValueError: the directory cannot be written, or another process works in it.
     """
     held, run = None, config.folder
     try:
@@ -162,8 +168,8 @@ def open_run_dir(config: RunConfig, progress: Progress) -> int:
                 delete_outputs(run)
             write_text(run / "config.yaml", config_text(config))
         else:
-            for left in run.rglob("*.partial"):  # by a process that was killed
-                left.unlink(missing_ok=True)  # another node may have been quicker
+            for left in run.rglob("*.partial"):  # left by a killed process
+                left.unlink(missing_ok=True)  # another node may delete it first
         tempfile.TemporaryFile(dir=run).close()
         return held
     except OSError as error:
@@ -175,7 +181,7 @@ def open_run_dir(config: RunConfig, progress: Progress) -> int:
 
 
 def delete_outputs(run: Path) -> None:
-    """Delete what a run and the commands on it wrote, and nothing else."""
+    """Delete what a run and later commands wrote to a run directory, and nothing else."""
     for pattern in OUTPUTS:
         for path in run.glob(pattern):
             if path.is_dir() and not path.is_symlink():

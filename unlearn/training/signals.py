@@ -1,4 +1,4 @@
-"""Take SIGTERM and Ctrl-C between two steps."""
+"""Handle SIGTERM and Ctrl-C between two training steps."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from unlearn.utils.errors import Interrupted
 
 
 class SignalHandler:
-    """SIGTERM and Ctrl-C: inside training a wish that it grants after its step.
+    """A handler of SIGTERM and Ctrl-C that lets a training step finish.
 
-    Elsewhere, and at the second signal, they end the run at once.
+    During training the first signal is only noted, and the run ends after its step. Outside
+    training, and at the second signal, the run ends at once.
 
     Attributes:
         signum: the signal that came; 0: none.
-        training: a step may be under way.
+        training: whether a step may be under way.
     """
 
     def __init__(self) -> None:
         self.signum, self.training = 0, False
 
     def listen(self) -> dict[int, Any]:
-        """Take the signals over; returns their former handlers. Only a main thread can."""
+        """Take the signals over, and return their former handlers.
+
+        Only a main thread can; in another thread, do nothing and return no handlers.
+        """
         if threading.current_thread() is not threading.main_thread():
             return {}
         return {s: signal.signal(s, self.receive) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -38,7 +42,7 @@ class SignalHandler:
             signal.signal(signum, handler)
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
-        """Note a signal, or end at once.
+        """Note a signal, or end the run at once.
 
         Raises:
             Interrupted: no step is under way, or this is the second signal.

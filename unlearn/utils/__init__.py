@@ -1,1 +1,1 @@
-"""Small things that know nothing of diffusion: files, checks, errors, secrets."""
+"""Helpers that know nothing of diffusion: files, checks, errors, secrets."""

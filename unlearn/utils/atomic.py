@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whenever the process that writes them is killed."""
+"""Write files that are whole or absent, whenever the writing process is killed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Inside, a path beside `path` to write to, which then takes its place.
+    """Yield a temporary path beside `path`, and move the file there to `path` at the end.
 
     Where writing fails, `path` stays as it was. Two processes can write one file at the same time.
     """
+    # the process id keeps two processes out of each other's partial file
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -23,6 +24,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file in UTF-8, whole or not at all."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")

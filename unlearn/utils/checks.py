@@ -1,4 +1,4 @@
-"""Unknown names, refused with the nearest valid ones."""
+"""Refuse unknown names and numbers out of bounds, and suggest valid ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from unlearn.utils.credentials import is_secret
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """The valid names most like `name`, as a question; where none is, the first ones."""
+    """Return a question that suggests the valid names most like `name`.
+
+    Where no valid name is like `name`, the question suggests the first valid ones.
+    """
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known[:8])
     return f"did you mean one of {near}?"
 
 
 def check_choice(key: str, value: str, known: Sequence[str]) -> None:
-    """Refuse an unknown name, naming the nearest valid ones.
+    """Refuse an unknown name, and suggest the nearest valid ones.
 
     Raises:
         ValueError: `value` is not in `known`.
@@ -26,9 +29,23 @@ def check_choice(key: str, value: str, known: Sequence[str]) -> None:
 
 
 def unknown_key_message(key: str, value: object, known: Sequence[str]) -> str:
-    """That there is no such key; a value that its key calls a secret is not repeated."""
+    """Return the message that a configuration has no such key, with the nearest valid keys.
+
+    The message holds the value, unless the key's name says that the value is a secret.
+    """
     said = "***" if is_secret(key) else value
     return f"{key}={said}: there is no such key; {suggest(key.rpartition('.')[2], known)}"
+
+
+def bounds_in_words(
+    at_least: float | None, above: float | None, at_most: float | None
+) -> list[str]:
+    """Return each bound that there is as text, such as "at least 1"; whole numbers in full."""
+    return [
+        f"{words} {bound if isinstance(bound, int) else f'{bound:g}'}"
+        for words, bound in (("at least", at_least), ("more than", above), ("at most", at_most))
+        if bound is not None
+    ]
 
 
 def check_number(
@@ -39,10 +56,10 @@ def check_number(
     above: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """Refuse a number that is not finite, or out of its bounds.
+    """Refuse a number that is not finite or is out of its bounds.
 
     Raises:
-        ValueError: names the key, the value and the bounds.
+        ValueError: the number is refused; the message names the key, the value and the bounds.
     """
     too_small = (at_least is not None and value < at_least) or (
         above is not None and value <= above
@@ -50,12 +67,7 @@ def check_number(
     too_large = at_most is not None and value > at_most
     if math.isfinite(value) and not too_small and not too_large:
         return
-    wanted = [
-        f"{words} {bound:g}"
-        for words, bound in (("at least", at_least), ("more than", above), ("at most", at_most))
-        if bound is not None
-    ]
-    bounds = " and ".join(wanted)
+    bounds = " and ".join(bounds_in_words(at_least, above, at_most))
     if isinstance(value, float):
         bounds = f"a finite number of {bounds}" if bounds else "a finite number"
     raise ValueError(f"{key}={value}: {bounds} is needed")

@@ -1,4 +1,4 @@
-"""Secrets of the environment, such as WANDB_API_KEY: never written, never printed."""
+"""Keep the environment's secrets, such as WANDB_API_KEY, out of files and messages."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Iterator
 from typing import Any
 
 SECRET = re.compile(r".*(api_?key|token|secret|password)", re.IGNORECASE)
-LEAST = 8  # characters: a shorter value would be found in ordinary words
+LEAST = 8  # characters: a shorter secret would match parts of ordinary words
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable or a key is called as secrets are."""
+    """Tell whether the name of a variable or of a key is one that secrets have."""
     return bool(SECRET.fullmatch(name))
 
 
 def environment_secrets() -> dict[str, str]:
-    """The secrets of the environment, by their names."""
+    """Return the values of the environment's secrets, by variable name."""
     return {k: v for k, v in os.environ.items() if is_secret(k) and len(v) >= LEAST}
 
 
 def hide_secrets(text: str) -> str:
-    """A text with the name of each secret in the place of its value."""
+    """Return the text with each secret replaced by `$` and the name of its variable."""
     for name, value in environment_secrets().items():
         text = text.replace(value, f"${name}")
     return text
 
 
 def check_secrets(config: dict[str, Any]) -> None:
-    """Refuse a config that holds a secret: it would be written to config.yaml, and to dashboards.
+    """Refuse a config that holds a secret, which would reach config.yaml and dashboards.
 
     Raises:
-        ValueError: names the key and the variable.
+        ValueError: a value holds a secret; the message names the key and the variable.
     """
     hidden = environment_secrets()
     for key, value in nested_values(config):
@@ -45,7 +45,7 @@ def check_secrets(config: dict[str, Any]) -> None:
 
 
 def nested_values(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of nested dictionaries and lists as text, with its dotted key."""
+    """Yield every value of nested dictionaries and lists as text, after its dotted key."""
     if isinstance(config, dict | list):
         pairs = config.items() if isinstance(config, dict) else enumerate(config)
         for name, value in pairs:

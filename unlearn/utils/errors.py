@@ -1,4 +1,4 @@
-"""Errors that a run ends with, and the one line that a user reads."""
+"""Define the errors that end a run, and print the one line that a user reads."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ if TYPE_CHECKING:  # torch would slow `unlearn --help`
 
 
 def refuse(error: Exception) -> NoReturn:
-    """A user's error: one line on stderr, which holds no secret, and exit status 2."""
+    """Print a user's error as one line on stderr, without secrets, and exit with status 2.
+
+    Raises:
+        SystemExit: always.
+    """
     print(f"unlearn: {hide_secrets(str(error))}", file=sys.stderr)
     raise SystemExit(2) from error
 
 
 class RunError(RuntimeError):
-    """A run could not go on; the message says why, and what to do."""
+    """An error that stops a run; the message says why, and what to do."""
 
 
 class LostRankError(RunError):
-    """A process of a DDP run is gone."""
+    """An error that says that a process of a DDP run is gone."""
 
 
 class NotFiniteError(RunError):
-    """A loss is NaN or infinite.
+    """An error that says that a loss is NaN or infinite.
 
     Args:
-        step: the step, from 0.
-        losses: its losses.
-        batch: its batch.
+        step: the training step, counted from 0.
+        losses: the step's losses, by name.
+        batch: the step's batch.
     """
 
     def __init__(self, step: int, losses: dict[str, float], batch: dict[str, Tensor]) -> None:
@@ -41,17 +45,17 @@ class NotFiniteError(RunError):
         super().__init__(f"in step {step} {values}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For another process, which needs the reason and not the batch."""
+        """Return what another process rebuilds the error from: the reason, without the batch."""
         return type(self), (self.step, self.losses, {})
 
 
 class Interrupted(SystemExit):
-    """SIGTERM or Ctrl-C; the exit status is 128 + the signal's number, as shells have it."""
+    """An exit after SIGTERM or Ctrl-C, with the shells' status: 128 + the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.name = signal.Signals(signum).name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For another process."""
+        """Return what another process rebuilds the exit from: the signal's number."""
         return type(self), (self.code - 128,)  # type: ignore[operator]

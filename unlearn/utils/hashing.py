@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def file_sha256(weights: Path) -> str:
-    """The hash of a weights file, with all that it installs; "" for a whole pipeline's folder."""
+    """Return the SHA-256 of a weights file, which covers all that the file installs.
+
+    The result is "" for a folder, which holds a whole pipeline.
+    """
     if weights.is_dir():
         return ""
     with weights.open("rb") as file:

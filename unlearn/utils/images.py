@@ -1,4 +1,4 @@
-"""Pictures from files, whoever wrote them."""
+"""Read pictures from files, including files that another program wrote."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-FORMATS = ("PNG", "JPEG")  # whatever a file is called; some of Pillow's others start programs
+FORMATS = ("PNG", "JPEG")  # whatever the file's name: some other readers of Pillow start programs
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
-    """The picture (3, H, W), uint8, in a PNG or JPEG file.
+    """Return the picture (3, H, W), uint8, in a PNG or JPEG file.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: it is not there.
-        ValueError: it is damaged, too large to be one, or of another kind; says why.
+        FileNotFoundError, NotADirectoryError: there is no such file.
+        ValueError: the file is damaged, too large for a picture, or of another format; the message
+            says which.
     """
     try:
+        # Pillow only warns of a picture that is large enough to exhaust the memory
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any
 
-from unlearn.utils.checks import check_choice, check_number
+from unlearn.utils.checks import bounds_in_words, check_choice, check_number
 
 REQUIRED = "???"  # OmegaConf's mark of a value that must be given
 
@@ -20,15 +20,15 @@ def option(
     at_most: float | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
-    """Return a dataclass field that knows its meaning and its allowed values.
+    """Return a dataclass field that carries its meaning and its allowed values.
 
     Args:
-        default: the value where none is given; without it, the option must be given.
+        default: the value where none is given; without a default, the option must be given.
         help: one line that says what the option is.
-        at_least: the smallest value.
-        above: what every value is larger than.
-        at_most: the largest value.
-        choices: the only values.
+        at_least: the smallest allowed value.
+        above: a bound that every allowed value is larger than.
+        at_most: the largest allowed value.
+        choices: the allowed values, where only these are allowed.
     """
     about = {"help": help, "at_least": at_least, "above": above, "at_most": at_most}
     metadata = {**about, "choices": tuple(choices)}
@@ -38,14 +38,14 @@ def option(
 
 
 def check_options(options: Any, section: str = "") -> None:
-    """Refuse the values of a dataclass of options that are not allowed.
+    """Refuse a dataclass of options with a value that is not allowed.
 
     Args:
-        options: a dataclass whose fields `option` made; None is always allowed.
-        section: the part of the configuration that the options stand in, for the message.
+        options: a dataclass whose fields `option` made; None is an allowed value of every field.
+        section: the section of the configuration that holds the options, for the message.
 
     Raises:
-        ValueError: names the key, the value and what is allowed.
+        ValueError: a value is refused; the message names the key, the value and what is allowed.
     """
     for each in fields(options):
         value, about = getattr(options, each.name), each.metadata
@@ -58,22 +58,15 @@ def check_options(options: Any, section: str = "") -> None:
 
 
 def allowed_values(each: Field[Any]) -> str:
-    """Return what values an option takes, in words; "" where any of its type is taken."""
+    """Return the allowed values of an option in words; "" where its type is the only limit."""
     about = each.metadata
     if about.get("choices"):
         return ", ".join(about["choices"])
-    parts = []
-    if about.get("at_least") is not None:
-        parts.append(f"at least {about['at_least']:g}")
-    if about.get("above") is not None:
-        parts.append(f"more than {about['above']:g}")
-    if about.get("at_most") is not None:
-        parts.append(f"at most {about['at_most']:g}")
-    return ", ".join(parts)
+    return ", ".join(bounds_in_words(*(about.get(k) for k in ("at_least", "above", "at_most"))))
 
 
 def default_of(each: Field[Any]) -> Any:
-    """Return the default of an option; `REQUIRED` where it must be given."""
+    """Return the default of an option; `REQUIRED` where the option must be given."""
     if each.default_factory is not MISSING:
         return each.default_factory()
     return REQUIRED if each.default is MISSING else each.default

@@ -1,4 +1,4 @@
-"""Folders that ship with the package."""
+"""Name the folders that ship with the package."""
 
 from __future__ import annotations
 

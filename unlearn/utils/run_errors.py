@@ -11,20 +11,21 @@ import torch
 
 from unlearn.utils.errors import RunError
 
+# the operating system's errors of a full disk, and of a disk that may not be written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
 def as_run_errors(weights: Path, less: str = "a lower sampling_batch_size") -> Iterator[None]:
-    """Inside, a disk or a memory that gives no more becomes a `RunError`.
+    """Turn a full disk or exhausted memory inside the block into a `RunError`.
 
     Args:
-        weights: what training ends with; where they are there, it is the evaluation that failed.
-        less: what the evaluation needs less memory with.
+        weights: the file that training ends with; where the file exists, the evaluation failed.
+        less: what lowers the evaluation's memory, for the message.
 
     Raises:
-        RunError: see above.
+        RunError: the disk is full or not writable, or the memory is exhausted.
     """
     on = "the same command goes on"
     try:
@@ -36,6 +37,7 @@ def as_run_errors(weights: Path, less: str = "a lower sampling_batch_size") -> I
             raise RunError(f"not allowed to write ({error}); allow it, then {on}") from error
         raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # PyTorch's CPU allocator raises a plain RuntimeError
         memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not memory and "can't allocate memory" not in str(error):
             raise

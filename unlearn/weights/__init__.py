@@ -1,1 +1,1 @@
-"""Changed weights: files of our own, and weights from elsewhere."""
+"""Changed weights: the project's own files, and weights from elsewhere."""

@@ -1,4 +1,4 @@
-"""Low-rank files from elsewhere: LoRA is merged into the weights, SPM acts at inference."""
+"""Load low-rank files from elsewhere: merge a LoRA into the weights, install an SPM."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ KOHYA = {  # the parts that a LoRA can change, and how kohya's names of their la
 class Factors(NamedTuple):
     """A low-rank change of one layer's weight: scale · up · down."""
 
-    down: Tensor  # (rank, inputs), a convolution's kernel among the inputs
+    down: Tensor  # (rank, inputs), with a convolution's kernel in the inputs
     up: Tensor  # (outputs, rank)
     scale: float  # alpha / rank
 
 
 def is_adapter(names: Iterable[str]) -> bool:
-    """Whether the weights of a file are low-rank factors."""
+    """Tell whether weights of these names are low-rank factors."""
     return any("lora_" in name or ".lora." in name for name in names)
 
 
@@ -48,16 +48,25 @@ def load_adapter(
 ) -> DiffusionPipeline:
     """Load low-rank factors into the pipeline, in place, and return it.
 
-    Factors of rank 1 of the UNet alone, under the names that SPM and kohya share, and without
-    kohya's metadata, are an SPM: `SPM.install` lets each prompt set its strength. Others are a
-    LoRA, of kohya's names (see `KOHYA`) or diffusers' (unet...., text_encoder....):
-    its change is added to the weights in full.
+    Factors are an SPM where they are of rank 1 and of the UNet alone, have the names that SPM and
+    kohya share, and lack kohya's metadata. `SPM.install` then lets each prompt set the strength.
+
+    Other factors are a LoRA, whose change is added to the weights in full. The names of a LoRA are
+    kohya's (see `KOHYA`) or diffusers' (unet...., text_encoder....).
 
     Source: the SPM repository's names and metadata (Con6924/SPM, src/models/spm.py), kohya's
     sd-scripts (networks/lora.py), diffusers' `save_lora_weights`.
 
+    Args:
+        pipe: the base model's pipeline.
+        tensors: the file's tensors.
+        metadata: the file's metadata.
+        path: the file, for the message.
+        targets: what an SPM forgets; None takes the targets that the file names.
+
     Raises:
-        ValueError: see `read_factors`; or of an SPM no targets are known.
+        ValueError: the factors do not fit the pipeline (see `read_factors`), or an SPM's targets
+            are not known.
     """
     factors = read_factors(pipe, tensors, metadata, path)
     if all(name.startswith("lora_unet_") for name in tensors) and (
@@ -82,7 +91,11 @@ def load_adapter(
 
 
 def layers_of(pipe: DiffusionPipeline) -> dict[str, str]:
-    """Linear and convolutional layers: by the names of both kinds of file, that of our weight."""
+    """Return the linear and convolutional layers: their names by those that adapter files have.
+
+    The values are the names of `named_weights` without ".weight". The keys are diffusers' and
+    kohya's names.
+    """
     names = {}
     for part, network in networks_of(pipe).items():
         for name, layer in network.named_modules():
@@ -100,10 +113,10 @@ def read_factors(
     metadata: Mapping[str, str],
     path: Path,
 ) -> dict[str, Factors]:
-    """The factors by layer, checked against the pipeline's weights.
+    """Return the factors by layer, checked against the pipeline's weights.
 
     Raises:
-        ValueError: a name is no layer's, a factor is missing, of another shape, or not finite.
+        ValueError: a name is no layer's, or a factor is missing, of another shape, or not finite.
     """
     tensors = {n: t.float() if n.endswith(".alpha") else t for n, t in tensors.items()}
     check_finite(tensors, path)
@@ -141,13 +154,14 @@ def read_factors(
 
 
 def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, float]]:
-    """The alphas that diffusers stored beside the factors, by part and pattern of layers' names.
+    """Return the alphas that diffusers stored beside the factors, by part and pattern.
 
-    Those of single layers come before that of the whole network.
+    A pattern is a regular expression for layers' names. Patterns of single layers come before the
+    pattern of the whole network.
 
     Raises:
-        ValueError: what is stored is not diffusers', the factors are scaled in another way than by
-            alpha / rank, or a pattern is no regular expression.
+        ValueError: the metadata is not diffusers', or a pattern is no regular expression. Or the
+            factors are scaled in another way than by alpha / rank.
     """
     alphas: dict[str, dict[str, float]] = {part: {} for part in KOHYA}
     try:
@@ -167,7 +181,9 @@ def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str
 
 
 def alpha_of(layer: str, alphas: Mapping[str, Mapping[str, float]], default: float) -> float:
-    """The alpha of the first pattern that the end of the layer's name fits, see `stored_alphas`.
+    """Return the alpha of the first pattern that the end of the layer's name matches.
+
+    The patterns are those of `stored_alphas`; `default` is the alpha where none matches.
 
     Source: PEFT's `get_pattern_key`.
     """
@@ -182,7 +198,7 @@ def install_spm(
     """Install the membranes of an SPM; a layer without factors is left as it is.
 
     Raises:
-        ValueError: a layer has factors that has no membrane.
+        ValueError: there are factors for a layer that an SPM does not act on.
     """
     layers = {f"unet.{name}": layer for name, layer in permeable(pipe.unet).items()}
     if unknown := sorted(factors.keys() - layers.keys()):

@@ -1,4 +1,4 @@
-"""The unlearned weights: a delta of changed weights, and a whole pipeline with a model card."""
+"""Write and read unlearned weights as a delta: a file of the changed weights alone."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def save_unlearned(
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors and metadata atomically.
+    """Write tensors and metadata as a safetensors file, atomically.
 
-    Equal ones give equal bytes: safetensors writes metadata in a random order, so the header is
-    written again with sorted keys.
+    Equal tensors and metadata give equal bytes. safetensors writes metadata in a random order, so
+    the header is written again with sorted keys.
     """
     raw = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata=metadata)
     end = 8 + int.from_bytes(raw[:8], "little")
@@ -45,10 +45,10 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """Return the tensors and the metadata of a safetensors file.
 
     Raises:
-        ValueError: it is none, or its header does not fit its bytes.
+        ValueError: the file is no safetensors file, or its header does not fit its bytes.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -59,11 +59,11 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
 
 
 def named_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
-    """The weights of the networks but the VAE, by their names in the pipeline: "unet.NAME", ...
+    """Return the weights of all networks but the VAE, by name in the pipeline: "unet.NAME", ...
 
-    Without the "text_model." that text encoders' names have in some versions of transformers.
+    The names lack the "text_model." that text encoders' names have in some versions of
+    transformers.
     """
-
     return {
         f"{part}.{name.removeprefix('text_model.')}": weight
         for part, network in networks_of(pipe).items()
@@ -78,7 +78,7 @@ def copy_weights(
     """Copy weights into the pipeline, under the names of `named_weights`.
 
     Raises:
-        ValueError: see `check_fit`; nothing is changed.
+        ValueError: the weights do not fit the pipeline (see `check_fit`); nothing is changed.
     """
     own = named_weights(pipe)
     check_fit(own, weights, path)
@@ -90,10 +90,16 @@ def copy_weights(
 def check_fit(
     own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> None:
-    """Refuse weights that cannot take the place of a pipeline's own, see `named_weights`.
+    """Refuse weights that cannot take the place of a pipeline's own.
+
+    Args:
+        own: the pipeline's weights, as `named_weights` gives them.
+        weights: the new weights, under the same names.
+        path: the file of the new weights, for the message.
 
     Raises:
-        ValueError: they do not fit the pipeline, or are not finite. Begins with `path`.
+        ValueError: the weights do not fit the pipeline, or are not finite. The message begins with
+            `path`.
     """
     if not weights:
         raise ValueError(f"{path}: holds no weights")
@@ -108,10 +114,10 @@ def check_fit(
 
 
 def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Refuse values that are no finite floating-point numbers.
+    """Refuse weights that hold anything but finite floating-point numbers.
 
     Raises:
-        ValueError: names the first weight that holds one. Begins with `path`.
+        ValueError: a weight is refused; the message begins with `path` and names the first one.
     """
     for name, tensor in weights.items():
         if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
@@ -124,10 +130,11 @@ def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) ->
 def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> DiffusionPipeline:
     """Patch a diffusers pipeline in place with unlearned weights, and return it.
 
-    A method that acts at inference is installed: the pipeline samples as it wants.
+    A method that acts at inference is installed in the pipeline, which then samples as the method
+    wants.
 
     Raises:
-        ValueError: see `check_unlearned`; nothing is changed.
+        ValueError: the file does not fit the pipeline (see `check_unlearned`); nothing is changed.
     """
     weights, metadata = check_unlearned(pipe, path)
     if not metadata.get("at_inference"):
@@ -145,11 +152,13 @@ def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> Dif
 def check_unlearned(
     pipe: DiffusionPipeline, path: str | os.PathLike[str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights and the metadata of a run's file, which fit the pipeline; it is not changed.
+    """Return the weights and the metadata of a run's file, once they are found to fit the pipeline.
+
+    The pipeline is not changed.
 
     Raises:
-        ValueError: the weights do not fit the pipeline, or are not finite, or nothing is known of
-            what acts at inference.
+        ValueError: the weights do not fit the pipeline, or are not finite. Or the file names an
+            unknown method that acts at inference.
     """
     weights, metadata = read_safetensors(path)
     if metadata.get("at_inference"):
@@ -161,10 +170,10 @@ def check_unlearned(
 
 
 def check_base(path: Path, base: str) -> None:
-    """Refuse a run's weights that say that they are of another base model than its config.
+    """Refuse a run's weights that name another base model than the run's config.
 
     Raises:
-        ValueError: they do, or the file is damaged.
+        ValueError: the base models differ, or the file is damaged.
     """
     own = read_safetensors(path)[1].get("base", base)
     if own != base:
@@ -174,13 +183,12 @@ def check_base(path: Path, base: str) -> None:
 def inference_method(
     pipe: DiffusionPipeline, metadata: Mapping[str, str], path: str | os.PathLike[str]
 ) -> tuple[type[UnlearningModule], dict[str, Any]]:
-    """The method that a file says acts at inference, and what it needs to know.
+    """Return the method that a file says acts at inference, and the method's options.
 
     Raises:
-        ValueError: there is no such method, it does not take such a pipeline, or it needs
-            something else. Begins with `path`.
+        ValueError: there is no such method, the method does not take such a pipeline, or it needs
+            other options. The message begins with `path`.
     """
-
     acting = [name for name, method in METHODS.items() if method.AT_INFERENCE]
     name = metadata.get("method", "")
     if name not in METHODS.broken:
@@ -202,7 +210,7 @@ def inference_method(
 
 
 def read_weights_alone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights and the metadata of a run's file whose weights alone are its result.
+    """Return the weights and the metadata of a run's file whose weights alone are its result.
 
     Raises:
         ValueError: the method acts at inference, which no other format holds.

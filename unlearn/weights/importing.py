@@ -1,4 +1,4 @@
-"""Unlearned weights from elsewhere, in the formats that other projects publish."""
+"""Load unlearned weights from elsewhere, in the formats that other projects publish."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from unlearn.weights.adapters import is_adapter, load_adapter
 from unlearn.weights.delta import check_finite, copy_weights, load_unlearned, read_safetensors
 
 DELTA = (*DENOISERS, "text_encoder", "modifier_token")  # sections of a delta.bin
-FITTING = (  # of the networks that denoise
+# the configuration of a network that must be equal for it to replace another
+FITTING = (
     "_class_name", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim",
     "in_channels", "out_channels",
 )  # fmt: skip
+# diffusers' Custom Diffusion keeps its weights in attention processors
 PROCESSOR = re.compile(r"\.processor\.(to_(?:q|k|v|out))_custom_diffusion\.")
+# how weights' names begin in the original Stable Diffusion checkpoints
 COMPVIS = "model.diffusion_model."
 
 
@@ -34,21 +37,22 @@ def load_weights(
 ) -> DiffusionPipeline:
     """Load unlearned weights into the pipeline, in place, and return it.
 
-    The format is recognised by what the file or folder holds:
+    The content of the file or folder decides its format:
 
-    - a run directory, or its `unlearned.safetensors`;
-    - a diffusers folder of a whole pipeline, or of the UNet or transformer alone, which takes the
-      place of the present;
-    - changed weights under that network's own names, as safetensors (ESD) or a pickle, in which
-      they may stand under "unet" or "transformer" beside "text_encoder" and "modifier_token"
-      (`delta.bin` of DoCo, Concept Ablation and Custom Diffusion), or be named as diffusers' Custom
-      Diffusion;
-    - an SPM, or another LoRA: see `load_adapter`.
+    - A run directory, or its `unlearned.safetensors`.
+    - A diffusers folder of a whole pipeline, or of the UNet or transformer alone, which replaces
+      the pipeline's own.
+    - Changed weights under the network's own names, as safetensors (ESD) or a pickle. The names may
+      be those of diffusers' Custom Diffusion. In the `delta.bin` of DoCo, Concept Ablation and
+      Custom Diffusion, the weights stand under "unet" or "transformer", beside "text_encoder" and
+      "modifier_token".
+    - An SPM, or another LoRA (see `load_adapter`).
 
     Args:
         pipe: the base model.
         path: the file or folder.
-        targets: what an SPM forgets, whose strength depends on it; None: as its file says.
+        targets: what an SPM forgets, on which its strength depends; None takes the targets that the
+            file names.
 
     Raises:
         ValueError: the format is not known, or its names, shapes or values do not fit the pipeline;
@@ -74,10 +78,10 @@ def load_weights(
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """The dictionary of tensors in a PyTorch file; what else it holds is not run.
+    """Return the dictionary of tensors in a PyTorch file, without running what else the file holds.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file is no PyTorch file of plain tensors, or holds no dictionary.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,7 +98,16 @@ def read_pickle(path: Path) -> dict[str, Any]:
 def load_delta(
     pipe: DiffusionPipeline, content: Mapping[str, Any], path: Path
 ) -> DiffusionPipeline:
-    """Load changed weights, by section (see `DELTA`) or of the network that denoises alone."""
+    """Load changed weights into the pipeline, in place, and return it.
+
+    Args:
+        pipe: the base model.
+        content: weights by section (see `DELTA`), or of the network that denoises alone.
+        path: the file, for the message.
+
+    Raises:
+        ValueError: the content holds no weights, or ones that do not fit; nothing is changed.
+    """
     if isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if any(str(name).startswith(COMPVIS) for name in content):
@@ -115,7 +128,7 @@ def load_delta(
             if not (isinstance(value, Mapping) and not value):  # of a processor without weights
                 weights[f"{section}." + PROCESSOR.sub(r".\1.", str(name))] = value
     for name, value in delta.get("text_encoder", {}).items():
-        if not str(name).endswith("position_ids"):  # a buffer of numbers in order
+        if not str(name).endswith("position_ids"):  # no weight, and absent in newer versions
             weights["text_encoder." + str(name).removeprefix("text_model.")] = value
     tokens = delta.get("modifier_token", {})
     for name, value in {**weights, **tokens}.items():
@@ -130,10 +143,10 @@ def load_delta(
 
 
 def check_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse new words that the tokenizer knows, or whose embeddings do not fit.
+    """Refuse new words that the tokenizer knows already, or whose embeddings do not fit.
 
     Raises:
-        ValueError: names the word.
+        ValueError: a word is refused; the message names it.
     """
     width = pipe.text_encoder.config.hidden_size
     known = pipe.tokenizer.get_vocab()
@@ -151,7 +164,7 @@ def check_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, Tensor], path: Pa
 
 
 def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, Tensor]) -> None:
-    """Teach the tokenizer and the text encoder new words."""
+    """Add new words to the tokenizer, and their embeddings to the text encoder."""
     if not tokens:
         return
     pipe.tokenizer.add_tokens(list(tokens))
@@ -162,10 +175,13 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Mapping[str, Tensor]) -> None:
 
 
 def load_folder(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-    """Put the parts of a diffusers folder in place of the present: a whole pipeline's, or one's.
+    """Replace the pipeline's parts by those of a diffusers folder, and return the pipeline.
+
+    The folder holds a whole pipeline, or the network that denoises alone.
 
     Raises:
-        ValueError: its network that denoises is of another kind, or it is not whole.
+        ValueError: the folder's network that denoises is of another kind, or a file is missing or
+            damaged, or a weight is not finite. Or the VAE shrinks images by another factor.
     """
     whole, part = (folder / "model_index.json").exists(), denoiser_name(denoiser(pipe))
     home = folder / part if whole else folder
@@ -200,7 +216,7 @@ def check_network(pipe: DiffusionPipeline, folder: Path) -> None:
     """Refuse a network that denoises of another class, or with another interface.
 
     Raises:
-        ValueError: there is none, or it does not fit the pipeline's text encoder or VAE.
+        ValueError: there is no such network, or it does not fit the pipeline's text encoder or VAE.
     """
     own = denoiser(pipe)
     try:

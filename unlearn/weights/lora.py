@@ -1,4 +1,4 @@
-"""LoRA: changes of weights as low-rank factors, of the least rank that an error bound allows."""
+"""Express changes of weights as LoRA factors, of the least rank that an error bound allows."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ LEAST_ERROR = 1e-5  # what fp32 factors reach with a margin
 
 
 def factorise(change: Tensor, error: float) -> tuple[Tensor, Tensor]:
-    """The fp32 factors down (r, in) and up (out, r) of the least rank r within the error.
+    """Return the fp32 factors down (r, in) and up (out, r) of the least rank r within the error.
+
+    The truncated singular value decomposition is the nearest matrix of its rank. Its squared error
+    is the sum of the squared singular values left out (Eckart & Young 1936).
 
     Args:
-        change: of a weight (out, in).
-        error: ‖up · down − change‖ may be this share of ‖change‖ (Frobenius).
-
-    The truncated singular value decomposition is the nearest matrix of its rank, and its squared
-    error is the sum of the squared singular values left out (Eckart & Young 1936).
+        change: the change of a weight (out, in).
+        error: the largest allowed ‖up · down − change‖ / ‖change‖ (Frobenius).
     """
     left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
     lost = values.square().flip(0).cumsum(0).flip(0)  # squared, by rank from 0 on
     rank = int((lost > error**2 * lost[0]).sum())
+    # the two factors share the singular values evenly
     root = values[:rank].sqrt()
     return (root[:, None] * right[:rank]).float(), (left[:, :rank] * root).float()
 
@@ -33,15 +34,15 @@ def factorise(change: Tensor, error: float) -> tuple[Tensor, Tensor]:
 def lora_factors(
     base: Mapping[str, Tensor], weights: Mapping[str, Tensor], error: float
 ) -> dict[str, Tensor]:
-    """The factors of each weight that has changed, in PEFT's naming.
+    """Return the factors of each weight that has changed, in PEFT's naming.
 
     Args:
         base: the base model's weights.
-        weights: unlearned weights, under the names that they have in `base`.
-        error: relative error of each layer's change, and so of all of them together.
+        weights: the unlearned weights, under the names that they have in `base`.
+        error: the relative error of each layer's change, and so of all changes together.
 
     Raises:
-        ValueError: `error` is not valid, nothing has changed, or what has is no matrix.
+        ValueError: `error` is not valid, no weight has changed, or a changed weight is no matrix.
     """
     if not LEAST_ERROR <= error < 1:
         raise ValueError(f"error={error}: at least {LEAST_ERROR} and less than 1 is needed")
@@ -63,15 +64,17 @@ def lora_factors(
 
 
 def ranks_of(factors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The rank of each layer."""
+    """Return the rank of each layer, by the layer's name."""
     return {n.removesuffix(DOWN): len(f) for n, f in factors.items() if n.endswith(DOWN)}
 
 
 def peft_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of diffusers' file: PEFT's names, and its config of the ranks.
+    """Return the tensors and the metadata of diffusers' file: PEFT's names and its config of ranks.
 
-    Each layer's alpha is its rank: a program that does not read the config takes the factors in
-    full too. Source: diffusers' `save_lora_weights`.
+    Each layer's alpha is its rank. A program that does not read the config therefore takes the
+    factors in full too.
+
+    Source: diffusers' `save_lora_weights`.
     """
     part = next(iter(factors)).partition(".")[0]
     ranks = {layer.removeprefix(f"{part}."): rank for layer, rank in ranks_of(factors).items()}
@@ -88,10 +91,11 @@ def peft_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def kohya_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of kohya's file.
+    """Return the tensors and the metadata of kohya's file.
 
-    A layer's factors count alpha / rank times there, and diffusers reads one alpha alone right: so
-    it is 1 everywhere, and the upper factor is multiplied by its layer's rank.
+    In that format a layer's factors count alpha / rank times. diffusers reads only one alpha for
+    all layers right. So alpha is 1 everywhere, and the upper factor is multiplied by its layer's
+    rank.
 
     Source: kohya's sd-scripts (networks/lora.py; resize_lora.py, for ranks that differ).
     """

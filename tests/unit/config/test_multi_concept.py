@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -18,17 +19,18 @@ from unlearn.concepts.prompts import (
     training_pairs,
 )
 from unlearn.config.compose import compose, join_configs
-from unlearn.config.concepts import build_run_concept
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
+from unlearn.config.saved import parse_model_config
 from unlearn.config.sections import to_container
 from unlearn.evaluation.summary import image_requests
+from unlearn.training.run_dir import config_text
 
 GROUPS = ["panda,rabbit,noto", "rocket,unsafe,penguin", "rabbit,twemoji,rocket,noto,penguin"]
 
 
 @cache
 def load(names: str) -> Concept:
-    return build_run_concept(compose([f"concept=[{names}]"]))
+    return parse_config(compose([f"concept=[{names}]"])).concept
 
 
 @pytest.mark.parametrize("names", GROUPS)
@@ -55,7 +57,7 @@ def test_no_training_prompt_of_one_is_unseen_or_unrelated_in_another(names: str)
     assert unseen
     assert not trained & unseen
     far = {p.object for p in probes if p.set == "unrelated"}
-    kinds = {part.kind for part in joint.parts}
+    kinds = {part.kind for part in joint.members}
     assert far
     for name in far if kinds == {"instance"} else ():
         assert not any(mentions(name, prompt) for prompt in trained)
@@ -66,7 +68,7 @@ def test_no_training_prompt_of_one_is_unseen_or_unrelated_in_another(names: str)
 
 def test_each_image_is_the_one_that_the_concept_s_own_run_is_asked() -> None:
     joint = load(GROUPS[0])
-    for part in joint.parts:
+    for part in joint.members:
         own = [a for a in image_requests(joint, 2, 100) if a.concept is part]
         single = {(a.probe, a.seed) for a in image_requests(load(part.name), 2, 100)}
         assert {(a.probe, a.seed) for a in own} < single
@@ -75,7 +77,7 @@ def test_each_image_is_the_one_that_the_concept_s_own_run_is_asked() -> None:
 
 def test_images_are_shared_out_among_the_concepts() -> None:
     joint = load(GROUPS[0])
-    sizes = [len(training_pairs(part)) for part in joint.parts]
+    sizes = [len(training_pairs(part)) for part in joint.members]
     order = proportional_order(joint, training_pairs, 128)
     owners = [sum(number >= sum(sizes[:i]) for i in (1, 2)) for number in order]
     assert [owners.count(i) for i in range(3)] == [43, 43, 42]
@@ -88,17 +90,17 @@ def test_images_are_shared_out_among_the_concepts() -> None:
 
 def test_a_list_of_one_is_the_single_run() -> None:
     assert compose(["concept=[panda]", "steps=7"]) == compose(["concept=panda", "steps=7"])
-    assert load("panda") == build_run_concept(compose(["concept=panda"]))
+    assert load("panda") == parse_config(compose(["concept=panda"])).concept
 
 
 def test_a_joint_run_is_named_by_all_and_has_the_settings_of_most_steps() -> None:
     overrides = ["concept=[panda,noto]", "method=doco_reference"]
-    config = compose(overrides)
-    check_config(config)
-    assert config.run_dir == "runs/panda+noto-doco_reference-0"
-    assert (config.steps, config.method.lr) == (2000, 3e-4)  # a style's
-    again = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
-    assert build_run_concept(again) == build_run_concept(config) == load("panda,noto")
+    config = parse_config(compose(overrides))
+    assert config.folder == Path("runs/panda+noto-doco_reference-0")
+    assert (config.steps, config.options.lr) == (2000, 3e-4)  # a style's
+    assert config.own_name == "panda+noto"
+    again = parse_model_config(OmegaConf.create(config_text(config)), config.folder)
+    assert again.concept == config.concept == config.trained == load("panda,noto")
 
 
 def test_merged_runs_are_evaluated_on_what_each_forgot() -> None:
@@ -107,7 +109,9 @@ def test_merged_runs_are_evaluated_on_what_each_forgot() -> None:
     OmegaConf.set_struct(runs[1], False)
     runs[1].earlier = to_container([{key: runs[0][key] for key in ("concept", "anchor")}])
     merged = join_configs(runs[1:])
-    assert build_run_concept(merged) == load("panda,noto,rabbit")
+    config = parse_model_config(OmegaConf.create(merged), Path("runs/both"))
+    assert config.concept == load("panda,noto,rabbit")
+    assert config.own_name == "panda+noto+rabbit"
 
 
 @pytest.mark.parametrize(
@@ -125,9 +129,9 @@ def test_merged_runs_are_evaluated_on_what_each_forgot() -> None:
     ],
 )
 def test_what_cannot_go_together_is_refused(overrides: list[str], message: str) -> None:
-    check_config(compose(["concept=[panda,noto]", "method=esd", "method.trained=x"]))
+    parse_config(compose(["concept=[panda,noto]", "method=esd", "method.trained=x"]))
     with pytest.raises(ValueError, match=message):
-        check_config(compose(overrides))
+        parse_config(compose(overrides))
 
 
 def test_two_concepts_of_one_target_are_refused() -> None:
@@ -140,11 +144,11 @@ def test_a_style_whose_every_object_is_forgotten_is_refused() -> None:
     overrides = ["concept=[panda,noto]"]
     config = compose(overrides)
     config.concepts[1].concept.unrelated = ["owl"]
-    check_config(config)
+    parse_config(config)
     config.concepts[0].concept.related = []
     config.concepts[0].concept.targets = ["panda", "owl"]
     with pytest.raises(ValueError, match="concept=noto: has no seen target prompts: all name what"):
-        check_config(config)
+        parse_config(config)
 
 
 def test_the_run_directory_names_what_the_run_goes_on_from() -> None:

@@ -103,11 +103,8 @@ def test_the_key_holds_weights_sampler_prompt_and_seed(random_model: Path) -> No
     pipe = load_pipeline(str(random_model))
     cache = ImageCache(cache_folder(), pipeline_fingerprint(pipe), **HOW)
     names = {cache.path("a", 1), cache.path("a", 2), cache.path("b", 1)}
-    names.add(
-        ImageCache(
-            cache_folder(), pipeline_fingerprint(pipe), **{**HOW, "num_inference_steps": 3}
-        ).path("a", 1)
-    )
+    longer = {**HOW, "num_inference_steps": 3}
+    names.add(ImageCache(cache_folder(), pipeline_fingerprint(pipe), **longer).path("a", 1))
     before = pipeline_fingerprint(pipe)
     assert pipeline_fingerprint(load_pipeline(str(random_model))) == before
     next(iter(pipe.unet.parameters())).data[0] += 1e-3

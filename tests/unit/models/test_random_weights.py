@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from unlearn.config.base_model import base_model_name, base_model_options
+from unlearn.config.base_model import BaseModel
 from unlearn.config.compose import compose
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.random_weights import PUBLISHED
@@ -110,14 +110,13 @@ def test_a_config_says_that_its_weights_are_random() -> None:
     assert compose(["model=sd21"]).model.pretrained == SD21
     assert compose(["model=sdxl"]).model.pretrained == SDXL
     assert compose(["model=sd3"]).model.pretrained == SD3
-    config = compose(overrides)
-    assert base_model_name(config) == SD14
-    assert base_model_options(config) == {
-        "pretrained": SD14, "random_weights": False, "width": 1.0, "image_size": None,
-        "config": None,
-    }  # fmt: skip
-    config = compose([*overrides, "model.random_weights=true", "model.width=0.05"])
-    assert base_model_name(config) == f"random:{SD14}"
+    assert parse_config(compose(overrides)).base == BaseModel(SD14)
+    assert BaseModel(SD14).name == SD14
+    random = [*overrides, "model.random_weights=true", "model.width=0.05", "model.image_size=64"]
+    base = parse_config(compose(random)).base
+    assert base == BaseModel(SD14, random_weights=True, width=0.05, image_size=64)
+    assert base.name == f"random:{SD14}"
+    assert base.load().unet.config.sample_size == 8
     with pytest.raises(ValueError, match=r"model\.image_size: Value 'large'"):
-        check_config(compose([*overrides, "model.image_size=large"]))
-    assert base_model_options(compose(["concept=panda"])) == {"pretrained": "emoji"}
+        parse_config(compose([*overrides, "model.image_size=large"]))
+    assert parse_config(compose(["concept=panda"])).base == BaseModel("emoji")
