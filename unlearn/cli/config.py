@@ -19,6 +19,6 @@ def run(arguments: list[str]) -> None:
     overrides = [argument for argument in arguments if "=" in argument]
     if len(names) > 1:
         raise ValueError(USAGE)
-    keys = describe_keys(overrides, resolved=True)
+    keys = describe_keys(overrides)
     chosen = find_keys(names[0].rstrip("."), keys) if names else keys
     print("\n\n".join(map(str, chosen)))

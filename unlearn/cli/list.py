@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from unlearn.concepts.vocabulary import vocabulary
-from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.compose import compose
 from unlearn.config.schema import PROMPT_SETS
 from unlearn.config.search_path import group_choices
 from unlearn.methods.registry import METHODS
@@ -35,21 +35,22 @@ def run(arguments: list[str]) -> None:
 
 def concepts() -> list[str]:
     """Return the files of conf/concept, by model and kind."""
-    embedded, groups = embedded_concepts(), defaultdict(list)
+    groups = defaultdict(list)
     for name in group_choices("concept"):
         if name != "custom":
-            kind = compose([f"concept={name}"]).concept.kind
-            model = "embedded model" if name in embedded else "Stable Diffusion"
-            groups[model, kind].append(name)
+            config = compose([f"concept={name}"])  # one of Stable Diffusion has a prompt pack
+            model = "Stable Diffusion" if config.anchor.prompts else "embedded model"
+            groups[model, config.concept.kind].append(name)
     return [wrapped(f"{model}, {kind}", names) for (model, kind), names in sorted(groups.items())]
 
 
 def methods() -> list[str]:
-    """Return the methods, with their titles and papers."""
+    """Return the methods, with their titles and the papers of those that have one."""
     width = max(map(len, METHODS))
-    lines = [f"{name:<{width}}  {m.title}" for name, m in METHODS.items()]
-    papers = [f" ({m.paper})" if m.paper else "" for m in METHODS.values()]
-    return [line + paper for line, paper in zip(lines, papers, strict=True)]
+    return [
+        f"{name:<{width}}  {method.title}{f' ({method.paper})' if method.paper else ''}"
+        for name, method in METHODS.items()
+    ]
 
 
 def models() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,14 +14,17 @@ from unlearn.concepts.concept import AnchorConfig, ConceptConfig
 from unlearn.config.compose import compose
 from unlearn.config.schema import (
     PROMPT_SETS,
+    EvaluateOptions,
     EvaluationOptions,
     ModelOptions,
+    PoolOptions,
     RunOptions,
+    SweeperOptions,
     TrainerOptions,
 )
 from unlearn.config.search_path import group_choices
 from unlearn.data.training_data import DataOptions
-from unlearn.evaluation.protocol import Protocol
+from unlearn.evaluation.protocol import Calibration, DrawnConcept, Protocol
 from unlearn.methods.registry import METHODS
 from unlearn.utils.checks import suggest
 from unlearn.utils.options import REQUIRED, allowed_values, default_of
@@ -34,6 +37,13 @@ SECTIONS: dict[str, tuple[str, type]] = {  # by key: the section's title, and it
     "data": ("The images to train on", DataOptions),
     "trainer": ("Where the run runs", TrainerOptions),
     "evaluation": ("The four prompt sets", EvaluationOptions),
+    "hydra.sweeper": ("A sweep, `unlearn train -m`", SweeperOptions),
+    "hydra.launcher": ("Jobs of a sweep side by side, `hydra/launcher=pool`", PoolOptions),
+}
+PROTOCOL: dict[str, type] = {  # by key: the schemas of a published protocol
+    "evaluation": Protocol,
+    "evaluation.concepts.NAME": DrawnConcept,
+    "evaluation.calibration": Calibration,
 }
 PLUGINS = {  # sections whose entries are classes
     "logger": "loggers beside metrics.csv, by name, each with the path of its class as _target_",
@@ -69,12 +79,8 @@ class KeyInfo:
         return "\n".join([*lines, f"  {'; '.join(facts)}"])
 
 
-def describe_keys(overrides: Sequence[str] = (), resolved: bool = False) -> list[KeyInfo]:
+def describe_keys(overrides: Sequence[str] = ()) -> list[KeyInfo]:
     """Return a description of every key of the configuration that the overrides compose.
-
-    Args:
-        overrides: of the command line.
-        resolved: show the value that the chosen recipe gives, in place of its interpolation.
 
     Raises:
         ValueError: an override is not valid.
@@ -83,18 +89,18 @@ def describe_keys(overrides: Sequence[str] = (), resolved: bool = False) -> list
                    for o in overrides)  # fmt: skip
     config = compose(list(overrides), "evaluate" if protocol else "train")
     found: list[KeyInfo] = []
-    for section, (_, schema) in SECTIONS.items():
-        if section == "evaluation" and protocol:
-            schema = Protocol
-        if section in config or (section == "" and not protocol):
+    if protocol:
+        shared = {key: schema for key, (_, schema) in SECTIONS.items() if key in config}
+        for section, schema in {"": EvaluateOptions, **shared, **PROTOCOL}.items():
             found += of_schema(section, schema, config)
+        return found
+    for section, (_, schema) in SECTIONS.items():
+        found += of_schema(section, schema, config)
+    found += [info for info in of_schema("", EvaluateOptions) if info.key not in config]
     for section, meaning in PLUGINS.items():
-        if section in config:
-            value = OmegaConf.to_container(config[section])
-            found.append(KeyInfo(section, "entries by name", shown(value), meaning, ""))
-    if "method" in config:
-        found += of_method(config)
-    return [with_recipe(info, config) for info in found] if resolved else found
+        value = OmegaConf.to_container(config[section])
+        found.append(KeyInfo(section, "entries by name", shown(value), meaning, ""))
+    return [*found, *of_method(config)]
 
 
 def of_schema(section: str, schema: type, config: DictConfig | None = None) -> Iterator[KeyInfo]:
@@ -145,16 +151,6 @@ def default_in(config: DictConfig | None, key: str, each: Field[Any]) -> str:
     return "(must be given)" if value == REQUIRED else shown(value)
 
 
-def with_recipe(info: KeyInfo, config: DictConfig) -> KeyInfo:
-    """Return a key whose default the chosen recipe gives, with the value that the recipe has."""
-    if not info.default.startswith("${recipe:"):
-        return info
-    folders = ", ".join(config.model.recipes)
-    where = f"recipe {config.method.recipe} of {folders}, kind {config.concept.kind}"
-    value = shown(OmegaConf.select(config, info.key))
-    return replace(info, default=f"{value} ({where})")
-
-
 def shown(value: Any) -> str:
     """Return a value as YAML writes it in one line."""
     if value is None:
@@ -182,7 +178,10 @@ def find_keys(key: str, known: Sequence[KeyInfo]) -> list[KeyInfo]:
     Raises:
         ValueError: there is no such key. The message names the nearest.
     """
+    key = re.sub(r"^(evaluation\.concepts)\.[^.]+", r"\1.NAME", key)
     found = [info for info in known if info.key == key or info.key.startswith(f"{key}.")]
+    if not found and key.partition(".")[0] in PLUGINS:  # a key of an entry
+        found = [info for info in known if info.key == key.partition(".")[0]]
     if not found:
         names = [info.key for info in known]
         tails = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -202,7 +201,7 @@ def markdown() -> str:
     plugins = [key for key in keys if key.key in PLUGINS]
     parts.append(f"## Loggers and callbacks\n\n{table(plugins)}")
     parts += [f"## `method={method}`\n\n{options_markdown(method)}" for method in METHODS]
-    protocol = list(of_schema("evaluation", Protocol))
+    protocol = [info for section in PROTOCOL for info in of_schema(section, PROTOCOL[section])]
     parts.append(f"## `evaluation` of a published protocol\n\n{table(protocol)}")
     return "\n\n".join(parts) + "\n"
 
