@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from experiments.bench.ours import OurStep
 from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.bench.step import (
+    RunLength,
     bench,
     held,
     largest_difference,
@@ -72,14 +72,13 @@ def test_what_a_step_holds_is_its_networks_and_the_optimizers_states(random_mode
     text = sum(t.nbytes for t in (*pipe.text_encoder.parameters(), *pipe.text_encoder.buffers()))
     steps: list[Any] = [PlainStep(pipe, batch), OurStep(pipe, batch)]
     trained = sum(w.nbytes for w in steps[0].weights)
-    critic = sum(w.nbytes for w in steps[0].discriminator.parameters())
+    discriminator = sum(w.nbytes for w in steps[0].discriminator.parameters())
     networks = [2 * size["unet"] + size["vae"] + text, size["unet"] + trained]
     schedule = sum(buffer.nbytes for buffer in steps[1].doco.schedule.buffers())
     for step, expected in zip(steps, networks, strict=True):
         step()
-        assert held(step) == expected + critic + 2 * (trained + critic) + schedule * (
-            step is steps[1]
-        )
+        expected += schedule * (step is steps[1])
+        assert held(step) == expected + discriminator + 2 * (trained + discriminator)
 
 
 def test_the_table_compares_steps_and_whole_runs(random_model: Path, monkeypatch: Any) -> None:
@@ -91,7 +90,7 @@ def test_the_table_compares_steps_and_whole_runs(random_model: Path, monkeypatch
     monkeypatch.setattr(
         "experiments.bench.step.measure", lambda calls, *_: {name: [times[name]] for name in calls}
     )
-    rows = bench(steps, 1, 1, SimpleNamespace(steps=2000, warmup_steps=1000))
+    rows = bench(steps, 1, 1, RunLength(steps=2000, warmup_steps=1000))
     assert [row["speed"] for row in rows.values()] == pytest.approx([1, 10 / 7, 2])
     assert [row["run_speed"] for row in rows.values()] == pytest.approx([1, 16 / 10, 16 / 7])
     assert table(rows, 1e12).count("\n") == 4
@@ -102,9 +101,9 @@ def test_a_warm_up_step_moves_the_discriminator_alone(random_model: Path) -> Non
     batch = make_batch(pipe, 2)
     moved = []
     for step in (PlainStep(pipe, batch), OurStep(pipe, batch, parts=2)):
-        step.warmup_steps()
-        critic = step.discriminator if isinstance(step, PlainStep) else step.doco.discriminator
-        moved.append(torch.cat([p.flatten() for p in critic.parameters()]))
+        step.warm_up()
+        part = step if isinstance(step, PlainStep) else step.doco
+        moved.append(torch.cat([p.flatten() for p in part.discriminator.parameters()]))
         own = step.weights if isinstance(step, PlainStep) else step.doco.weights
         fresh = PlainStep(pipe, batch)
         assert all(torch.equal(a, b) for a, b in zip(own, fresh.weights, strict=True))

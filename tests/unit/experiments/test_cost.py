@@ -17,11 +17,12 @@ from experiments.table2 import cost
 from experiments.table2.cost import Cost, Evaluation, image, report
 from experiments.table2.flops import counted, networks, passes, unet_inputs
 from unlearn.config.compose import compose
-from unlearn.config.parse import check_config
-from unlearn.config.sections import to_container
+from unlearn.config.parse import parse_config
 from unlearn.methods import negative_guidance
 from unlearn.methods.base import UnlearningModule
 from unlearn.methods.negative_guidance import mean_stop
+from unlearn.methods.options import TrainingOptions
+from unlearn.methods.plan import TrainingPlan
 from unlearn.methods.registry import build_method
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.random_weights import SD1
@@ -105,13 +106,11 @@ def run_steps(method: Any, batch: dict[str, torch.Tensor], steps: int) -> None:
 def test_a_run_s_count_is_that_of_the_method_s_own_steps(
     name: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = compose(
-        ["concept=snoopy", "model=sd14", f"method={name}", *overrides, "steps=2", "batch_size=2"]
-    )
-    concept = check_config(config)
+    own = [f"method={name}", *overrides, "steps=2", "batch_size=2"]
+    config = parse_config(compose(["concept=snoopy", "model=sd14", *own]))
     pipe = load_pipeline(SD14, random_weights=True, width=SMALL[0], image_size=SMALL[1])
-    method = build_method(pipe, **to_container(config.method))
-    method.prepare(pipe, concept)
+    method = build_method(pipe, name, config.options)
+    method.prepare(pipe, config.trained)
     batch = batch_of(pipe, 2)
     if name == "salun":
         loader = SimpleNamespace(train_dataloader=lambda: [batch])
@@ -125,18 +124,19 @@ def test_a_run_s_count_is_that_of_the_method_s_own_steps(
             method.on_fit_start()
             run_steps(method, batch, 2)
 
-    forward, trained = method.samples(config)
-    size = passes(name, config.method.get("trained"), *SMALL)
+    forward, trained = method.samples(config.options, config.plan)
+    size = passes(name, getattr(config.options, "trained", None), *SMALL)
     estimate = forward * size.forward + trained * size.trained
     # Forget-Me-Not's gradient starts at the attention maps, not at the output
     assert counted(run) == pytest.approx(estimate, rel=0.1 if name == "forget_me_not" else 2e-3)
 
 
 def test_a_method_that_says_nothing_takes_a_teacher_and_a_trained_pass() -> None:
-    config = compose(
-        ["concept=panda", "steps=7", "batch_size=3", "method.accumulate_grad_batches=2"]
+    plan = TrainingPlan(
+        steps=7, batch_size=3, gradient_checkpointing=False, guidance_scale=6, relearn_images=0
     )
-    assert UnlearningModule.samples(config) == (42, 42)
+    options = TrainingOptions(accumulate_grad_batches=2)
+    assert UnlearningModule.samples(options, plan) == (42, 42)
 
 
 def test_the_backward_pass_is_cheaper_the_less_trains() -> None:
