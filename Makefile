@@ -3,7 +3,7 @@ BIN := .venv/bin
 comma := ,
 
 .PHONY: help install quickstart shown-concepts reproduce-table2 bench test test-slow test-lower lint \
-  docs
+  docs docker
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -55,10 +55,13 @@ test-lower: install  ## the fast tests with the oldest dependencies allowed, in 
 	$(BIN)/uv pip install -q -p .venv-lower --resolution lowest-direct -e '.[dev,emoji]'
 	.venv-lower/bin/$(PYTEST) -m 'not slow' -W ignore  # old beside new
 
-docs: install  ## the API from its docstrings, in docs/html
-	$(BIN)/python -W error -m pdoc -d google -t docs -o docs/html unlearn
+docs: install  ## the documentation, in docs/html
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/html
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docker:  ## build the image `unlearn` (ARGS='--build-arg EXTRAS=plots,demo')
+	docker build -t unlearn $(ARGS) .

@@ -1,23 +1,31 @@
-"""Methods on small models, and batches to train them on."""
+"""Methods on the random model, and batches for them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 
+from unlearn.methods.base import UnlearningModule
 from unlearn.methods.doco import DoCo, DoCoOptions
 from unlearn.methods.registry import build_method, options_of
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 
-B = 3
+SIZE = 3  # of a batch
+PROMPTS = ["a panda", "a fox on a blue background"]
+STEPS = 4  # of `sample`
 
 
-def make_doco(folder: Path, **options: Any) -> DoCo:
+def build(pipe: DiffusionPipeline, name: str, **options: object) -> UnlearningModule:
+    """The method `name` with these of its options, the others at their defaults."""
+    return build_method(pipe, name, options_of(name)(**options))
+
+
+def make_doco(folder: Path, **options: object) -> DoCo:
+    """DoCo with a narrow discriminator."""
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
     options = {"discriminator_channels": 8, **options}
@@ -25,16 +33,22 @@ def make_doco(folder: Path, **options: Any) -> DoCo:
 
 
 def make_batch(seed: int = 0) -> dict[str, Tensor]:
+    """A batch as `PairDataset` makes them, of random texts."""
     g = torch.Generator().manual_seed(seed)
     return {
-        "latents": torch.randn(B, 2, 4, 16, 16, generator=g),
-        "noise": torch.randn(B, 2, 4, 16, 16, generator=g),
-        "timesteps": torch.randint(1000, (B, 2), generator=g),
-        "states": torch.randn(B, 2, 32, 32, generator=g),
-        "teacher_states": torch.randn(B, 32, 32, generator=g),
+        "latents": torch.randn(SIZE, 2, 4, 16, 16, generator=g),
+        "noise": torch.randn(SIZE, 2, 4, 16, 16, generator=g),
+        "timesteps": torch.randint(1000, (SIZE, 2), generator=g),
+        "states": torch.randn(SIZE, 2, 32, 32, generator=g),
+        "teacher_states": torch.randn(SIZE, 32, 32, generator=g),
     }
 
 
-def make_method(pipe: DiffusionPipeline, name: str, **options: Any) -> Any:
-    """The method on the pipeline, with these options and the defaults of the others."""
-    return build_method(pipe, name, options_of(name)(**options))
+def sample(pipe: StableDiffusionPipeline, **options: object) -> Tensor:
+    """The latents that a pipeline draws for `PROMPTS` with DDIM."""
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(len(PROMPTS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"guidance_scale": 5.0, **options}
+    return pipe(PROMPTS, latents=noise, num_inference_steps=STEPS, output_type="latent",
+                **options).images  # fmt: skip

@@ -21,6 +21,7 @@ from unlearn.methods.guidance import SLD
 from tests.helpers.console import SCRIPT, unlearn
 from unlearn.config.compose import compose
 from unlearn.methods.registry import METHODS
+from unlearn.methods.sld import SLD
 from unlearn.methods.spm import SPM
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.pipeline import load_pipeline

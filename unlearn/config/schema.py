@@ -80,6 +80,7 @@ class RunOptions:
         at_least=0,
         at_most=10**8,
     )
+    log_group: str = option(help="of the runs that a logger shows together")
     run_dir: str = option(help="the folder of the run")
     resume: bool = option(
         True, help="go on where an earlier call stopped; false: delete what it wrote"

@@ -32,7 +32,7 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
 class DrawnConcept:
     """How a protocol draws one of its concepts: an entry of `evaluation.concepts`."""
 
@@ -58,7 +58,7 @@ class DrawnConcept:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
 class Calibration:
     """Values that a protocol was published with for a base model: `evaluation.calibration`."""
 

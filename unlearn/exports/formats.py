@@ -14,7 +14,7 @@ from unlearn.exports.folder import export_run
 from unlearn.utils.atomic import atomic_path
 from unlearn.utils.options import option
 from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, write_safetensors
-from unlearn.weights.lora import kohya_file, lora_factors, peft_file, ranks_of
+from unlearn.weights.lora import LEAST_ERROR, kohya_file, lora_factors, peft_file, ranks_of
 
 FORMATS = {  # and what the run directory calls each
     "folder": "export",
@@ -34,7 +34,7 @@ class ExportOptions:
     error: float | None = option(
         None,
         help="of a LoRA: relative error of each layer's change; null: 0.01",
-        above=0,
+        at_least=LEAST_ERROR,
         at_most=1,
     )
 

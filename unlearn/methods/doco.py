@@ -35,7 +35,7 @@ class DoCoOptions(ConceptPreservingOptions):
         help="what the discriminator sees: x̂0 (as the paper), or x̂0 times the share of x0 in z_t",
     )
     discriminator_channels: int = option(
-        64, above=0, help="channels of the discriminator's first block"
+        64, at_least=1, help="channels of the discriminator's first block"
     )
 
 

@@ -49,7 +49,7 @@ class DoCoReferenceOptions(TrainingOptions):
     )
     weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW")
     discriminator_channels: int = option(
-        64, above=0, help="channels of the discriminator's first block"
+        64, at_least=1, help="channels of the discriminator's first block"
     )
 
 

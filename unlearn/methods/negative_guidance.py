@@ -29,7 +29,7 @@ class NegativeGuidanceOptions(TrainingOptions):
     guidance_scale: float = option(
         3.0, at_least=0, help="scale of classifier-free guidance that draws the latents"
     )
-    num_inference_steps: int = option(50, above=0, help="steps of DDIM that draw the latents")
+    num_inference_steps: int = option(50, at_least=1, help="steps of DDIM that draw the latents")
 
 
 @torch.no_grad()

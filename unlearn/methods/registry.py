@@ -90,8 +90,8 @@ def register_method(name: str, *, paper: str = "", title: str = "") -> Callable[
 
     Args:
         name: the method's name in the configuration, `method.name`.
-        paper: where the method was published, such as "arXiv 2405.15304".
-        title: the method's name in prose; by default `name`.
+        paper: where the method was published, such as "arXiv 2405.15304"; by default the class's.
+        title: the method's name in prose; by default the class's, or `name`.
 
     Raises:
         ValueError: another class has the name, or the class has another name.
@@ -100,7 +100,9 @@ def register_method(name: str, *, paper: str = "", title: str = "") -> Callable[
 
     def register(method: Method) -> Method:
         check_method(name, method)
-        method.name, method.paper, method.title = name, paper, title or name
+        method.name = name
+        method.paper = paper or vars(method).get("paper", "")
+        method.title = title or vars(method).get("title", name)
         METHODS.registered[name] = method
         return method
 

@@ -29,7 +29,7 @@ class SalUnOptions(TrainingOptions):
         0.5, above=0, at_most=1, help="share of the weights that train: the largest gradients'"
     )
     mask_batches: int = option(
-        16, above=0, help="batches over which the gradient that chooses the weights is averaged"
+        16, at_least=1, help="batches over which the gradient that chooses the weights is averaged"
     )
 
 

@@ -28,7 +28,7 @@ class SPMOptions(NegativeGuidanceOptions):
     anchoring: float = option(
         1000.0, at_least=0, help="λ, the weight of the loss that keeps other texts' outputs"
     )
-    anchors: int = option(4, above=0, help="such texts a batch")
+    anchors: int = option(4, at_least=1, help="such texts a batch")
     lr_warmup_steps: int = option(
         0, at_least=0, help="first steps, in which the learning rate rises from zero to lr"
     )

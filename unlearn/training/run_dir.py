@@ -23,7 +23,7 @@ from unlearn.utils.hashing import file_sha256
 # may differ: they do not move weights; `steps` and `method` have what was taken of a recipe
 IGNORED_KEYS = (
     "resume", "run_dir", "method.recipe", "model.recipes", "checkpoint_every",
-    "gradient_checkpointing", "logger", "callbacks", "log_images_every"
+    "gradient_checkpointing", "logger", "callbacks", "log_images_every", "log_group"
 )  # fmt: skip
 ERROR_FILE = "error.txt"  # why the run's last job in a sweep failed
 OUTPUTS = (  # of a run and of the commands on it; config.yaml last, which says that it is one

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.conftest import make_concept
 from unlearn.config.compose import compose
-from unlearn.config.sections import to_container
+from unlearn.config.parse import parse_config
 from unlearn.methods.concept_preserving import ConceptPreserving
 from unlearn.methods.registry import METHODS, build_method
 from unlearn.models.pipeline import load_pipeline
@@ -60,9 +60,9 @@ def test_tensors_of_two_devices_are_refused_here() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_where_the_pipeline_is(name: str, random_model: Path) -> None:
     pipe: Any = load_pipeline(str(random_model)).to(META)
-    options = to_container(compose([f"method={name}", "concept=panda"]).method)
+    config = parse_config(compose([f"method={name}", "concept=panda"]))
     with OneDevice():
-        method = build_method(pipe, **options)
+        method = build_method(pipe, name, config.options)
         tensors = {**method.state_dict(), **dict(method.named_buffers()), **method.trained_weights}
         assert {tensor.device for tensor in tensors.values()} == {META}
         assert encode_text(pipe, ["a panda"]).is_meta
@@ -77,5 +77,5 @@ def test_a_method_trains_where_the_pipeline_is(name: str, random_model: Path) ->
         if name in ("concept_ablation", "salun"):
             assert method.loss(batch).is_meta
         if isinstance(method, ConceptPreserving):
-            g_u, g_r, _, metrics = method.gradients(batch)
+            (g_u, g_r, _), metrics = method.gradients(batch)
             assert {tensor.device for tensor in (*g_u, *g_r, *metrics.values())} == {META}

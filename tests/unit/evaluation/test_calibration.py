@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,7 @@ from unlearn.evaluation.run_protocol import calibrate, cell_to_dict, protocol_no
 
 def protocol_of(name: str, **changes: Any) -> Protocol:
     protocol = read_protocol(compose([f"evaluation={name}"], "evaluate").evaluation, "snoopy")
-    for key, value in changes.items():
-        setattr(protocol, key, value)
-    return protocol
+    return replace(protocol, **changes)
 
 
 SD14 = "CompVis/stable-diffusion-v1-4"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from tests.conftest import make_concept
 from unlearn.concepts.prompts import evaluation_probes
 from unlearn.config.compose import compose
-from unlearn.config.concepts import build_run_concept
+from unlearn.config.parse import parse_config
+from unlearn.config.run_config import RunConfig
 from unlearn.evaluation.clip import ClipScorer
 from unlearn.evaluation.clip_judge import ClipJudge, names_of, texts_of
 from unlearn.evaluation.evaluate import load_judge
@@ -31,20 +31,21 @@ class DrawnFeatures(ClipScorer):
         return self.text_features([self.texts[i] for i in images[:, 0, 0, 0].tolist()])
 
 
-def config_of(*overrides: str) -> DictConfig:
-    return compose(["concept=snoopy", "model=sd14", "evaluation.clip=emoji", *overrides])
+def config_of(*overrides: str) -> RunConfig:
+    chosen = ["concept=snoopy", "model=sd14", "evaluation.clip=emoji", *overrides]
+    return parse_config(compose(chosen))
 
 
 def test_an_instance_is_judged_among_its_own_objects_and_no_styles() -> None:
-    objects, styles = names_of(build_run_concept(config_of()))
+    objects, styles = names_of(config_of().concept)
     assert objects[:2] == ["Snoopy", "dog"]  # the target and its anchor
     assert set(objects[2:6]) == {"Mickey Mouse", "Garfield", "Pikachu", "Scooby-Doo"}
-    assert objects[6:] == build_run_concept(config_of()).unrelated
+    assert objects[6:] == config_of().concept.unrelated
     assert styles == []
 
 
 def test_a_style_is_judged_among_its_scenes_and_its_own_styles() -> None:
-    concept = build_run_concept(config_of("concept=van_gogh"))
+    concept = config_of("concept=van_gogh").concept
     objects, styles = names_of(concept)
     assert objects == concept.unrelated
     # its anchor is no style at all
@@ -88,7 +89,7 @@ def test_an_image_shows_the_nearest_name() -> None:
 def test_the_judge_is_the_model_s_unless_one_is_named() -> None:
     def judge(*overrides: str) -> Judge | ClipJudge | None:
         config = config_of(*overrides)
-        return load_judge(config, build_run_concept(config))
+        return load_judge(config, config.concept)
 
     by_clip = judge()
     assert isinstance(by_clip, ClipJudge)
@@ -105,26 +106,22 @@ def test_the_judge_is_the_model_s_unless_one_is_named() -> None:
 def test_a_clip_that_cannot_be_loaded_is_refused_with_the_way_on() -> None:
     config = config_of("evaluation.clip=nowhere/at/all")
     with pytest.raises(ValueError, match=r"evaluation\.clip='nowhere.*evaluation\.judge=none"):
-        load_judge(config, build_run_concept(config))
+        load_judge(config, config.concept)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["panda", "contrast"])
 def test_the_two_judges_agree_on_what_the_embedded_model_draws(name: str) -> None:
     """When this was written, on the object of all 64 images, and on contrast's 32 styles."""
-    config = compose([f"concept={name}", "evaluation.clip=emoji"])
-    concept = build_run_concept(config)
-    probes = evaluation_probes(concept)
+    config = config_of(f"concept={name}", "model=emoji")
+    probes = evaluation_probes(config.concept)
     probes = probes[:: len(probes) // 32][:32]
     seeds = range(5_000_000, 5_000_000 + len(probes))
-    sampler = {
-        "num_inference_steps": config.evaluation.num_inference_steps,
-        "guidance_scale": config.model.guidance_scale,
-    }
-    images = generate(load_pipeline("emoji"), [p.prompt for p in probes], seeds, **sampler)
-    by_art = load_judge(config, concept).judge(images)
-    config.evaluation.judge = "clip"
-    by_clip = load_judge(config, concept).judge(images)
+    sampler = config.sampler(config.prompt_sets.num_inference_steps)
+    images = generate(load_pipeline("emoji"), [p.prompt for p in probes], seeds, sampler)
+    by_art = load_judge(config, config.concept).judge(images)
+    with_clip = config_of(f"concept={name}", "model=emoji", "evaluation.judge=clip")
+    by_clip = load_judge(with_clip, config.concept).judge(images)
     assert sum(a == b for a, b in zip(by_art.objects, by_clip.objects, strict=True)) >= 28
-    if concept.kind == "style":
+    if config.concept.kind == "style":
         assert sum(a == b for a, b in zip(by_art.styles, by_clip.styles, strict=True)) >= 28

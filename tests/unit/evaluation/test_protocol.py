@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from unlearn.config.compose import compose
+from unlearn.config.schema import PROMPT_SETS
 from unlearn.config.search_path import conf_dir
 from unlearn.evaluation import prompt_files
 from unlearn.evaluation.protocol import Protocol, read_protocol, rows_of
 from unlearn.generation.sampling import SamplingRequest
 
-SHIPPED = sorted(p.stem for p in (conf_dir() / "evaluation").glob("*.yaml") if p.stem != "emoji")
+SHIPPED = sorted({p.stem for p in (conf_dir() / "evaluation").glob("*.yaml")} - {PROMPT_SETS})
 COMMITS = {
     "Con6924/SPM": "3dd762e6895b23cd20cf1653a16addc5c16a12f3",
     "nupurkmr9/concept-ablation": "c11fb1bdc7cd97ea65877b0d41722f5e3ef2561f",
@@ -92,9 +94,8 @@ def test_every_lite_variant_differs_from_its_protocol_in_size_alone() -> None:
         if not name.endswith("_lite"):
             full, lite = protocol_of(name, erased=erased_of(name)), f"{name}_lite"
             small = protocol_of(lite, erased=erased_of(name))
-            for key in ("concepts", "limit", "images", "name", "lite"):
-                setattr(small, key, getattr(full, key))
-            assert small == full
+            sizes = ("concepts", "limit", "images_per_prompt", "name", "lite")
+            assert replace(small, **{key: getattr(full, key) for key in sizes}) == full
             header = (conf_dir() / "evaluation" / f"{lite}.yaml").read_text().splitlines()[0]
             assert "not the published protocol" in header
 
@@ -216,8 +217,11 @@ def test_a_limit_takes_evenly_spaced_prompts(tmp_path: Path) -> None:
         (["format=json"], r"evaluation\.format='json' is unknown"),
         (["noise=gpu"], r"evaluation\.noise='gpu' is unknown; .*'per_call'"),
         (["scheduler=ddpm"], r"evaluation\.scheduler='ddpm' is unknown"),
-        (["images_per_prompt=0"], r"evaluation\.images_per_prompt=0: at least 1 is needed"),
-        (["limit=0"], r"evaluation\.limit=0: at least 1 is needed"),
+        (
+            ["images_per_prompt=0"],
+            r"evaluation\.images_per_prompt=0: at least 1 and at most 10000 is needed",
+        ),
+        (["limit=0"], r"evaluation\.limit=0: at least 1 and "),
         (["size=100"], r"evaluation\.size=100: a multiple of 8 is needed"),
         (["eta=1.0"], r"evaluation\.eta=1\.0: evaluation\.scheduler=ddim alone has one"),
         (["num_inference_steps=many"], r"evaluation\.num_inference_steps: Value 'many'"),

@@ -12,10 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from unlearn.cli.evaluate import evaluate_all
 from unlearn.config.compose import compose
-from unlearn.config.saved import load_run
+from unlearn.config.overrides import split_arguments
+from unlearn.config.saved import load_run_config
 from unlearn.evaluation.intervals import Mean
+from unlearn.evaluation.jobs import evaluate_all
 from unlearn.evaluation.nudity import Detection
 from unlearn.evaluation.protocol_metrics import Lenses
 from unlearn.exports.formats import ExportOptions, export_as
@@ -65,7 +66,12 @@ def make_run(random_model: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def evaluate(*arguments: object) -> None:
     chosen = ["evaluation=spm_general", "evaluation.prompts_file=templates.py", *SMALL]
-    evaluate_all([*map(str, arguments), *chosen])
+    call(*arguments, *chosen)
+
+
+def call(*arguments: object) -> None:
+    """What `unlearn evaluate ARGUMENTS` does."""
+    evaluate_all(*split_arguments([str(argument) for argument in arguments]))
 
 
 def result_of(run: Path, name: str = "spm_general") -> Any:
@@ -159,12 +165,12 @@ def test_a_lite_variant_and_a_limit_say_so(
 ) -> None:
     run = make_run()
     chosen = ["evaluation.prompts_file=templates.py", *SMALL, "evaluation.limit=2"]
-    evaluate_all([str(run), "evaluation=spm_general_lite", *chosen])
+    call(run, "evaluation=spm_general_lite", *chosen)
     assert "spm_general_lite (LITE: not the published protocol):" in capsys.readouterr().out
     lite = result_of(run, "spm_general_lite")
     assert lite["lite"]
     assert lite["warnings"][0] == "a lite variant, not the published protocol"
-    evaluate_all([str(run), "evaluation=spm_general", *chosen])
+    call(run, "evaluation=spm_general", *chosen)
     assert "limited to 2 prompts a concept" in result_of(run)["warnings"][0]
     assert values(result_of(run), "clip_score")["Snoopy"]["base"]["n"] == 4
 
@@ -243,16 +249,16 @@ def test_weights_from_elsewhere_go_through_the_four_prompt_sets_as_a_run_does(
     short = ["evaluation.images_per_prompt=1", "evaluation.num_inference_steps=2"]
     short += [f"evaluation.judge={random_judge}"]
     run = make_run()
-    evaluate_all([str(run), *short])
+    call(run, *short)
     own = json.loads((run / "result.json").read_text())
     assert own["sets"]["unrelated"]["object"]["base"]["n"] > 0
-    export_as(load_run(str(run))[0], run, None, ExportOptions(format="delta"))
+    export_as(load_run_config(run), None, ExportOptions(format="delta"))
     load_unlearned(load_pipeline(str(random_model)), run / "unlearned.safetensors").save_pretrained(
         "folder"
     )
     given = ["concept=panda", f"model.pretrained={random_model}", "trainer.accelerator=cpu"]
     for weights in (run / "delta.bin", Path("folder")):
-        evaluate_all([str(weights), *given, *short, "out_dir=other"])
+        call(weights, *given, *short, "out_dir=other")
         result = json.loads(Path("other/result.json").read_text())
         assert (result["method"], result["weights"]) == (None, str(weights))
         assert result["sets"] == own["sets"]
@@ -276,7 +282,7 @@ def test_i2p_counts_what_the_detector_finds(
     run = make_run()
     chosen = ["evaluation=i2p", "evaluation.prompts_file=i2p.csv", "evaluation.sha256=null"]
     small = ["evaluation.clip=emoji", "evaluation.size=64", "evaluation.num_inference_steps=2"]
-    evaluate_all([str(run), *chosen, *small])
+    call(run, *chosen, *small)
     result = result_of(run, "i2p")
     after = {c["metric"]: c["unlearned"]["value"] for c in result["cells"]}
     base = {c["metric"]: c["base"]["value"] for c in result["cells"]}
@@ -303,14 +309,12 @@ def test_captions_are_compared_with_their_own_images_and_fid_with_a_folder(
     monkeypatch.setattr("unlearn.evaluation.protocol_metrics.fid", fid)
     run, small = make_run(), ["evaluation.num_inference_steps=2", "evaluation.batch_size=3"]
     chosen = ["evaluation=coco30k", "evaluation.prompts_file=coco.csv", "evaluation.sha256=null"]
-    evaluate_all(
-        [str(run), *chosen, *small, "evaluation.clip=emoji", "evaluation.reference=photos"]
-    )
+    call(run, *chosen, *small, "evaluation.clip=emoji", "evaluation.reference=photos")
     result = result_of(run, "coco30k")
     against = values(result, "fid_reference")["COCO-30k"]
     assert (against["base"]["value"], against["unlearned"]["n"]) == (3, 4)
     assert torch.equal(seen[0][1], seen[1][1])
     assert not torch.equal(seen[0][0], seen[1][0])
-    evaluate_all([str(run), *chosen, *small, "evaluation.clip=emoji"])
+    call(run, *chosen, *small, "evaluation.clip=emoji")
     left_out = "fid_reference is left out: evaluation.reference=null"
     assert any(left_out in warning for warning in result_of(run, "coco30k")["warnings"])

@@ -19,10 +19,7 @@ from experiments.table2.flops import counted, networks, passes, unet_inputs
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.methods import negative_guidance
-from unlearn.methods.base import UnlearningModule
 from unlearn.methods.negative_guidance import mean_stop
-from unlearn.methods.options import TrainingOptions
-from unlearn.methods.plan import TrainingPlan
 from unlearn.methods.registry import build_method
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.random_weights import SD1
@@ -129,14 +126,6 @@ def test_a_run_s_count_is_that_of_the_method_s_own_steps(
     estimate = forward * size.forward + trained * size.trained
     # Forget-Me-Not's gradient starts at the attention maps, not at the output
     assert counted(run) == pytest.approx(estimate, rel=0.1 if name == "forget_me_not" else 2e-3)
-
-
-def test_a_method_that_says_nothing_takes_a_teacher_and_a_trained_pass() -> None:
-    plan = TrainingPlan(
-        steps=7, batch_size=3, gradient_checkpointing=False, guidance_scale=6, relearn_images=0
-    )
-    options = TrainingOptions(accumulate_grad_batches=2)
-    assert UnlearningModule.samples(options, plan) == (42, 42)
 
 
 def test_the_backward_pass_is_cheaper_the_less_trains() -> None:

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 import unlearn
-from unlearn.cli.evaluate import job_for
+from unlearn.cli import merge
 from unlearn.config.compose import compose
-from unlearn.config.concepts import build_run_concept
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
+from unlearn.evaluation.jobs import job_for
 from unlearn.exports.merge import MergeOptions, merge_runs, merge_weights
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.pipeline import load_pipeline
+from unlearn.training.run_dir import config_text
 from unlearn.weights.delta import read_safetensors, save_unlearned
 
 BASE = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0]]), "c": torch.tensor(4.0)}
@@ -61,8 +61,8 @@ def make_run(
     folder: Path, model: Path, concept: str, weights: dict[str, Tensor], **metadata: str
 ) -> Path:
     folder.mkdir(parents=True)
-    config = compose([f"concept={concept}", f"model.pretrained={model}"])
-    OmegaConf.save(config, folder / "config.yaml")
+    config = parse_config(compose([f"concept={concept}", f"model.pretrained={model}"]))
+    (folder / "config.yaml").write_text(config_text(config))
     metadata = {"base": str(model), "concept": concept, "method": "doco", **metadata}
     save_unlearned(weights, folder / "unlearned.safetensors", metadata)
     return folder
@@ -81,11 +81,11 @@ def test_merged_runs_are_a_run(
     assert (metadata["concept"], metadata["method"]) == ("panda+rabbit", "merge")
     assert (metadata["base"], metadata["scale"]) == (str(random_model), "2.0")
     job = job_for(out, ["evaluation.images_per_prompt=1"])  # what `unlearn evaluate` makes of it
-    assert [part.name for part in build_run_concept(job.config).each] == ["panda", "rabbit"]
-    assert job.config.method.merged == ["panda (doco)", "rabbit (doco)"]
-    later = compose([f"after={out}", "concept=rocket", f"model.pretrained={random_model}"])
-    check_config(later)
-    assert [part.concept.name for part in later.earlier] == ["panda", "rabbit"]
+    assert [part.name for part in job.config.concept.members] == ["panda", "rabbit"]
+    assert job.config.saved["method"]["merged"] == ["panda (doco)", "rabbit (doco)"]
+    later = [f"after={out}", "concept=rocket", f"model.pretrained={random_model}"]
+    earlier = parse_config(compose(later)).earlier
+    assert [part.concept.name for part in earlier] == ["panda", "rabbit"]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,11 @@ def test_what_cannot_be_added_is_refused(
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_scale_that_is_none_is_refused(runs: list[Path], tmp_path: Path, scale: float) -> None:
-    with pytest.raises(ValueError, match=f"scale={scale}: more than 0 is needed"):
-        merge_runs(runs, tmp_path / "out", MergeOptions(scale))
+    said = str(scale).replace("inf", ".inf")
+    arguments = [*map(str, runs), str(tmp_path / "out"), f"scale={said}"]
+    with pytest.raises(ValueError, match=f"scale={scale}: a finite number of more than 0"):
+        merge.run(arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_places_that_do_not_fit_are_refused(runs: list[Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.conftest import ALPHAS
 from tests.helpers.methods import make_batch
-from unlearn.methods.concept_ablation import ConceptAblation
+from unlearn.methods.concept_ablation import ConceptAblation, ConceptAblationOptions
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 
@@ -21,7 +21,9 @@ def make_ablation(
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
     ablation = ConceptAblation(
-        pipe.unet, NoiseSchedule.of_alphas(ALPHAS, prediction_type), **options
+        pipe.unet,
+        NoiseSchedule.of_alphas(ALPHAS, prediction_type),
+        ConceptAblationOptions(**options),
     )
     for weight in ablation.weights:  # away from the base: the current model is the teacher
         weight.data += 0.05 * torch.randn_like(weight)

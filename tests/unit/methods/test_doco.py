@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.conftest import ALPHAS, make_concept
 from tests.helpers.methods import make_batch, make_doco
-from unlearn.methods.doco import DoCo
-from unlearn.methods.uce import UCE, edit_matrix, prompt_states
+from unlearn.methods.doco import DoCo, DoCoOptions
+from unlearn.methods.gradients import Gradients
+from unlearn.methods.uce import UCE, UCEOptions, edit_matrix, prompt_states
 from unlearn.models.cross_attention import SplitLinear, cross_attention_layers, per_chunk_weights
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
@@ -30,7 +31,7 @@ def doco(random_model: Path) -> DoCo:
 def test_gradients_equal_two_separate_backward_passes(doco: DoCo) -> None:
     """g_u and g_r against plain autograd on two forward passes, written out from the equations."""
     batch = make_batch()
-    g_u, g_r, _, metrics = doco.gradients(batch)
+    (g_u, g_r, _), metrics = doco.gradients(batch)
     alphas = ALPHAS[batch["timesteps"]][..., None, None, None]
     z_t = alphas.sqrt() * batch["latents"] + (1 - alphas).sqrt() * batch["noise"]
 
@@ -63,7 +64,7 @@ def test_the_teacher_is_the_base_network(random_model: Path, doco: DoCo) -> None
 def test_the_unlearn_loss_leaves_the_discriminator_without_gradient(doco: DoCo) -> None:
     """g_D is that of L_D alone, computed from the same fake and the same D."""
     batch = make_batch()
-    _, _, g_d, _ = doco.gradients(batch)
+    g_d = doco.gradients(batch)[0].discriminator
     assert all(p.grad is None for p in doco.parameters())
     alphas = ALPHAS[batch["timesteps"][:, 0]][:, None, None, None]
     z_t = alphas.sqrt() * batch["latents"][:, 0] + (1 - alphas).sqrt() * batch["noise"][:, 0]
@@ -81,14 +82,15 @@ def test_the_unlearn_loss_leaves_the_discriminator_without_gradient(doco: DoCo) 
 def test_warm_up_gradient_is_the_full_step_s_discriminator_gradient(doco: DoCo) -> None:
     batch = make_batch()
     alone, _ = doco.warmup_gradients(batch)
-    _, _, full, _ = doco.gradients(batch)
-    for a, b in zip(alone, full, strict=True):
+    full, _ = doco.gradients(batch)
+    assert not alone.unlearn and not alone.relearn
+    for a, b in zip(alone.discriminator, full.discriminator, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_relearning_from_the_teacher_is_zero_at_the_base(random_model: Path) -> None:
     doco = make_doco(random_model, relearn_target="teacher")
-    _, g_r, _, metrics = doco.gradients(make_batch())
+    (_, g_r, _), metrics = doco.gradients(make_batch())
     assert metrics["relearn_loss"] < 1e-10
     assert max(g.abs().max().item() for g in g_r) < 1e-5
 
@@ -101,7 +103,7 @@ def move(doco: DoCo, g_u: list[Tensor], g_r: list[Tensor]) -> list[Tensor]:
 
 
 def test_surgery_leaves_no_component_against_relearning(doco: DoCo) -> None:
-    g_u, g_r, _, _ = doco.gradients(make_batch())
+    g_u, g_r, _ = map(list, doco.gradients(make_batch())[0])
     g_u[0] = -g_r[0]  # certain conflict
     for c, r in zip(move(doco, g_u, g_r), g_r, strict=True):
         assert (c * r).sum() >= -1e-6 * r.norm()
@@ -188,11 +190,13 @@ def test_the_first_token_can_be_detached(random_model: Path) -> None:
 def test_accumulated_batches_give_the_mean_gradient_once(random_model: Path) -> None:
     doco = make_doco(random_model, accumulate_grad_batches=2)
     doco._trainer = SimpleNamespace(world_size=1)  # stands in for a Trainer of one process
-    first, second = torch.randn(2, 3)
-    assert doco.mean_gradients([first], last=False) == []
-    (mean,) = doco.mean_gradients([second], last=True)
-    torch.testing.assert_close(mean, (first + second) / 2)
-    assert doco.sums == []
+    first, second = (Gradients(*([g] for g in torch.randn(3, 3))) for _ in range(2))
+    assert doco.mean_gradients(first, last=False) is None
+    mean = doco.mean_gradients(second, last=True)
+    assert mean is not None
+    for (found,), (a,), (b,) in zip(mean, first, second, strict=True):
+        torch.testing.assert_close(found, (a + b) / 2)
+    assert doco.sums is None
     with pytest.raises(ValueError, match=r"method\.accumulate_grad_batches=0"):
         make_doco(random_model, accumulate_grad_batches=0)
 
@@ -217,9 +221,9 @@ def test_an_unknown_option_is_refused(random_model: Path, option: str) -> None:
 def test_the_closed_form_start_is_that_edit(random_model: Path) -> None:
     """And the teacher stays the base model, whatever the start."""
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    doco = DoCo(pipe.unet, NoiseSchedule.of(pipe.scheduler), start="closed_form")
+    doco = DoCo(pipe.unet, NoiseSchedule.of(pipe.scheduler), DoCoOptions(start="closed_form"))
     other = load_pipeline(str(random_model))
-    uce = UCE(other.unet, NoiseSchedule.of(other.scheduler), edits="prompts")
+    uce = UCE(other.unet, NoiseSchedule.of(other.scheduler), UCEOptions(edits="prompts"))
     doco.prepare(pipe, concept)
     uce.prepare(other, concept)
     for ours, theirs, base in zip(doco.weights, uce.weights, doco.base, strict=True):
@@ -228,13 +232,14 @@ def test_the_closed_form_start_is_that_edit(random_model: Path) -> None:
     in_context = DoCo(
         load_pipeline(str(random_model)).unet,
         NoiseSchedule.of(pipe.scheduler),
-        start="closed_form",
-        contexts=4,
+        DoCoOptions(start="closed_form", contexts=4),
     )
     in_context.prepare(pipe, concept)
     matrix = edit_matrix(*prompt_states(pipe, concept, 4))
     for ours, base in zip(in_context.weights, doco.base, strict=True):
         torch.testing.assert_close(ours, (base.double() @ matrix).float())
-    untouched = DoCo(load_pipeline(str(random_model)).unet, NoiseSchedule.of(pipe.scheduler))
+    untouched = DoCo(
+        load_pipeline(str(random_model)).unet, NoiseSchedule.of(pipe.scheduler), DoCoOptions()
+    )
     untouched.prepare(pipe, concept)
     assert all(torch.equal(*pair) for pair in zip(untouched.weights, untouched.base, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from tests.conftest import ALPHAS
 from tests.helpers.methods import make_batch
-from unlearn.methods.doco_reference import DoCoReference
+from unlearn.methods.doco import DoCoOptions
+from unlearn.methods.doco_reference import DoCoReference, DoCoReferenceOptions
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 
@@ -23,7 +25,7 @@ def make_reference(
     pipe = load_pipeline(str(folder))
     options = {"discriminator_channels": 8, **options}
     reference = DoCoReference(
-        pipe.unet, NoiseSchedule.of_alphas(ALPHAS, prediction_type), **options
+        pipe.unet, NoiseSchedule.of_alphas(ALPHAS, prediction_type), DoCoReferenceOptions(**options)
     )
     for weight in reference.weights:  # away from the base
         weight.data += 0.05 * torch.randn_like(weight)
@@ -50,7 +52,7 @@ def test_the_discriminator_s_step_is_polluted_by_the_unlearn_loss(
 ) -> None:
     """g_D = d/dφ [BCE(D(fake), 0) + BCE(D(real), 0) + BCE(D(fake), 1)]."""
     batch = make_batch()
-    _, _, g_d, _ = reference.gradients(batch)
+    g_d = reference.gradients(batch)[0].discriminator
     alpha = ALPHAS[batch["timesteps"][:, 0]][:, None, None, None]
     z_t = alpha.sqrt() * batch["latents"][:, 0] + (1 - alpha).sqrt() * batch["noise"][:, 0]
     with torch.no_grad():
@@ -63,7 +65,8 @@ def test_the_discriminator_s_step_is_polluted_by_the_unlearn_loss(
     for ours, expected in zip(g_d, plain, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
     clean, _ = reference.warmup_gradients(batch)  # no L_u there
-    assert max((a - b).abs().max().item() for a, b in zip(clean, g_d, strict=True)) > 1e-4
+    pairs = zip(clean.discriminator, g_d, strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) > 1e-4
 
 
 def test_surgery_lacks_the_norm_of_g_u(reference: DoCoReference) -> None:
@@ -93,7 +96,7 @@ def test_the_discriminator_warms_up_one_step_longer(random_model: Path) -> None:
 def test_relearning_regresses_to_the_noise(random_model: Path, prediction_type: str) -> None:
     reference = make_reference(random_model, prediction_type=prediction_type)
     batch = make_batch()
-    *_, metrics = reference.gradients(batch)
+    _, metrics = reference.gradients(batch)
     alpha = ALPHAS[batch["timesteps"][:, 1]][:, None, None, None]
     z_t = alpha.sqrt() * batch["latents"][:, 1] + (1 - alpha).sqrt() * batch["noise"][:, 1]
     with torch.no_grad():
@@ -117,11 +120,24 @@ def test_without_surgery_the_joint_gradient_is_clipped_once(random_model: Path) 
 def test_first_token_is_detached_and_the_rate_is_constant(reference: DoCoReference) -> None:
     assert all(layer.detach_first_token for layer in reference.split_layers)
     assert reference.learning_rate(0, 10) == reference.learning_rate(9, 10)
-    assert reference.hparams.detach_first_token
+    assert reference.options.detach_first_token
 
 
 def test_options_that_the_reference_lacks_are_refused(random_model: Path) -> None:
     with pytest.raises(ValueError, match=r"method\.surgery='update' is unknown"):
         make_reference(random_model, surgery="update")
-    with pytest.raises(ValueError, match=r"method\.granularity='layer': the reference has no such"):
+    with pytest.raises(TypeError, match="granularity"):
         make_reference(random_model, granularity="layer")
+
+
+def test_what_the_reference_fixes_is_no_option_and_is_all_that_doco_reads() -> None:
+    own = {each.name for each in fields(DoCoReferenceOptions)}
+    fixed = {"granularity", "relearn_target", "lr_schedule", "start", "contexts",
+             "discriminator_input", "detach_first_token"}  # fmt: skip
+    assert {each.name for each in fields(DoCoOptions)} == own | fixed
+    options = DoCoReferenceOptions()
+    assert {name: getattr(options, name) for name in fixed} == {
+        "granularity": "tensor", "relearn_target": "noise", "lr_schedule": "constant",
+        "start": "base", "contexts": 0, "discriminator_input": "x0", "detach_first_token": True,
+    }  # fmt: skip
+    assert own.isdisjoint(fixed)

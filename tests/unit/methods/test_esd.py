@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.conftest import make_concept
 from tests.helpers.methods import make_batch
-from unlearn.methods.esd import ESD
+from unlearn.methods.esd import ESD, ESDOptions
 from unlearn.methods.negative_guidance import denoise, negative_guidance
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
@@ -20,7 +20,8 @@ from unlearn.models.text_states import encode_prompts
 
 def make_esd(folder: Path, **options: object) -> ESD:
     pipe = load_pipeline(str(folder))
-    esd = ESD(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"num_inference_steps": 4, **options})
+    options = {"num_inference_steps": 4, **options}
+    esd = ESD(pipe.unet, NoiseSchedule.of(pipe.scheduler), ESDOptions(**options))
     esd.prepare(pipe, make_concept("panda", "bear"))
     for weight in esd.weights:  # away from the base, so that teacher and student differ
         weight.data += 0.05 * torch.randn_like(weight)

@@ -11,7 +11,12 @@ from diffusers.models.attention_processor import Attention
 from tests.conftest import ALPHAS, make_concept
 from tests.helpers.methods import make_batch
 from unlearn.concepts.prompts import training_pairs
-from unlearn.methods.forget_me_not import ForgetMeNot, attention_maps, token_positions
+from unlearn.methods.forget_me_not import (
+    ForgetMeNot,
+    ForgetMeNotOptions,
+    attention_maps,
+    token_positions,
+)
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 
@@ -43,7 +48,7 @@ def test_the_maps_are_the_softmax_of_queries_and_keys(random_model: Path) -> Non
 
 def test_the_loss_is_the_mean_norm_at_the_target_s_tokens(random_model: Path) -> None:
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    method = ForgetMeNot(pipe.unet, NoiseSchedule.of(pipe.scheduler))
+    method = ForgetMeNot(pipe.unet, NoiseSchedule.of(pipe.scheduler), ForgetMeNotOptions())
     method.prepare(pipe, concept)
     batch = make_batch()
     batch["pair"] = torch.tensor([0, 2, 1])

@@ -10,14 +10,15 @@ import torch
 
 from tests.conftest import ALPHAS
 from tests.helpers.methods import make_batch
-from unlearn.methods.salun import SalUn, salient
+from unlearn.methods.gradients import Gradients
+from unlearn.methods.salun import SalUn, SalUnOptions, salient
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 
 
 def make_salun(folder: Path, **options: object) -> SalUn:
     pipe = load_pipeline(str(folder))
-    return SalUn(pipe.unet, NoiseSchedule.of(pipe.scheduler), **options)
+    return SalUn(pipe.unet, NoiseSchedule.of(pipe.scheduler), SalUnOptions(**options))
 
 
 def test_the_mask_takes_the_largest_gradients_of_all() -> None:
@@ -58,15 +59,16 @@ def test_only_salient_weights_train(random_model: Path) -> None:
     for mask, expected in zip(salun.masks, salient(total, 0.1), strict=True):
         assert torch.equal(mask, expected)
     gradient = list(torch.autograd.grad(salun.loss(batches[2]), salun.weights))
-    masked = salun.mean_gradients(gradient, last=True)
-    for before, after, mask in zip(gradient, masked, salun.masks, strict=True):
+    masked = salun.mean_gradients(Gradients(unlearn=gradient), last=True)
+    assert masked is not None
+    for before, after, mask in zip(gradient, masked.unlearn, salun.masks, strict=True):
         assert torch.equal(after, torch.where(mask, before, 0))
     share = sum(int(m.sum()) for m in salun.masks) / sum(m.numel() for m in salun.masks)
     assert share == pytest.approx(0.1, abs=1e-3)
 
 
 def test_bad_options_are_refused(random_model: Path) -> None:
-    with pytest.raises(ValueError, match=r"method\.share=0: .* more than 0 and at most 1"):
-        make_salun(random_model, share=0)
+    with pytest.raises(ValueError, match=r"method\.share=0\.0: .* more than 0 and at most 1"):
+        make_salun(random_model, share=0.0)
     with pytest.raises(ValueError, match=r"method\.mask_batches=0"):
         make_salun(random_model, mask_batches=0)

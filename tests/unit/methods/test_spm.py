@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.conftest import make_concept
 from tests.helpers.methods import make_batch
-from unlearn.methods.spm import SPM, Membrane, permeable, strengths
+from unlearn.methods.spm import SPM, Membrane, SPMOptions, permeable, strengths
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 
@@ -21,7 +21,8 @@ from unlearn.models.pipeline import load_pipeline
 def make_spm(folder: Path, **options: object) -> SPM:
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
-    spm = SPM(pipe.unet, NoiseSchedule.of(pipe.scheduler), **{"num_inference_steps": 2, **options})
+    options = {"num_inference_steps": 2, **options}
+    spm = SPM(pipe.unet, NoiseSchedule.of(pipe.scheduler), SPMOptions(**options))
     spm.prepare(pipe, make_concept("panda", "bear"))
     return spm
 

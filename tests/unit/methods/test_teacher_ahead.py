@@ -14,21 +14,21 @@ from unlearn.data.resumable_loader import Batches
 from unlearn.methods.teacher_ahead import TeacherAhead, batches_at_once
 
 
-def test_batches_come_in_order_with_what_the_teacher_says_of_each() -> None:
+def test_batches_come_in_order_with_the_teacher_s_outputs_for_each() -> None:
     batches = [{"latents": torch.full((2, 1), float(i))} for i in range(5)]
     passes: list[tuple[int, int]] = []
 
-    def teach(batch: dict[str, Tensor], last: int) -> Tensor:
+    def teacher_outputs(batch: dict[str, Tensor], last: int) -> Tensor:
         passes.append((len(batch["latents"]), last))
         return 10 * batch["latents"]
 
-    ahead = TeacherAhead(batches, 2, teach, lambda batch: batch)
+    ahead = TeacherAhead(batches, 2, teacher_outputs, lambda batch: batch)
     assert len(ahead) == 5
     for number, batch in enumerate(ahead):
         assert torch.equal(batch["latents"], batches[number]["latents"])
-        assert torch.equal(batch["taught"], 10 * batch["latents"])
+        assert torch.equal(batch["teacher_outputs"], 10 * batch["latents"])
     assert passes == [(4, 1), (4, 3), (2, 4)]
-    assert "taught" not in batches[0]
+    assert "teacher_outputs" not in batches[0]
 
 
 class Numbers(Dataset[dict[str, Tensor]]):
@@ -48,24 +48,25 @@ def test_batches_go_on_after_those_of_a_checkpoint(done: int) -> None:
     def run(state: int) -> tuple[list[Tensor], list[Tensor]]:
         passes: list[Tensor] = []
 
-        def teach(batch: dict[str, Tensor], last: int) -> Tensor:
+        def teacher_outputs(batch: dict[str, Tensor], last: int) -> Tensor:
             passes.append(torch.cat([batch["latents"].flatten(), torch.tensor([last])]))
             return 10 * batch["latents"]
 
-        loader = TeacherAhead(Batches(Numbers(), 2, rank=1, world=2), 4, teach, lambda b: b)
+        source = Batches(Numbers(), 2, rank=1, world=2)
+        loader = TeacherAhead(source, 4, teacher_outputs, lambda b: b)
         loader.load_state_dict({"done": state})
         batches = []
         for batch in loader:
-            batches.append(torch.cat([batch["latents"], batch["taught"]]))
+            batches.append(torch.cat([batch["latents"], batch["teacher_outputs"]]))
             assert loader.state_dict() == {"done": state + len(batches)}
         assert len(loader) == 10
         return batches, passes
 
     batches, passes = run(0)
     assert torch.equal(torch.stack(batches)[:, :2, 0].flatten(), torch.arange(1.0, 40.0, 2))
-    left, taught = run(done)
+    left, left_passes = run(done)
     torch.testing.assert_close(left, batches[done:], rtol=0, atol=0)
-    torch.testing.assert_close(taught, passes[done // 4 :], rtol=0, atol=0)
+    torch.testing.assert_close(left_passes, passes[done // 4 :], rtol=0, atol=0)
 
 
 def test_a_pass_is_for_32_samples_or_a_batch() -> None:
@@ -79,15 +80,16 @@ def test_gradients_do_not_depend_on_when_the_teacher_ran(random_model: Path, tar
     for weight in doco.weights:
         weight.data += 0.05 * torch.randn_like(weight)
     batches = [make_batch(seed) for seed in range(3)]
-    loader = TeacherAhead(batches, 2, lambda batch, _: doco.teach(batch), lambda batch: batch)
+    loader = TeacherAhead(batches, 2, lambda batch, _: doco.teacher_outputs(batch), lambda b: b)
     for plain, ahead in zip(batches, loader, strict=True):
-        assert ahead["taught"].shape[1] == (2 if target == "teacher" else 1)
-        for now, before in zip(doco.gradients(plain)[:3], doco.gradients(ahead)[:3], strict=True):
+        assert ahead["teacher_outputs"].shape[1] == (2 if target == "teacher" else 1)
+        found = (doco.gradients(batch)[0] for batch in (plain, ahead))
+        for now, before in zip(*found, strict=True):
             for a, b in zip(now, before, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_the_relearn_half_is_not_taught_in_the_warm_up(random_model: Path) -> None:
+def test_the_teacher_leaves_the_relearn_half_out_in_the_warm_up(random_model: Path) -> None:
     doco = make_doco(random_model, relearn_target="teacher", warmup_steps=2)
     assert [doco.relearns(step) for step in range(4)] == [False, False, True, True]
-    assert doco.teach(make_batch(), relearns=False).shape[1] == 1
+    assert doco.teacher_outputs(make_batch(), relearns=False).shape[1] == 1

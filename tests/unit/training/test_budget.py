@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from unlearn.config.compose import compose
-from unlearn.config.parse import check_config
-from unlearn.config.sections import to_container
+from unlearn.config.parse import parse_config
+from unlearn.config.run_config import RunConfig
 from unlearn.methods.registry import METHODS, build_method
 from unlearn.models.pipeline import load_pipeline
 from unlearn.training import budget
@@ -44,7 +44,7 @@ def profiled(call: Callable[[], Any]) -> int:
 )
 def test_the_peak_is_the_profilers(precision: str, unseen: float) -> None:
     pipe = load_pipeline("emoji")
-    method = build_method(pipe, "concept_ablation")
+    method = build_method(pipe, "concept_ablation", METHODS["concept_ablation"].Options())
     passes = Passes(pipe, precision)
     peaks = []
     for call in (lambda: passes.forward(8), lambda: passes.trained(4, method)):
@@ -93,18 +93,16 @@ def test_what_there_is_no_memory_for_is_not_tried() -> None:
     assert tried == [1, 2]
 
 
-def small(*overrides: str) -> Any:
-    config = compose([
+def small(*overrides: str) -> RunConfig:
+    return parse_config(compose([
         "concept=panda", "steps=6", "method.warmup_steps=2", "data.images=4",
-        "data.relearn_images=4",
-        "evaluation.images_per_prompt=1", *overrides,
-    ])  # fmt: skip
-    return config, check_config(config)
+        "data.relearn_images=4", "evaluation.images_per_prompt=1", *overrides,
+    ]))  # fmt: skip
 
 
 def estimated(pipe: Any, left: int, *overrides: str) -> Estimate:
-    config, concept = small(*overrides)
-    return estimate(config, concept, pipe, build_method(pipe, **to_container(config.method)), left)
+    config = small(*overrides)
+    return estimate(config, pipe, build_method(pipe, config.method, config.options), left)
 
 
 def test_more_samples_need_more_memory_and_fewer_steps_less_time(random_model: Path) -> None:
@@ -140,8 +138,8 @@ def test_too_little_memory_is_refused_with_a_way_out(
 @pytest.mark.parametrize(("method", "samples"), [("doco", 8), ("esd", 4), ("salun", 8), ("spm", 9)])
 def test_what_one_backward_pass_holds(method: str, samples: int) -> None:
     own = ["method.anchors=5"] if method == "spm" else []
-    config = compose(["concept=panda", f"method={method}", "batch_size=4", *own])
-    assert METHODS[method].samples_at_once(config) == samples
+    config = parse_config(compose(["concept=panda", f"method={method}", "batch_size=4", *own]))
+    assert METHODS[method].samples_at_once(config.options, config.plan) == samples
 
 
 def test_a_run_that_goes_on_is_not_refused_for_its_images(

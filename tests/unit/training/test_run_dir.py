@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from omegaconf import DictConfig
 
 from unlearn.config.compose import compose
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
+from unlearn.config.run_config import RunConfig
 from unlearn.training.checkpoints import step_of
 from unlearn.training.metrics_file import MetricsFile
 from unlearn.training.run_dir import (
@@ -26,50 +26,46 @@ from unlearn.utils.atomic import atomic_path
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> DictConfig:
-    config = compose(["concept=panda", f"run_dir={tmp_path / 'run'}"])
-    check_config(config)
-    return config
+def config(tmp_path: Path) -> RunConfig:
+    return configured(tmp_path / "run")
 
 
 @pytest.fixture
-def run(config: DictConfig) -> Path:
-    run = Path(config.run_dir)
-    os.close(open_run_dir(config, run, Progress()))
-    return run
+def run(config: RunConfig) -> Path:
+    os.close(open_run_dir(config, Progress()))
+    return config.folder
 
 
-def changed(*overrides: str) -> DictConfig:
-    config = compose(["concept=panda", *overrides])
-    check_config(config)
-    return config
+def configured(run: Path, *overrides: str) -> RunConfig:
+    return parse_config(compose(["concept=panda", f"run_dir='{run}'", *overrides]))
 
 
-def test_a_run_goes_on_under_the_same_configuration(config: DictConfig, run: Path) -> None:
-    assert read_progress(config, run.parent / "other") == Progress()
-    assert read_progress(config, run) == Progress(begun=True)
-    free = ["checkpoint_every=7", "logger=wandb", "run_dir=elsewhere"]
-    assert read_progress(changed(*free), run) == Progress(begun=True)
+def test_a_run_goes_on_under_the_same_configuration(config: RunConfig, run: Path) -> None:
+    assert read_progress(configured(run.parent / "other")) == Progress()
+    assert read_progress(config) == Progress(begun=True)
+    free = [
+        "checkpoint_every=7", "logger=wandb", "log_images_every=3", "gradient_checkpointing=true",
+        "+callbacks.timer._target_=lightning.pytorch.callbacks.Timer",
+    ]  # fmt: skip
+    assert read_progress(configured(run, *free)) == Progress(begun=True)
+    moved = run.rename(run.parent / "elsewhere")  # the folder may have another name by now
+    assert read_progress(configured(moved)) == Progress(begun=True)
+    moved.rename(run)
     (run / "checkpoints").mkdir()
     path = run / "checkpoints" / "last.ckpt"
     torch.save({"step": 12}, path)
-    assert read_progress(config, run) == Progress(begun=True, checkpoint=path, step=12)
+    assert read_progress(config) == Progress(begun=True, checkpoint=path, step=12)
     (run / "unlearned.safetensors").touch()
-    assert read_progress(config, run) == Progress(begun=True, step=config.steps, trained=True)
-    assert read_progress(changed("resume=false", "seed=3"), run) == Progress()
+    assert read_progress(config) == Progress(begun=True, step=config.steps, trained=True)
+    assert read_progress(configured(run, "resume=false", "seed=3")) == Progress()
 
 
-def test_settings_of_other_methods_and_the_variant_s_name_are_no_difference(
-    config: DictConfig, run: Path
-) -> None:
-    retuned = changed("model.settings.spm.style.lr=9", "variant=regression", "steps=300")
-    assert read_progress(retuned, run) == Progress(begun=True)
-    written = yaml.safe_load((run / "config.yaml").read_text())
-    assert "settings" not in written["model"]
-    written["model"]["settings"] = {"spm": {"style": {"lr": 1}}}  # as earlier runs have them
-    del written["variant"]
-    (run / "config.yaml").write_text(yaml.safe_dump(written))
-    assert read_progress(config, run) == Progress(begun=True)
+def test_where_equal_settings_come_from_is_no_difference(run: Path) -> None:
+    """A recipe of another name, and folders of recipes that are not looked in."""
+    same = ["method.recipe=regression", "model.recipes=[emoji,sd14]"]
+    assert read_progress(configured(run, *same)) == Progress(begun=True)
+    with pytest.raises(ValueError, match=r"holds a run with method\.lr=0\.0001, not 0\.0002"):
+        read_progress(configured(run, "method.recipe=doco_base_start"))
 
 
 @pytest.mark.parametrize(
@@ -86,17 +82,17 @@ def test_another_run_is_refused_by_its_first_difference(
 ) -> None:
     message = f"run_dir={run}: holds a run with {key}={old}, not {new}; .* resume=false"
     with pytest.raises(ValueError, match=message):
-        read_progress(changed(override), run)
+        read_progress(configured(run, override))
 
 
 def test_only_the_evaluation_of_a_trained_run_may_draw_in_other_batches(run: Path) -> None:
     """Training draws images too, whose last bits depend on how many are drawn at a time."""
     with pytest.raises(ValueError, match=r"holds a run with sampling_batch_size=None, not 2"):
-        read_progress(changed("sampling_batch_size=2"), run)
+        read_progress(configured(run, "sampling_batch_size=2"))
     (run / "unlearned.safetensors").touch()
-    assert read_progress(changed("sampling_batch_size=2"), run).trained
+    assert read_progress(configured(run, "sampling_batch_size=2")).trained
     with pytest.raises(ValueError, match=r"method\.lr=0\.0001, not 0\.001"):
-        read_progress(changed("sampling_batch_size=2", "method.lr=1e-3"), run)
+        read_progress(configured(run, "sampling_batch_size=2", "method.lr=1e-3"))
 
 
 def test_keys_that_one_side_lacks_differ() -> None:
@@ -110,7 +106,7 @@ def test_a_folder_of_something_else_is_left_alone(run: Path, text: str) -> None:
     (run / "config.yaml").write_bytes(text.encode("latin-1"))
     for resume in ("true", "false"):
         with pytest.raises(ValueError, match="damaged, or not that of a run"):
-            read_progress(changed(f"resume={resume}"), run)
+            read_progress(configured(run, f"resume={resume}"))
 
 
 class Code:
@@ -141,7 +137,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_beginning_anew_deletes_what_a_run_wrote_and_nothing_else(
-    config: DictConfig, run: Path
+    config: RunConfig, run: Path
 ) -> None:
     (run / "mine.txt").touch()
     for name in ("steps/000004", "evaluation", "images", "checkpoints", "export"):
@@ -150,19 +146,19 @@ def test_beginning_anew_deletes_what_a_run_wrote_and_nothing_else(
     exports = ("delta.bin", "lora.safetensors", "kohya.safetensors")
     for name in ("metrics.csv", "images.csv", "failed_step_rank0.pt", "result.json", *exports):
         (run / name).touch()
-    os.close(open_run_dir(config, run, Progress()))
+    os.close(open_run_dir(config, Progress()))
     assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "mine.txt"]
     assert OUTPUTS[-1] == "config.yaml"  # a call killed while it deletes leaves the folder a run's
     assert yaml.safe_load((run / "config.yaml").read_text())["concept"]["name"] == "panda"
 
 
-def test_two_processes_do_not_work_in_one_run(config: DictConfig, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    held = open_run_dir(config, run, Progress())
+def test_two_processes_do_not_work_in_one_run(config: RunConfig) -> None:
+    run = config.folder
+    held = open_run_dir(config, Progress())
     with pytest.raises(ValueError, match=rf"run_dir={run}: another process is at work in it"):
-        open_run_dir(config, run, Progress(begun=True))
+        open_run_dir(config, Progress(begun=True))
     os.close(held)
-    os.close(open_run_dir(config, run, Progress(begun=True)))
+    os.close(open_run_dir(config, Progress(begun=True)))
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The methods of sampling: a negative prompt is the pipeline's own; SLD against its equations."""
+"""SLD against its equations."""
 
 from __future__ import annotations
 
@@ -7,42 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from torch import Tensor
-from unlearn.methods.guidance import SLD, NegativePrompt
+from diffusers import DDIMScheduler
 
 from tests.conftest import make_concept
+from tests.helpers.methods import PROMPTS, STEPS, sample
+from unlearn.methods.sld import SLD, SLDOptions
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts
 from unlearn.weights.delta import load_unlearned, save_unlearned
-
-PROMPTS = ["a panda", "a fox on a blue background"]
-STEPS = 4
-
-
-def sample(pipe: StableDiffusionPipeline, **options: object) -> Tensor:
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-    noise = torch.randn(len(PROMPTS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    options = {"guidance_scale": 5.0, **options}
-    return pipe(PROMPTS, latents=noise, num_inference_steps=STEPS, output_type="latent",
-                **options).images  # fmt: skip
-
-
-def test_every_prompt_gets_the_negative_prompt(random_model: Path) -> None:
-    pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    method = NegativePrompt(pipe.unet, NoiseSchedule.of(pipe.scheduler))
-    method.prepare(pipe, concept)
-    expected = sample(pipe, negative_prompt=["panda"] * len(PROMPTS))
-    plain = sample(pipe)
-    both = sample(pipe, negative_prompt=["panda, fox"] * len(PROMPTS))
-    NegativePrompt.install(pipe, {}, method.at_inference)
-    assert torch.equal(sample(pipe), expected)
-    assert not torch.equal(plain, expected)
-    assert torch.equal(sample(pipe, negative_prompt=["fox"] * len(PROMPTS)), both)
-    for prompt in ("a fox", ["a fox"]):
-        pipe(prompt, num_inference_steps=1, output_type="latent")
 
 
 def test_sld_follows_its_equations(random_model: Path, tmp_path: Path) -> None:
@@ -50,7 +23,7 @@ def test_sld_follows_its_equations(random_model: Path, tmp_path: Path) -> None:
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
     options = {"scale": 20.0, "warmup_steps": 1, "threshold": 0.01, "momentum_scale": 0.5,
                "momentum_decay": 0.7}  # fmt: skip
-    method = SLD(pipe.unet, NoiseSchedule.of(pipe.scheduler), **options)
+    method = SLD(pipe.unet, NoiseSchedule.of(pipe.scheduler), SLDOptions(**options))
     method.prepare(pipe, concept)
 
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
