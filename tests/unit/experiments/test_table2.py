@@ -17,6 +17,7 @@ from experiments.table2.bootstrap import difference, draws, mean_rates, rate_of,
 from experiments.table2.claims import claims, read_kept, samples_of
 from experiments.table2.run import (
     SMOKE_NOTE,
+    SMOKE_STEPS,
     KeepRuns,
     jobs_of,
     overrides_of,
@@ -27,7 +28,7 @@ from experiments.table2.table import render, table
 from tests.helpers.table2 import write_run
 from unlearn.concepts.vocabulary import vocabulary
 from unlearn.config.compose import compose, embedded_concepts
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
 from unlearn.evaluation.intervals import wilson
 from unlearn.evaluation.score import count_by_prompt
 
@@ -41,13 +42,22 @@ def one_target(*methods: list[list[int]]) -> list[list[tuple[np.ndarray, np.ndar
 
 
 def test_every_row_is_a_run_that_is_accepted() -> None:
-    default = compose([])
+    default = parse_config(compose(["concept=panda"]))
     for row in PLAN["rows"]:
         job = jobs_of(PLAN, "emoji", [row])[0]
-        config = compose(overrides_of(job, "emoji", Path("runs")))
-        check_config(config)
+        config = parse_config(compose(overrides_of(job, "emoji", Path("runs"))))
         assert config.evaluation == default.evaluation
-        assert config.run_dir == f"runs/{row}-rabbit-0"
+        assert config.folder == Path("runs") / f"{row}-rabbit-0"
+
+
+def test_the_smoke_scale_is_small_and_leaves_what_acts_at_inference_alone() -> None:
+    small = {}
+    for row in ("esd", "sld"):
+        job = jobs_of(PLAN, "smoke", [row])[0]
+        small[row] = parse_config(compose(overrides_of(job, "smoke", Path("runs"))))
+    assert (small["esd"].steps, small["esd"].data.images) == (SMOKE_STEPS, 8)
+    assert small["esd"].options.num_inference_steps == 2  # type: ignore[attr-defined]
+    assert small["sld"].steps == small["sld"].options.warmup_steps == 0  # type: ignore[attr-defined]
 
 
 def test_the_targets_are_held_out() -> None:
@@ -82,10 +92,9 @@ def test_seed_0_of_every_row_comes_first() -> None:
     assert further == {(row, seed) for row in ("doco", "concept_ablation") for seed in (0, 1)}
     fresh = [job for job in jobs if job.concept in PLAN["fresh_targets"]]
     assert {(job.row, job.seed) for job in fresh} == further | {("uce", 0), ("uce_prompts", 0)}
-    config = compose(overrides_of(fresh[0], "emoji", Path("runs")))
-    check_config(config)
-    assert (config.concept.name, config.anchor.name) == ("koala", "panda")
-    assert config.run_dir == "runs/doco-koala-0"
+    config = parse_config(compose(overrides_of(fresh[0], "emoji", Path("runs"))))
+    assert config.concept.anchors == {"koala": "panda"}
+    assert config.folder == Path("runs/doco-koala-0")
 
 
 def test_rates_are_means_over_targets_of_means_over_seeds() -> None:
