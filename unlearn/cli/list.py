@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from unlearn.concepts.vocabulary import vocabulary
-from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.compose import compose
 from unlearn.config.schema import PROMPT_SETS
 from unlearn.config.search_path import group_choices
 from unlearn.methods.registry import METHODS
@@ -35,19 +35,22 @@ def run(arguments: list[str]) -> None:
 
 def concepts() -> list[str]:
     """Return the files of conf/concept, by model and kind."""
-    embedded, groups = embedded_concepts(), defaultdict(list)
+    groups = defaultdict(list)
     for name in group_choices("concept"):
         if name != "custom":
-            kind = compose([f"concept={name}"]).concept.kind
-            model = "embedded model" if name in embedded else "Stable Diffusion"
-            groups[model, kind].append(name)
+            config = compose([f"concept={name}"])
+            model = "Stable Diffusion" if config.anchor.prompts else "embedded model"
+            groups[model, config.concept.kind].append(name)
     return [wrapped(f"{model}, {kind}", names) for (model, kind), names in sorted(groups.items())]
 
 
 def methods() -> list[str]:
     """Return the methods, with their titles and papers."""
     width = max(map(len, METHODS))
-    return [f"{name:<{width}}  {m.title} ({m.paper})" for name, m in METHODS.items()]
+    papers = {
+        name: f" ({method.paper})" if method.paper else "" for name, method in METHODS.items()
+    }
+    return [f"{name:<{width}}  {m.title}{papers[name]}" for name, m in METHODS.items()]
 
 
 def models() -> list[str]:
@@ -64,7 +67,8 @@ def protocols() -> list[str]:
     for name in names:
         source = "how a run ends: seen and unseen target, related, unrelated"
         if name != PROMPT_SETS:
-            source = compose([f"evaluation={name}"], "evaluate").evaluation.source
+            section = compose([f"evaluation={name}"], "evaluate").evaluation
+            source = f"{section.source}{', a small variant' if section.get('lite') else ''}"
         lines.append(f"{name:<{width}}  {source}")
     return lines
 
