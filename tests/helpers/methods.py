@@ -19,7 +19,7 @@ PROMPTS = ["a panda", "a fox on a blue background"]
 STEPS = 4  # of `sample`
 
 
-def build(pipe: DiffusionPipeline, name: str, **options: object) -> UnlearningModule:
+def make_method(pipe: DiffusionPipeline, name: str, **options: object) -> UnlearningModule:
     """The method `name` with these of its options, the others at their defaults."""
     return build_method(pipe, name, options_of(name)(**options))
 

@@ -38,19 +38,19 @@ def concepts() -> list[str]:
     groups = defaultdict(list)
     for name in group_choices("concept"):
         if name != "custom":
-            config = compose([f"concept={name}"])
+            config = compose([f"concept={name}"])  # one of Stable Diffusion has a prompt pack
             model = "Stable Diffusion" if config.anchor.prompts else "embedded model"
             groups[model, config.concept.kind].append(name)
     return [wrapped(f"{model}, {kind}", names) for (model, kind), names in sorted(groups.items())]
 
 
 def methods() -> list[str]:
-    """Return the methods, with their titles and papers."""
+    """Return the methods, with their titles and the papers of those that have one."""
     width = max(map(len, METHODS))
-    papers = {
-        name: f" ({method.paper})" if method.paper else "" for name, method in METHODS.items()
-    }
-    return [f"{name:<{width}}  {m.title}{papers[name]}" for name, m in METHODS.items()]
+    return [
+        f"{name:<{width}}  {method.title}{f' ({method.paper})' if method.paper else ''}"
+        for name, method in METHODS.items()
+    ]
 
 
 def models() -> list[str]:
@@ -67,8 +67,7 @@ def protocols() -> list[str]:
     for name in names:
         source = "how a run ends: seen and unseen target, related, unrelated"
         if name != PROMPT_SETS:
-            section = compose([f"evaluation={name}"], "evaluate").evaluation
-            source = f"{section.source}{', a small variant' if section.get('lite') else ''}"
+            source = compose([f"evaluation={name}"], "evaluate").evaluation.source
         lines.append(f"{name:<{width}}  {source}")
     return lines
 

@@ -15,7 +15,7 @@ from unlearn.config import recipes  # noqa: F401 - registers a resolver
 from unlearn.config.concepts import earlier_sections, trained_sections
 from unlearn.config.overrides import hydra_errors_as_value_errors
 from unlearn.config.saved import earlier_run_dir
-from unlearn.config.search_path import conf_dir, group_choices, user_conf_dir
+from unlearn.config.search_path import conf_dir, group_choices, search_path_override
 
 OmegaConf.register_new_resolver(  # conf/train.yaml uses it in `run_dir`
     "then", lambda after: f"{earlier_run_dir(after).name}-then-" if after else "", replace=True
@@ -44,8 +44,7 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
     Raises:
         ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and `check_same_form`.
     """
-    own = user_conf_dir()
-    found_too = [f"hydra.searchpath=['file://{own}']"] if own else []
+    found_too = search_path_override()
     with (
         hydra_errors_as_value_errors(overrides),
         hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),

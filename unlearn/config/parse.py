@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -48,24 +49,24 @@ def parse_config(config: DictConfig) -> RunConfig:
     method = find_method(config.method.name)
     if OmegaConf.is_interpolation(config, "steps"):  # with steps=N a method may need none
         find_recipe(config.model.recipes, config.method.recipe)
-    model = parse_section(config.model, "model", ModelOptions)
-    data = parse_section(config.data, "data", DataOptions)
-    evaluation = parse_prompt_sets(config)
-    run = parse_section({key: config[key] for key in top}, "", RunOptions)
-    own = {k: v for k, v in config.method.items_ex(resolve=True) if k not in ("name", "recipe")}
+    saved: dict[str, Any] = to_container(config)
+    model = parse_section(saved["model"], "model", ModelOptions)
+    data = parse_section(saved["data"], "data", DataOptions)
+    evaluation = parse_prompt_sets(saved["evaluation"])
+    run = parse_section({key: saved[key] for key in top}, "", RunOptions)
+    own = {k: v for k, v in saved["method"].items() if k not in ("name", "recipe")}
     options: Any = parse_section(own, "method", method.Options)
     check_number("data.images", data.images, at_least=max(2, len(trained.members)))
     if not run.run_dir.strip():
         raise ValueError(f"run_dir={run.run_dir!r}: a folder's name is needed")
-    trainer, more = parse_trainer(to_container(config.trainer))
+    trainer, more = parse_trainer(saved["trainer"])
     check_sweep(asdict(trainer))
-    loggers = parse_loggers(to_container(config.logger) or {})
-    callbacks = parse_callbacks(to_container(config.callbacks) or {})
+    loggers = parse_loggers(saved["logger"] or {})
+    callbacks = parse_callbacks(saved["callbacks"] or {})
     every = run.log_images_every
     if every is None:
         every = IMAGES_EVERY if any(map(shows_images, loggers.values())) else 0
     base = BaseModel.of(model)
-    saved: dict[str, Any] = to_container(config)
     saved |= {"model": asdict(model), "data": asdict(data), "evaluation": asdict(evaluation)}
     saved |= {"method": {**{k: config.method[k] for k in ("name", "recipe")}, **asdict(options)}}
     saved |= asdict(run) | {"trainer": {**asdict(trainer), **more}}
@@ -111,15 +112,18 @@ def parse_config(config: DictConfig) -> RunConfig:
     return result
 
 
-def parse_prompt_sets(config: DictConfig) -> EvaluationOptions:
+def parse_prompt_sets(section: Mapping[str, Any]) -> EvaluationOptions:
     """Return the options of the four prompt sets, the evaluation that a run ends with.
+
+    Args:
+        section: `evaluation`.
 
     Raises:
         ValueError: a published protocol is chosen, or a value is not allowed.
     """
-    if (protocol := config.evaluation.get("name", PROMPT_SETS)) != PROMPT_SETS:
+    if (protocol := section.get("name", PROMPT_SETS)) != PROMPT_SETS:
         raise ValueError(
             f"evaluation={protocol}: a run ends with the four prompt sets ({PROMPT_SETS}); "
             f"`unlearn evaluate RUN_DIR evaluation={protocol}` runs a published protocol"
         )
-    return parse_section(config.evaluation, "evaluation", EvaluationOptions)
+    return parse_section(section, "evaluation", EvaluationOptions)

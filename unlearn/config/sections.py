@@ -6,7 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from unlearn.utils.checks import unknown_key_message
 from unlearn.utils.options import check_options
@@ -15,10 +20,17 @@ Schema = TypeVar("Schema")
 
 
 def to_container(config: Any) -> Any:
-    """Return a configuration as plain containers, with interpolations resolved."""
+    """Return a configuration as plain containers, with interpolations resolved.
+
+    Raises:
+        ValueError: an interpolation cannot be resolved; one line.
+    """
     if not OmegaConf.is_config(config):
         return config
-    return OmegaConf.to_container(config, resolve=True)
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except InterpolationResolutionError as error:
+        raise ValueError(resolver_reason(error)) from error
 
 
 def parse_section(config: Any, key: str, schema: type[Schema]) -> Schema:
@@ -33,29 +45,31 @@ def parse_section(config: Any, key: str, schema: type[Schema]) -> Schema:
         ValueError: a value is missing, has the wrong type or is out of its bounds, or the dataclass
             has no such option; names the key, the value and what is allowed.
     """
+    given = to_container(config)
     try:
         structure = OmegaConf.structured(schema)
         OmegaConf.set_readonly(structure, None)  # a frozen dataclass makes it read-only
-        parsed = OmegaConf.to_object(OmegaConf.merge(structure, to_container(config)))
-    except ConfigKeyError as error:
-        name, given = str(error.full_key), OmegaConf.create(to_container(config))
-        known = [str(k) for k in error.parent_node or ()]
-        said = OmegaConf.select(given, name)
-        raise ValueError(unknown_key_message(f"{key}.{name}".lstrip("."), said, known)) from error
-    except InterpolationResolutionError as error:
-        raise ValueError(resolver_reason(error)) from error
+        parsed = OmegaConf.to_object(OmegaConf.merge(structure, given))
     except OmegaConfBaseException as error:
+        own = str(error.full_key or "")
+        name = ".".join(filter(None, (key, own)))
+        value = OmegaConf.select(OmegaConf.create(given), own) if own else given
+        if isinstance(error, ConfigKeyError):
+            known = [str(k) for k in error.parent_node or ()]
+            raise ValueError(unknown_key_message(name, value, known)) from error
+        if isinstance(error, MissingMandatoryValue):
+            raise ValueError(f"{name} is missing: a value must be given") from error
         reason = str(error).splitlines()[0]
-        name = ".".join(filter(None, (key, getattr(error, "full_key", None))))
-        raise ValueError(f"{name}: {reason}") from error
+        said = name if f"'{value}'" in reason else f"{name}={value}"
+        raise ValueError(f"{said}: {reason}") from error
     check_options(parsed, key)
     return parsed  # type: ignore[return-value]
 
 
 def resolver_reason(error: InterpolationResolutionError) -> str:
-    """Return the message that a resolver of this package raised, without OmegaConf's frame."""
-    text = str(error)
-    return text.partition("interpolation: ")[2].partition("\n")[0] or text.splitlines()[0]
+    """Return the message that a resolver of this package raised; of another, with the key."""
+    text = str(error).partition("\n")[0]
+    return text.partition("interpolation: ")[2] or f"{error.full_key}: {text}"
 
 
 def check_keys(config: Iterable[Any], known: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from unlearn.utils.options import option
 class DataOptions:
     """The section `data` of a configuration: the images to train on, which the base model draws."""
 
-    images: int = option(help="anchor images", at_least=1, at_most=10**7)
+    images: int = option(help="anchor images", at_least=2, at_most=10**7)
     relearn_images: int = option(
         help="images of what must survive; 0: relearn on the anchor images, as the paper",
         at_least=0,

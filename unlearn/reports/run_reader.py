@@ -9,14 +9,13 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from unlearn.concepts.prompts import SETS
-from unlearn.config.base_model import BaseModel
 from unlearn.config.saved import load_run_config
 from unlearn.evaluation.pictures import pictured_rows, tile_box
 from unlearn.evaluation.score import read_images
@@ -54,7 +53,6 @@ class FinishedRun:
         result: the object of result.json.
         anchors: the anchor of each target; "" is no style.
         base: the base model's name.
-        loading: the arguments of `load_pipeline` that differ from its defaults.
         unsafe: whether an image may be explicit.
         tiles: the images of before_after.png; empty if no images.csv tells what they show.
         picture: the whole before_after.png as a data URI if `tiles` is empty, and "" otherwise.
@@ -69,7 +67,6 @@ class FinishedRun:
     result: dict[str, Any]
     anchors: dict[str, str]
     base: str
-    loading: dict[str, Any]
     unsafe: bool
     tiles: list[Tile]
     picture: str
@@ -114,7 +111,6 @@ def read_run(folder: Path, name: str) -> FinishedRun:
         result=read_result(folder / "result.json"),
         anchors=anchors,
         base=config.base.name,
-        loading=changed_values(config.base, BaseModel(config.base.pretrained)),
         unsafe=any(own.concept.kind == "unsafe" for own in sections),
         tiles=tiles,
         picture="" if tiles else data_uri(picture),
@@ -122,19 +118,6 @@ def read_run(folder: Path, name: str) -> FinishedRun:
         environment=read_environment(folder),
         evaluations=[read_json(p) for p in sorted(folder.glob("evaluation/*.json"))],
     )
-
-
-def changed_values(base: BaseModel, plain: BaseModel) -> dict[str, Any]:
-    """Return the arguments of `load_pipeline` for a base model that differ from those for another.
-
-    The first argument, `pretrained`, is always among them.
-
-    Args:
-        base: the base model.
-        plain: the base model to compare with, which has the defaults.
-    """
-    own, other = asdict(base), asdict(plain)
-    return {k: v for k, v in own.items() if k == "pretrained" or v != other[k]}
 
 
 @contextmanager

@@ -37,6 +37,17 @@ def unknown_key_message(key: str, value: object, known: Sequence[str]) -> str:
     return f"{key}={said}: there is no such key; {suggest(key.rpartition('.')[2], known)}"
 
 
+def bounds_in_words(
+    at_least: float | None, above: float | None, at_most: float | None
+) -> list[str]:
+    """Return each bound that there is as text, such as "at least 1"; whole numbers in full."""
+    return [
+        f"{words} {bound if isinstance(bound, int) else f'{bound:g}'}"
+        for words, bound in (("at least", at_least), ("more than", above), ("at most", at_most))
+        if bound is not None
+    ]
+
+
 def check_number(
     key: str,
     value: float,
@@ -56,12 +67,7 @@ def check_number(
     too_large = at_most is not None and value > at_most
     if math.isfinite(value) and not too_small and not too_large:
         return
-    wanted = [
-        f"{words} {bound:g}"
-        for words, bound in (("at least", at_least), ("more than", above), ("at most", at_most))
-        if bound is not None
-    ]
-    bounds = " and ".join(wanted)
+    bounds = " and ".join(bounds_in_words(at_least, above, at_most))
     if isinstance(value, float):
         bounds = f"a finite number of {bounds}" if bounds else "a finite number"
     raise ValueError(f"{key}={value}: {bounds} is needed")

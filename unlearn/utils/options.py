@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any
 
-from unlearn.utils.checks import check_choice, check_number
+from unlearn.utils.checks import bounds_in_words, check_choice, check_number
 
 REQUIRED = "???"  # OmegaConf's mark of a value that must be given
 
@@ -62,14 +62,7 @@ def allowed_values(each: Field[Any]) -> str:
     about = each.metadata
     if about.get("choices"):
         return ", ".join(about["choices"])
-    parts = []
-    if about.get("at_least") is not None:
-        parts.append(f"at least {about['at_least']}")
-    if about.get("above") is not None:
-        parts.append(f"more than {about['above']}")
-    if about.get("at_most") is not None:
-        parts.append(f"at most {about['at_most']}")
-    return ", ".join(parts)
+    return ", ".join(bounds_in_words(*(about.get(k) for k in ("at_least", "above", "at_most"))))
 
 
 def default_of(each: Field[Any]) -> Any:

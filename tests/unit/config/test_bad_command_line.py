@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,54 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.bad_input import Case, name_of, snapshot, train
-from tests.helpers.weights import Malicious
-
-
-def trap(work: Path) -> None:
-    """A pickle with code in it, as Hydra's --experimental-rerun takes one."""
-    (work / "rerun.pickle").write_bytes(pickle.dumps(Malicious(work / "trap")))
-
-
-CASES = [
-    Case(["trian"], r"'trian' is not a command; did you mean one of \['train'"),
-    Case(["--version"], r"'--version' is not a command"),
-    Case(["new-concpet", "otter"], r"'new-concpet' is not a command; .*'new-concept'"),
-    train("--fast", r"option='--fast' is unknown; did you mean one of"),
-    train("--experimental-rerun rerun.pickle", r"option='--experimental-rerun' is unknown", trap),
-    train("--experimental-rerun=rerun.pickle", r"option='--experimental-rerun' is unknown", trap),
-    train("--config-dir /tmp", r"option='--config-dir' is unknown"),
-    train("--resolve", r"--resolve flag can only be used in conjunction with --cfg"),
-    train("--cfg job -m", r"Only one of --run, --multirun, --cfg"),
-    train("concept=[panda,noto] --cfg job", r"--cfg: shows one concept's configuration"),
-    Case(["train", "panda"], r"panda: not of the form KEY=VALUE \("),
-    Case(["train", "concept=[panda"], r"concept=\[panda: not of the form KEY=VALUE"),
-    train("concept=panda,rabbit", r"Ambiguous value for argument 'concept=panda,rabbit'"),
-    train("concept=[panda,panda]", r"concept=\[panda, panda\]: forgotten twice"),
-    train("concept=[]", r"concept=\[\]: at least one concept is needed"),
-    train("concept=[panda,noto] concept.kind=style", r"concept\.kind=style: it would hold for"),
-    train("concept=custom", r"concept\.name is missing: choose a file of conf/concept"),
-    Case(["evaluate"], r"usage: unlearn evaluate RUN_DIR\.\.\. "),
-    Case(["evaluate", "run", "method=esd"], r"method=esd: run is a run directory"),
-    Case(["evaluate", "run", "evaluation.sedes=2"], r"evaluation\.sedes=2: .*\['seeds'"),
-    Case(["evaluate", "run", "evaluation=i2p_light"], r"evaluation=i2p_light: .*'i2p_lite'"),
-    Case(["evaluate", "run", "run", "evaluation=i2p"], r"their results would lie in one folder"),
-    Case(["sample", "run"], r'usage: unlearn sample RUN_DIR "PROMPT"'),
-    Case(["export"], r"usage: unlearn export RUN_DIR \[OUT\]"),
-    Case(["export", "run", "format=lra"], r"format='lra' is unknown; did you mean one of \['lora'"),
-    Case(["export", "run", "formt=lora"], r"formt=lora: there is no such key; .*\['format'"),
-    Case(["export", "run", "error=0.1"], r"error=0\.1: format=folder has no error"),
-    Case(["export", "run", "format=lora", "error=2"], r"error=2\.0: at least", loads=True),
-    Case(["export", "run", "format=lora", "error=x"], r"error: Value 'x'"),
-    Case(["merge", "run", "both"], r"usage: unlearn merge RUN_DIR RUN_DIR\.\.\. OUT_DIR"),
-    Case(["merge", "run", "run", "both", "scale=0"], r"scale=0\.0: more than 0 is needed"),
-    Case(["merge", "run", "run", "both"], r"concept=\[panda, panda\]: forgotten twice"),
-    Case(["sweep-report"], r"usage: unlearn sweep-report DIR"),
-    Case(["sweep-report", "nowhere"], r"nowhere: no such folder"),
-    Case(["merge", "run", "run", "both", "scale=high"], r"scale: Value 'high' of type 'str'"),
-    Case(["export", "run", "a", "b"], r"usage: unlearn export RUN_DIR \[OUT\]"),
-    Case(["new-concept"], r"usage: unlearn new-concept NAME \(letters, digits and _\)"),
-]
+from tests.helpers.bad_cases.command_line import CASES
+from tests.helpers.bad_input import Case, name_of, snapshot
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

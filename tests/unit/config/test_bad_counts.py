@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit import (
-    test_bad_command_line,
-    test_bad_config,
-    test_bad_images,
-    test_bad_paths,
-    test_bad_prompts,
-    test_bad_weights,
-)
+from tests.helpers.bad_cases import command_line, config, images, paths, prompts, weights
 
 MESSAGES = {  # those that each kind's tables expect
-    "command line": [case.message for case in test_bad_command_line.CASES],
-    "config": [case.message for case in test_bad_config.CASES],
-    "images": [case.message for case in test_bad_images.CASES],
-    "paths": [case.message for case in test_bad_paths.CASES],
-    "prompts": [case.message for case in test_bad_prompts.CASES],
-    "weights": [
-        case.message for case in (*test_bad_weights.CASES, *test_bad_weights.FILES)
-    ],
-}  # fmt: skip
+    "command line": [case.message for case in command_line.CASES],
+    "config": [case.message for case in config.CASES],
+    "images": [case.message for case in images.CASES],
+    "paths": [case.message for case in paths.CASES],
+    "prompts": [case.message for case in prompts.CASES],
+    "weights": [case.message for case in (*weights.CASES, *weights.FILES)],
+}
 
 
 @pytest.mark.parametrize("kind", MESSAGES)

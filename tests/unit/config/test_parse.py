@@ -84,14 +84,14 @@ def test_every_method_is_built_from_its_config(
         (["method.name=docco"], r"method\.name='docco' is unknown; .*'doco'"),
         (["data.images=many"], r"data\.images: Value 'many'"),
         (["data.images=1"], r"data\.images=1: at least 2 is needed"),
-        (["data.relearn_images=-1"], r"data\.relearn_images=-1: at least 0 is needed"),
+        (["data.relearn_images=-1"], r"data\.relearn_images=-1: at least 0 and at most 10000000"),
         (["data.flip=perhaps"], r"data\.flip: Value 'perhaps' is not a valid bool"),
         (["model.guidance_scale=high"], r"model\.guidance_scale: Value 'high'"),
-        (["batch_size=0"], r"batch_size=0: at least 1 is needed"),
-        (["checkpoint_every=0"], r"checkpoint_every=0: at least 1 is needed"),
+        (["batch_size=0"], r"batch_size=0: at least 1 and at most 1000000 is needed"),
+        (["checkpoint_every=0"], r"checkpoint_every=0: at least 1 and at most 100000000 is"),
         (
             ["evaluation.images_per_prompt=0"],
-            r"evaluation\.images_per_prompt=0: at least 1 is needed",
+            r"images_per_prompt=0: at least 1 and at most 10000 is needed",
         ),
         (["evaluation.num_inference_steps=0"], r"evaluation\.num_inference_steps=0: at least 1"),
         (["evaluation=spm_general"], r"evaluation=spm_general: a run ends with the four prompt"),
@@ -114,15 +114,15 @@ def test_every_method_is_built_from_its_config(
         (["method=salun", "method.share=2"], r"share=2\.0: .* more than 0 and at most 1 is needed"),
         (
             ["method=salun", "method.mask_batches=0"],
-            r"method\.mask_batches=0: (more than 0|at least 1) is needed",
+            r"method\.mask_batches=0: more than 0 is needed",
         ),
         (
             ["method=spm", "method.anchors=0"],
-            r"method\.anchors=0: (more than 0|at least 1) is needed",
+            r"method\.anchors=0: more than 0 is needed",
         ),
         (
             ["method=esd", "method.num_inference_steps=0"],
-            r"num_inference_steps=0: (more than 0|at least 1) is needed",
+            r"num_inference_steps=0: more than 0 is needed",
         ),
         (
             ["method=sld", "method.warmup_steps=-1"],

@@ -116,11 +116,8 @@ def test_what_cannot_be_added_is_refused(
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_scale_that_is_none_is_refused(runs: list[Path], tmp_path: Path, scale: float) -> None:
-    arguments = [
-        *map(str, runs),
-        str(tmp_path / "out"),
-        f"scale={str(scale).replace('inf', '.inf')}",
-    ]
+    said = str(scale).replace("inf", ".inf")
+    arguments = [*map(str, runs), str(tmp_path / "out"), f"scale={said}"]
     with pytest.raises(ValueError, match=f"scale={scale}: a finite number of more than 0"):
         merge.run(arguments)
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,1 @@
+"""Tables of bad input, and of the line that each comes to."""
