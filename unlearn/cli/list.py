@@ -67,7 +67,8 @@ def protocols() -> list[str]:
     for name in names:
         source = "how a run ends: seen and unseen target, related, unrelated"
         if name != PROMPT_SETS:
-            source = compose([f"evaluation={name}"], "evaluate").evaluation.source
+            section = compose([f"evaluation={name}"], "evaluate").evaluation
+            source = f"{section.source}{', a small variant' if section.get('lite') else ''}"
         lines.append(f"{name:<{width}}  {source}")
     return lines
 

@@ -9,6 +9,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.concepts.concept import AnchorConfig, ConceptConfig
 from unlearn.config.compose import compose
@@ -65,6 +66,7 @@ class KeyInfo:
         default: the value in the composed configuration; an interpolation is not resolved.
         meaning: one line that explains the key.
         allowed: the allowed values, in words; "" where any value of the type is allowed.
+        value: the default with its interpolation resolved; "" where there is none to resolve.
     """
 
     key: str
@@ -72,9 +74,11 @@ class KeyInfo:
     default: str
     meaning: str
     allowed: str
+    value: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.key} = {self.default}", f"  {self.meaning}"]
+        here = f"  (here {self.value})" if self.value else ""
+        lines = [f"{self.key} = {self.default}{here}", f"  {self.meaning}"]
         facts = [self.kind, self.allowed] if self.allowed else [self.kind]
         return "\n".join([*lines, f"  {'; '.join(facts)}"])
 
@@ -118,7 +122,8 @@ def of_schema(section: str, schema: type, config: DictConfig | None = None) -> I
         allowed = allowed_values(each)
         if choices := own_choices(key):
             allowed = ", ".join(choices)
-        yield KeyInfo(key, type_name(hints[each.name]), default, each.metadata["help"], allowed)
+        kind, meaning = type_name(hints[each.name]), each.metadata["help"]
+        yield KeyInfo(key, kind, default, meaning, allowed, resolved_value(config, key, default))
 
 
 def of_method(config: DictConfig) -> Iterator[KeyInfo]:
@@ -149,6 +154,16 @@ def default_in(config: DictConfig | None, key: str, each: Field[Any]) -> str:
         raw = raw.get(part, REQUIRED) if isinstance(raw, dict) else REQUIRED
     value = default_of(each) if raw == REQUIRED else raw
     return "(must be given)" if value == REQUIRED else shown(value)
+
+
+def resolved_value(config: DictConfig | None, key: str, default: str) -> str:
+    """Return the value that a default's interpolation has in a configuration, or ""."""
+    if config is None or "${" not in default:
+        return ""
+    try:
+        return shown(OmegaConf.select(config, key))
+    except (OmegaConfBaseException, ValueError):
+        return ""  # it waits for a key that must be given
 
 
 def shown(value: Any) -> str:
