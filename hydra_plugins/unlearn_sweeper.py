@@ -24,7 +24,7 @@ from unlearn.config.schema import SweeperOptions
 from unlearn.reports.sweep import report_sweep
 from unlearn.sweeps.jobs import raise_for_failures
 from unlearn.training.run_dir import read_progress
-from unlearn.utils.errors import refuse
+from unlearn.utils.errors import exit_with_user_error
 from unlearn.utils.options import check_options
 
 
@@ -89,7 +89,7 @@ class UnlearnSweeper(Sweeper):
             else:
                 runs = self.combine(jobs)
         except ValueError as error:
-            refuse(error)
+            exit_with_user_error(error)
         raise_for_failures(runs)
 
     def parse(self, given: list[str]) -> list[Override]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from unlearn.concepts.prompts import evaluation_probes
+from unlearn.concepts.prompts import evaluation_prompts
 from unlearn.config.compose import compose, embedded_concepts
 from unlearn.config.parse import parse_config
 from unlearn.evaluation.evaluate import load_judge
-from unlearn.evaluation.summary import LEAST_OBEYED, judge_flags
+from unlearn.evaluation.summary import MIN_BASE_ACCURACY, judge_flags
 from unlearn.generation.sampling import generate
 
 PROMPTS = 12  # of each target
@@ -20,7 +20,7 @@ def test_the_base_draws_every_target() -> None:
     jobs = []
     for name in embedded_concepts():
         concept = parse_config(compose([f"concept={name}"])).concept
-        probes = [p for p in evaluation_probes(concept) if p.set == "seen_target"]
+        probes = [p for p in evaluation_prompts(concept) if p.set == "seen_target"]
         for target in concept.targets:
             chosen = [p for p in probes if target in (p.object, p.style)]
             jobs.append((concept, target, (chosen * 2)[:PROMPTS]))
@@ -33,7 +33,7 @@ def test_the_base_draws_every_target() -> None:
     for concept, target, probes in jobs:
         part = type(verdict)(*(field[start : start + len(probes)] for field in verdict))
         share = judge_flags(concept, probes, part)["right"].float().mean().item()
-        if share < LEAST_OBEYED:
+        if share < MIN_BASE_ACCURACY:
             disobeyed.append((concept.name, target, share))
         start += len(probes)
     assert start == len(prompts) == len(verdict.objects)

@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from unlearn.utils.credentials import is_secret, nested_values
 
-Targets = dict[str, dict[str, Any]]
+TargetEntries = dict[str, dict[str, Any]]
 
 
-def parse_loggers(section: Mapping[str, Any]) -> Targets:
+def parse_loggers(section: Mapping[str, Any]) -> TargetEntries:
     """Return the entries of the section `logger` by name, each checked.
 
     Raises:
@@ -31,7 +31,7 @@ def parse_loggers(section: Mapping[str, Any]) -> Targets:
     return dict(section)
 
 
-def parse_callbacks(section: Mapping[str, Any]) -> Targets:
+def parse_callbacks(section: Mapping[str, Any]) -> TargetEntries:
     """Return the entries of the section `callbacks` by name, each checked.
 
     Raises:

@@ -16,7 +16,7 @@ from unlearn.cli import config as config_command
 from unlearn.cli import list as list_command
 from unlearn.cli.reference import PLUGINS, KeyInfo, describe_keys, find_keys, markdown
 from unlearn.concepts.concept import AnchorConfig, ConceptConfig
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.compose import compose
 from unlearn.config.recipes import KINDS
 from unlearn.config.saved import flatten_keys
@@ -208,7 +208,7 @@ def test_the_words_of_the_embedded_model_are_listed(capsys: pytest.CaptureFixtur
     text = listed(capsys, "words")
     words = [w for line in text.replace("\n  ", " ").splitlines()
              for w in line.partition(": ")[2].split(", ")]  # fmt: skip
-    known = vocabulary()
+    known = load_vocabulary()
     assert sorted(words) == sorted([*known.objects, *known.styles, *known.backgrounds])
     assert max(map(len, text.splitlines())) <= 80
 

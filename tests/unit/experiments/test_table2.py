@@ -26,10 +26,10 @@ from experiments.table2.run import (
 )
 from experiments.table2.table import render, table
 from tests.helpers.table2 import write_run
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.compose import compose, embedded_concepts
 from unlearn.config.parse import parse_config
-from unlearn.evaluation.intervals import wilson
+from unlearn.evaluation.intervals import wilson_interval
 from unlearn.evaluation.score import count_by_prompt
 
 PLAN = read_rows()
@@ -75,7 +75,7 @@ def test_the_fresh_targets_are_in_no_file_that_a_choice_was_made_on() -> None:
     for path in (*conf.glob("concept/**/*.yaml"), *conf.glob("anchor/*.yaml")):
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
         named |= {entry.get("name"), *(entry.get("targets") or []), *(entry.get("words") or [])}
-    words = vocabulary()
+    words = load_vocabulary()
     for target, anchor in PLAN["fresh_targets"].items():
         assert target in words.objects and target not in named
         assert anchor == words.family(target)[0]
@@ -120,7 +120,7 @@ def test_where_all_images_agree_the_interval_is_wilson_s_over_prompts() -> None:
     assert found.n == 40
     assert rate_of(one_target([[1] * 20])).low == pytest.approx(20 / (20 + z**2))
     one = rate_of(one_target([[1] + [0] * 19]))  # no narrower for an image that differs
-    assert one.high == pytest.approx(wilson(1 / 20, 20)[1]) and one.high > found.high
+    assert one.high == pytest.approx(wilson_interval(1 / 20, 20)[1]) and one.high > found.high
 
 
 def test_the_sign_flip_test_is_that_of_all_signs() -> None:

@@ -68,7 +68,7 @@ def test_the_score_counts_what_is_forgotten_but_not_broken() -> None:
 def test_nothing_forgotten_or_nothing_kept_scores_nothing() -> None:
     kept = [i | {"unlearned_right": "1", "unlearned_broken": "0"} for i in IMAGES]
     lost = [i | {"unlearned_right": "0", "unlearned_broken": "0"} for i in IMAGES]
-    assert tune.score(kept) == tune.score(lost) == 0
+    assert tune.forget_keep_score(kept) == tune.forget_keep_score(lost) == 0
 
 
 def test_the_best_trial_is_chosen_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
