@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import generate
@@ -52,10 +53,17 @@ def insert_generated(app: Sphinx, name: str, content: list[str]) -> None:
     content[0] = GENERATED.sub(made, content[0])
 
 
+def generated_pages(app: Sphinx, env: Any, *_: set[str]) -> list[str]:
+    """Return the pages with generated parts, which are read again at every build."""
+    pages = {name: Path(env.doc2path(name)).read_text(encoding="utf-8") for name in env.found_docs}
+    return [name for name, text in pages.items() if GENERATED.search(text)]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register all of it."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.add_source_suffix(".ipynb", "notebook")
     app.add_source_parser(NotebookParser)
+    app.connect("env-get-outdated", generated_pages)
     app.connect("source-read", insert_generated)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -21,7 +21,6 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments"
-PLACEHOLDER = "*This part is generated from the package, which does not have its source yet: {}.*"
 COLUMNS = (  # of table2.csv that the pages show
     "unseen target",
     "anchor",
@@ -33,6 +32,10 @@ KINDS = ("instance", "style", "unsafe")
 EXTENSION_POINTS = (  # classes and functions that a package of one's own builds on
     "unlearn.methods.base:UnlearningModule",
     "unlearn.methods.concept_preserving:ConceptPreserving",
+    "unlearn.methods.options:MethodOptions",
+    "unlearn.methods.options:TrainingOptions",
+    "unlearn.utils.options:option",
+    "unlearn.methods.plan:TrainingPlan",
     "unlearn.concepts.concept:Concept",
     "unlearn.models.noise_schedule:NoiseSchedule",
     "unlearn.models.noise_schedule:add_noise",
@@ -89,21 +92,12 @@ def command_line() -> str:
 
 def configuration() -> str:
     """Return the tables of every key, from the source of `unlearn config`."""
-    return from_reference("markdown")
+    return importlib.import_module("unlearn.cli.reference").markdown()
 
 
 def options(method: str) -> str:
     """Return the table of a method's options, from the same source."""
-    return from_reference("options_markdown", method)
-
-
-def from_reference(function: str, *arguments: str) -> str:
-    """Return what a function of `unlearn.cli.reference` returns."""
-    try:
-        reference = importlib.import_module("unlearn.cli.reference")
-    except ModuleNotFoundError:
-        return PLACEHOLDER.format("`unlearn.cli.reference`")
-    return str(getattr(reference, function)(*arguments))
+    return importlib.import_module("unlearn.cli.reference").options_markdown(method)
 
 
 def recipes(name: str) -> str:
@@ -131,8 +125,7 @@ def recipe_table(settings: dict[str, Any]) -> str:
 
 def api() -> str:
     """Return the directives that document every public name of `unlearn`."""
-    package = importlib.import_module("unlearn")
-    names = [n for n in getattr(package, "__all__", ["load_unlearned"]) if n != "__version__"]
+    names = [name for name in importlib.import_module("unlearn").__all__ if name != "__version__"]
     return "\n\n".join(directive("unlearn", name) for name in names)
 
 
@@ -143,16 +136,15 @@ def extension_points() -> str:
 
 def directive(module: str, name: str) -> str:
     """Return the autodoc directive of a name."""
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError):
-        return PLACEHOLDER.format(f"`{module}.{name}`")
-    if not isinstance(found, type):
-        kind = "autofunction" if callable(found) else "autodata"
-        lines = [f".. {kind}:: {module}.{name}", "   :no-value:" * (kind == "autodata")]
-    else:
+    found = getattr(importlib.import_module(module), name)
+    if isinstance(found, type):
         lines = [f".. autoclass:: {module}.{name}", f"   :members: {own_members(found)}"]
-    return "\n".join(["```{eval-rst}", *filter(None, lines), "```"])
+    elif callable(found):
+        lines = [f".. autofunction:: {module}.{name}"]
+    else:
+        first = str(found.__doc__).partition("\n")[0]
+        lines = [f".. py:data:: {module}.{name}", "", f"   {first}"]
+    return "\n".join(["```{eval-rst}", *lines, "```"])
 
 
 def own_members(cls: type) -> str:
@@ -162,7 +154,8 @@ def own_members(cls: type) -> str:
         for name, value in vars(cls).items()
         if not name.startswith("_")
     }
-    return ", ".join(name for name, value in members.items() if callable(value) and value.__doc__)
+    functions = {n: v for n, v in members.items() if callable(v) and not isinstance(v, type)}
+    return ", ".join(name for name, value in functions.items() if value.__doc__)
 
 
 # --- the kept results

@@ -1,4 +1,4 @@
-"""The launcher `pool` of `unlearn train -m`: jobs side by side on one machine."""
+"""Hold the launcher `pool` of `unlearn train -m`: jobs side by side on one machine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from unlearn.config.jobs import compose_job
+from unlearn.config.schema import PoolOptions
 from unlearn.sweeps.jobs import keep_error, read_failure
 from unlearn.sweeps.pool import PoolJob, run_jobs
+from unlearn.utils.options import check_options
 
 
 class PoolLauncher(Launcher):
-    """Jobs in a pool of processes.
+    """The launcher that runs jobs in a pool of processes.
 
     Args:
-        workers: jobs at the same time; they share out the processor's cores.
+        workers: the number of jobs at the same time, which share out the processor's cores.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `workers` is less than 1.
     """
 
     hydra_context: HydraContext
@@ -34,23 +36,26 @@ class PoolLauncher(Launcher):
     config: DictConfig
 
     def __init__(self, workers: int) -> None:
-        if workers < 1:
-            raise ValueError(f"hydra.launcher.workers={workers}: at least 1 is needed")
+        check_options(PoolOptions(workers=workers), "hydra.launcher")
         self.workers = workers
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives."""
+        """Keep what Hydra gives: its context, the task and the configuration."""
         self.hydra_context, self.task_function = hydra_context, task_function
         self.config = config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run jobs, each given by its overrides; returns what came of those whose process lived.
+        """Run jobs, and return the results of those whose process did not die.
 
-        A job that fails, or dies, leaves error.txt in its run directory.
+        A job that fails or dies leaves error.txt in its run directory.
+
+        Args:
+            job_overrides: the overrides of each job.
+            initial_job_idx: the number of the first job.
         """
 
         setup_globals()
@@ -76,7 +81,12 @@ class PoolLauncher(Launcher):
         return [returns[run] for run in given if run in returns]
 
     def compose(self, overrides: list[str], number: int) -> DictConfig:
-        """A job's whole config, with its run directory resolved."""
+        """Return a job's whole configuration, with its run directory resolved.
+
+        Args:
+            overrides: the job's overrides.
+            number: the job's number.
+        """
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
@@ -89,7 +99,16 @@ class PoolLauncher(Launcher):
 def run_one(
     base: str, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
 ) -> JobReturn:
-    """A job in a process of the pool, which is told what Hydra's first process knows."""
+    """Run a job in a process of the pool, and return Hydra's result of it.
+
+    The process is told what Hydra's first process knows.
+
+    Args:
+        base: Hydra's `version_base`.
+        hydra_context: the context of the first process.
+        task_function: the function that runs the job.
+        config: the job's whole configuration.
+    """
     version.setbase(base)
     setup_globals()
     JobRuntime.instance().set("name", config.hydra.job.name)

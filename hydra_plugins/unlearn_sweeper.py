@@ -1,4 +1,4 @@
-"""The sweeper of `unlearn train -m`, in the one package that Hydra takes plugins from."""
+"""Hold the sweeper of `unlearn train -m`, in the one package that Hydra takes plugins from."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ from tqdm import tqdm
 
 from unlearn.config.jobs import check_jobs, compose_job, read_jobs
 from unlearn.config.parse import parse_config
+from unlearn.config.schema import SweeperOptions
 from unlearn.reports.sweep import report_sweep
 from unlearn.sweeps.jobs import raise_for_failures
 from unlearn.training.run_dir import read_progress
-from unlearn.utils.errors import refuse
+from unlearn.utils.errors import exit_with_user_error
+from unlearn.utils.options import check_options
 
 
 class UnlearnSweeper(Sweeper):
-    """Every combination of the values given, or where an interval is among them, Optuna's trials.
+    """The sweeper that runs every combination of values, or Optuna's trials of an interval.
 
-    A job that fails, or a launcher that does, stops no other job: what became of each is read from
-    the run directories.
+    A job that fails stops no other job, and neither does a launcher that fails. The outcome of each
+    job is read from its run directory.
 
     Args:
-        trials: of a search.
-        seed: of a search.
-        max_batch_size: jobs that the launcher gets at a time; None: all, in a search one.
-        params: overrides, where the command line has none of the key.
-        jobs: a YAML file with a list of jobs, each a list of overrides that win over the others;
-            None: one job, without any.
+        trials: the number of trials of a search.
+        seed: the seed of a search.
+        max_batch_size: the number of jobs that the launcher gets at a time; None: all jobs, in a
+            search one.
+        params: overrides for keys that the command line does not give.
+        jobs: a YAML file with a list of jobs, each a list of overrides that win over all others;
+            None: one job without overrides of its own.
     """
 
     hydra_context: HydraContext
@@ -55,24 +58,29 @@ class UnlearnSweeper(Sweeper):
     ) -> None:
         self.trials, self.seed, self.max_batch_size = trials, seed, max_batch_size
         self.params, self.jobs = params or {}, jobs
+        self.options = SweeperOptions(
+            trials=trials, seed=seed, max_batch_size=max_batch_size, params=params, jobs=jobs
+        )
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives."""
+        """Keep what Hydra gives, and build the launcher."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run all jobs that are not finished, and end the program where some failed."""
+        """Run all jobs that are not finished, and end the program if any failed.
+
+        Raises:
+            SystemExit: an override is not valid, or a job failed.
+        """
 
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         try:
-            for key in ("trials", "max_batch_size"):
-                if (value := getattr(self, key)) is not None and value < 1:
-                    raise ValueError(f"hydra.sweeper.{key}={value}: at least 1 is needed")
+            check_options(self.options, "hydra.sweeper")
             jobs = [self.parse([*given, *own]) for own in self.read_jobs()]
             if any(o.is_interval_sweep() for job in jobs for o in job):
                 if self.jobs:
@@ -81,21 +89,26 @@ class UnlearnSweeper(Sweeper):
             else:
                 runs = self.combine(jobs)
         except ValueError as error:
-            refuse(error)
+            exit_with_user_error(error)
         raise_for_failures(runs)
 
     def parse(self, given: list[str]) -> list[Override]:
-        """Overrides, the last one of each key."""
+        """Return the parsed overrides, of each key the last."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         return list({o.get_key_element(): o for o in parser.parse_overrides(given)}.values())
 
     def read_jobs(self) -> list[list[str]]:
-        """The overrides of each job's own."""
+        """Return the overrides of each job of the file `jobs`; without a file, one empty list."""
 
         return read_jobs(Path(self.jobs)) if self.jobs else [[]]
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
-        """The config of the job of a number."""
+        """Return the configuration of a job.
+
+        Args:
+            overrides: the job's overrides.
+            number: the job's number.
+        """
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
@@ -113,15 +126,20 @@ class UnlearnSweeper(Sweeper):
         return read_progress(parse_config(self.compose(overrides))).finished
 
     def launch(self, jobs: Sequence[Sequence[str]], first: int) -> None:
-        """Run jobs, each given by its overrides; they are numbered from `first`."""
+        """Run jobs by the launcher, and print its error if it fails.
+
+        Args:
+            jobs: the overrides of each job.
+            first: the number of the first job.
+        """
         try:
             self.launcher.launch(jobs, initial_job_idx=first)
-        except Exception as error:  # one of its processes died; other jobs may be finished
+        except Exception as error:  # such as a process that died; other jobs may be finished
             name = type(self.launcher).__name__
             print(f"unlearn: {name}: {type(error).__name__}: {error}", file=sys.stderr)
 
     def combine(self, overrides: list[list[Override]]) -> list[Path]:
-        """Run every combination of each list of overrides; returns the run directories."""
+        """Run every combination of each list of overrides, and return the run directories."""
 
         jobs = [job for own in overrides for job in BasicSweeper.split_arguments(own, None)[0]]
         checked = tqdm(jobs, desc="checking", unit="job", leave=False)
@@ -132,7 +150,11 @@ class UnlearnSweeper(Sweeper):
         return runs
 
     def search(self, overrides: list[Override]) -> list[Path]:
-        """Run the trials, and report them all; returns their run directories."""
+        """Run the trials of a search, report them, and return their run directories.
+
+        Raises:
+            ValueError: Optuna is missing, there is no judge, or the folder holds another search.
+        """
 
         try:
             from unlearn.sweeps.search import Search, search_space

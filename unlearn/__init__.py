@@ -33,7 +33,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name of the public API, loaded when it is asked for: torch is slow to import.
+    """Return a name of the public API, which is imported on first use.
+
+    The import brings torch, which is slow to import.
 
     Raises:
         AttributeError: there is no such name.
@@ -44,4 +46,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Return the names of the public API."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Train, evaluate and draw from Python: what `import unlearn` offers."""
+"""Train, evaluate and draw from Python: the public API of `import unlearn`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Run:
 
     Attributes:
         folder: the run directory.
-        config: what the run forgot, and how.
+        config: the checked configuration: the base model, the concepts and the method.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The rates of the four prompt sets, as result.json holds them; empty before they exist."""
+        """The rates of the four prompt sets, as result.json holds them; empty without that file."""
         path = self.folder / "result.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
@@ -58,56 +58,62 @@ class Run:
 
     @property
     def before_after(self) -> Image.Image:
-        """Images of each prompt set, the base model's row above the unlearned model's."""
+        """The picture of each prompt set, the base model's row above the unlearned model's."""
         with Image.open(self.folder / "before_after.png") as picture:
             return picture.convert("RGB")
 
     def load_pipeline(self) -> DiffusionPipeline:
-        """Load the base model with the run's weights in it.
+        """Return the base model's pipeline with the run's weights in it.
 
         Raises:
-            ValueError: the base model cannot be had, or the weights do not fit it.
+            ValueError: the base model cannot be loaded, or the weights do not fit it.
         """
         return load_unlearned(self.config.base.load(), self.weights)
 
 
 def train(overrides: Sequence[str]) -> Run:
-    """Forget a concept, evaluate, and return the run, as `unlearn train OVERRIDES` does.
+    """Train a model that forgets a concept, evaluate it, and return the run.
+
+    The run is that of `unlearn train OVERRIDES`.
 
     Args:
-        overrides: such as ["concept=panda", "seed=1"].
+        overrides: those of the command line, such as ["concept=panda", "seed=1"].
 
     Raises:
-        ValueError: an override is not valid; names the key, the value and what is allowed.
-        RunError: a fault that the run cannot go on with.
+        ValueError: an override is not valid. The message names the key, the value and the allowed
+            values.
+        RunError: the run met a fault that it cannot go on with.
     """
     config = parse_config(compose(list(overrides)))
     if config.dry_run:
         raise ValueError("dry_run=true: there is no run to return; `unlearn train` prints the plan")
-    return load_run(train_run(config))
+    return Run(train_run(config), config)  # not read: other ranks of DDP may be here before rank 0
 
 
 def evaluate(run: Run | str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate a run again, or by a published protocol, and return the result.
 
     Args:
-        run: a run, its directory, or weights from elsewhere.
-        overrides: such as ["evaluation.images_per_prompt=4"] or ["evaluation=spm_general"].
+        run: a run, its directory, or a path of weights from elsewhere.
+        overrides: those of `unlearn evaluate`, such as ["evaluation.images_per_prompt=4"] or
+            ["evaluation=spm_general"].
 
     Raises:
         ValueError: there is no such run, or an override is not valid.
-        RunError: a disk or a memory that gives no more.
+        RunError: the disk is full, or the memory does not suffice.
     """
     (result,) = evaluate_all([str(folder_of(run))], overrides)
     return result
 
 
 def sample(run: Run | str | Path, prompts: Sequence[str]) -> Image.Image:
-    """Draw prompts, a row each: the base model's image beside the unlearned model's.
+    """Return a picture with a row a prompt: the base model's image beside the unlearned model's.
+
+    The picture is written to sample.png of the run directory too.
 
     Args:
-        run: a run, or its directory, which gets the picture as sample.png.
-        prompts: what to draw.
+        run: a run, or its directory.
+        prompts: the prompts to draw.
 
     Raises:
         ValueError: there is no such run, or the model cannot read a prompt.

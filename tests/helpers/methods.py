@@ -19,7 +19,7 @@ PROMPTS = ["a panda", "a fox on a blue background"]
 STEPS = 4  # of `sample`
 
 
-def build(pipe: DiffusionPipeline, name: str, **options: object) -> UnlearningModule:
+def make_method(pipe: DiffusionPipeline, name: str, **options: object) -> UnlearningModule:
     """The method `name` with these of its options, the others at their defaults."""
     return build_method(pipe, name, options_of(name)(**options))
 
@@ -29,7 +29,7 @@ def make_doco(folder: Path, **options: object) -> DoCo:
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
     options = {"discriminator_channels": 8, **options}
-    return DoCo(pipe.unet, NoiseSchedule.of(pipe.scheduler), DoCoOptions(**options))
+    return DoCo(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), DoCoOptions(**options))
 
 
 def make_batch(seed: int = 0) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ def test_the_snippet_is_copied(browser: Chrome, pages: dict[str, Path]) -> None:
     button = browser.find_element(By.CSS_SELECTOR, ".copyable button")
     button.click()
     selected = browser.execute_script("return getSelection().toString()")
-    assert "unlearn.load_unlearned(pipe, " in selected
+    assert "unlearn.load_run(" in selected
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""The console script, a file a command."""
+"""The console script, with one module for each command."""

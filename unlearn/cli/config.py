@@ -8,7 +8,9 @@ USAGE = "usage: unlearn config [KEY] [overrides]"
 
 
 def run(arguments: list[str]) -> None:
-    """Print the default, the meaning and the allowed values of a key, of a section, or of all.
+    """Print the default, the meaning and the allowed values of keys.
+
+    The arguments name one key or one section. Without a name every key is printed.
 
     Raises:
         ValueError: there is no such key, or an override is not valid.

@@ -1,4 +1,4 @@
-"""`unlearn demo`: a page that draws a prompt with the base and the unlearned model."""
+"""Run `unlearn demo`: a page that draws a prompt with the base and the unlearned model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from unlearn.config.run_config import ModelConfig
 from unlearn.config.saved import load_run_config
 from unlearn.config.sections import parse_section
 from unlearn.generation.sampling import generate
-from unlearn.models.pipeline import denoiser, denoiser_name
-from unlearn.models.text_states import check_known, check_lengths
+from unlearn.models.pipeline import denoiser_name, get_denoiser
+from unlearn.models.text_states import check_prompt_lengths, check_words_known
 from unlearn.utils.options import option
 from unlearn.weights.delta import load_unlearned
 
@@ -38,7 +38,7 @@ Draw = Callable[[str, int, int], list[Image.Image]]
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What `unlearn demo` takes as KEY=VALUE."""
+    """The options of `unlearn demo`."""
 
     port: int = option(7860, help="of the page; 0: a free one", at_least=0, at_most=2**16 - 1)
     host: str = option(
@@ -47,10 +47,11 @@ class DemoOptions:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Serve the page of the run that the command line names, until Ctrl-C.
+    """Serve a page of the run that the arguments name, until Ctrl-C.
 
     Raises:
-        ValueError: there is not one finished run, an option is not valid, or gradio is missing.
+        ValueError: the arguments do not name one finished run, an option is not valid, or gradio
+            is missing.
         OSError: the port is taken, or the host is not this machine's.
     """
 
@@ -64,30 +65,30 @@ def run(arguments: Sequence[str]) -> None:
         import gradio  # noqa: F401 - before the model is loaded
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error}; it needs the extra `demo`") from error
-    launch(build_page(config, make_draw(config)), options)
+    serve_page(build_page(config, make_draw(config)), options)
 
 
 def make_draw(config: ModelConfig) -> Draw:
-    """A function that draws a prompt: the base model's image, and the unlearned model's.
+    """Return a function that draws a prompt with the base model and with the unlearned model.
 
-    Its arguments are the prompt, the seed and the sampling steps; both images have the same noise.
-    It refuses a prompt that the model cannot read whole with a ValueError.
+    The function takes the prompt, the seed and the number of sampling steps. Both images begin at
+    the same noise. The function raises a ValueError for a prompt that the model cannot read whole.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
 
     Raises:
         ValueError: the run's weights do not fit its base model.
     """
     base = config.base.load().to(config.device)
     unlearned: DiffusionPipeline = copy.copy(base)  # shares all but the network that changes
-    setattr(unlearned, denoiser_name(denoiser(base)), copy.deepcopy(denoiser(base)))
+    setattr(unlearned, denoiser_name(get_denoiser(base)), copy.deepcopy(get_denoiser(base)))
     load_unlearned(unlearned, config.weights)
     lock = threading.Lock()  # schedulers keep state
 
     def draw(prompt: str, seed: int, steps: int) -> list[Image.Image]:
-        check_known(base.tokenizer, [prompt])
-        check_lengths(base.tokenizer, [prompt])
+        check_words_known(base.tokenizer, [prompt])
+        check_prompt_lengths(base.tokenizer, [prompt])
         sampler = replace(config.sampler(steps), batch_size=1)
         with lock:
             sides = [generate(pipe, [prompt], [seed], sampler)[0] for pipe in (base, unlearned)]
@@ -97,11 +98,11 @@ def make_draw(config: ModelConfig) -> Draw:
 
 
 def build_page(config: ModelConfig, draw: Draw) -> Blocks:
-    """The page; images of an unsafe concept are blurred until they are wanted.
+    """Return the page, where images of an unsafe concept are blurred until the user shows them.
 
     Args:
-        config: of the run.
-        draw: see `make_draw`.
+        config: the run's configuration.
+        draw: the function that `make_draw` returns.
     """
     import gradio as gr
 
@@ -143,8 +144,8 @@ def build_page(config: ModelConfig, draw: Draw) -> Blocks:
     return page
 
 
-def launch(page: Blocks, options: DemoOptions) -> None:
-    """Serve a page until Ctrl-C; the fonts are the system's, so nothing comes from elsewhere."""
+def serve_page(page: Blocks, options: DemoOptions) -> None:
+    """Serve a page until Ctrl-C, with the system's fonts, so that no other host is asked."""
     import gradio as gr
 
     address = page.launch(

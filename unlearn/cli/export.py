@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> None:
     """Write a run in the format of another program.
 
     Raises:
-        ValueError: there is no such run, an option is not valid, or the format cannot hold it.
+        ValueError: there is no such run, an option is not valid, or the format cannot hold the run.
     """
     paths, overrides = split_arguments(arguments)
     if len(paths) not in (1, 2):

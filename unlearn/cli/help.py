@@ -1,4 +1,4 @@
-"""What `unlearn --help` and `unlearn COMMAND --help` print."""
+"""Hold what `unlearn --help` and `unlearn COMMAND --help` print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unlearn.config.search_path import conf_dir, group_choices
 
 
 def group_choices_text(command: str) -> str:
-    """The choices of the groups of conf/ that the command takes, one line a group."""
+    """Return the choices of each group of conf/ that a command takes, a paragraph a group."""
     groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
     groups = [group for group in groups if group not in ("evaluation", "hydra", "recipe")]
     if command == "evaluate":

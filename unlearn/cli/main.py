@@ -8,9 +8,9 @@ from importlib import import_module
 
 from unlearn.cli.help import HELP, USAGE, group_choices_text
 from unlearn.utils.checks import suggest
-from unlearn.utils.errors import refuse
+from unlearn.utils.errors import exit_with_user_error
 
-COMMANDS = {  # the module of each, whose `run` takes the arguments; loaded when it is called
+COMMANDS = {  # by command: its module, imported on use, whose `run` takes the arguments
     "train": "train",
     "evaluate": "evaluate",
     "sample": "sample",
@@ -23,12 +23,13 @@ COMMANDS = {  # the module of each, whose `run` takes the arguments; loaded when
     "config": "config",
     "list": "list",
 }
+COMPLETION = ("-sc", "--shell-completion")  # of Hydra, whose script names no command before it
 
 
 def main() -> None:
     """Run the command that the command line names.
 
-    A user's error becomes one line on stderr and exit status 2.
+    A user's error is told in one line on stderr, and the exit status is then 2.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -36,15 +37,23 @@ def main() -> None:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # advice on packages not used here
     command, *rest = arguments
-    if command not in COMMANDS:
-        refuse(ValueError(f"{command!r} is not a command; {suggest(command, list(COMMANDS))}"))
+    if command == "train" and rest and rest[0] in COMPLETION:
+        command, *rest = rest
+    if command in COMPLETION:
+        module = "completion"
+    elif command in COMMANDS:
+        module = COMMANDS[command]
+    else:
+        exit_with_user_error(
+            ValueError(f"{command!r} is not a command; {suggest(command, list(COMMANDS))}")
+        )
     if {"-h", "--help"} & {*rest}:
         print(HELP[command].replace("{choices}", group_choices_text(command)))
         return
     try:
-        import_module(f"unlearn.cli.{COMMANDS[command]}").run(rest)
+        import_module(f"unlearn.cli.{module}").run(rest)
     except (ValueError, OSError) as error:
-        refuse(error)
+        exit_with_user_error(error)
 
 
 if __name__ == "__main__":

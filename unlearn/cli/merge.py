@@ -14,7 +14,7 @@ USAGE = "usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR [scale=1.0]"
 
 
 def run(arguments: list[str]) -> None:
-    """Add up what several runs changed, in a new run directory.
+    """Add the weight changes of several runs, and write a new run directory.
 
     Raises:
         ValueError: the runs do not fit together, or an option is not valid.

@@ -12,10 +12,10 @@ USAGE = "usage: unlearn report RUN_DIR... [out=report.html]"
 
 
 def run(arguments: list[str]) -> None:
-    """Write one page of the runs that the arguments name.
+    """Write one HTML page of the runs that the arguments name.
 
     Raises:
-        ValueError: there is no run, one is not finished or damaged, or an option is not valid.
+        ValueError: there is no run, a run is not finished or damaged, or an option is not valid.
     """
     paths, overrides = split_arguments(arguments)
     if not paths:

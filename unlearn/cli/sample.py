@@ -11,7 +11,7 @@ USAGE = 'usage: unlearn sample RUN_DIR "PROMPT" ["PROMPT" ...]'
 
 
 def run(arguments: list[str]) -> None:
-    """Draw a picture with a row a prompt: the base model's image beside the unlearned one's.
+    """Draw a picture with a row a prompt: the base model's image beside the unlearned model's.
 
     Raises:
         ValueError: there is no such run, or the model cannot read a prompt.

@@ -15,7 +15,7 @@ from unlearn.config import recipes  # noqa: F401 - registers a resolver
 from unlearn.config.concepts import earlier_sections, trained_sections
 from unlearn.config.overrides import hydra_errors_as_value_errors
 from unlearn.config.saved import earlier_run_dir
-from unlearn.config.search_path import conf_dir, group_choices, user_conf_dir
+from unlearn.config.search_path import conf_dir, group_choices, search_path_override
 
 OmegaConf.register_new_resolver(  # conf/train.yaml uses it in `run_dir`
     "then", lambda after: f"{earlier_run_dir(after).name}-then-" if after else "", replace=True
@@ -42,10 +42,10 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         root: the name of a file at the top of conf/.
 
     Raises:
-        ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and `check_same_form`.
+        ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and
+            `check_compatible_kinds`.
     """
-    own = user_conf_dir()
-    found_too = [f"hydra.searchpath=['file://{own}']"] if own else []
+    found_too = search_path_override()
     with (
         hydra_errors_as_value_errors(overrides),
         hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
@@ -55,7 +55,7 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
             return hydra.compose(root, [*found_too, *overrides])
         chosen = [[*found_too, *rest, f"concept={name}"] for name in names]
         configs = [hydra.compose(root, own_overrides) for own_overrides in chosen]
-    check_same_form(configs)
+    check_compatible_kinds(configs)
     return OmegaConf.create(join_configs(configs))
 
 
@@ -108,7 +108,7 @@ def join_configs(configs: Sequence[DictConfig]) -> dict[str, Any]:
     return joint
 
 
-def check_same_form(configs: Sequence[DictConfig]) -> None:
+def check_compatible_kinds(configs: Sequence[DictConfig]) -> None:
     """Refuse concepts whose kinds want another form of the method, not only other numbers.
 
     Raises:

@@ -16,8 +16,7 @@ from unlearn.config.concepts import earlier_sections, parse_concept, trained_sec
 from unlearn.config.run_config import ModelConfig
 from unlearn.config.schema import PROMPT_SETS, EvaluationOptions, ModelOptions
 from unlearn.config.sections import parse_section, to_container
-from unlearn.utils.checks import check_number
-from unlearn.weights.delta import check_base
+from unlearn.weights.delta import check_base_model
 
 WEIGHTS_FILE = "unlearned.safetensors"
 
@@ -29,7 +28,7 @@ def load_run_config(run: Path) -> ModelConfig:
         ValueError: the folder has no config.yaml of a run, or no unlearned.safetensors of its base.
     """
     config = parse_model_config(read_run_config(run), run)
-    check_base(config.weights, config.base.name)
+    check_base_model(config.weights, config.base.name)
     return config
 
 
@@ -59,10 +58,8 @@ def parse_model_config(config: DictConfig, folder: Path) -> ModelConfig:
     evaluation = dict(to_container(config.evaluation))
     name = evaluation.get("name", PROMPT_SETS)
     batch = config.get("sampling_batch_size")
-    if batch is not None:
-        if not isinstance(batch, int):
-            raise ValueError(f"sampling_batch_size={batch}: a whole number is needed")
-        check_number("sampling_batch_size", batch, at_least=1)
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"sampling_batch_size={batch}: a whole number of at least 1 is needed")
     accelerator = str(config.trainer.accelerator)
     return ModelConfig(
         sections=tuple(parse_concept(own) for own in trained_sections(config)),

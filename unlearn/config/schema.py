@@ -17,17 +17,22 @@ class ModelOptions:
 
     pretrained: str = option(help="emoji, a diffusers folder, a single file or a hub id")
     config: str | None = option(
-        None, help="of a single file: a folder or hub id; null: that of its published model"
+        None,
+        help="configuration of a single file: a folder or hub id; null: the published one",
     )
     vocabulary: str | None = option(
-        None, help="what the model knows: emoji, or null where names are not checked"
+        None, help="the words that the model knows: emoji, or null, and then names are not checked"
     )
-    guidance_scale: float = option(help="of classifier-free guidance", at_least=0, at_most=1000)
+    guidance_scale: float = option(
+        help="scale of classifier-free guidance", at_least=0, at_most=1000
+    )
     recipes: list[str] = option(
         help="folders of conf/recipe; the first that has the method's recipe counts"
     )
-    random_weights: bool = option(False, help="the architecture alone, its weights random")
-    width: float = option(1.0, help="of the channels, with random weights", above=0, at_most=1)
+    random_weights: bool = option(False, help="build the architecture with random weights")
+    width: float = option(
+        1.0, help="factor of the channels, with random weights", above=0, at_most=1
+    )
     image_size: int | None = option(
         None, help="pixels, with random weights; null: the published model's", at_least=1
     )
@@ -37,7 +42,7 @@ class ModelOptions:
 class EvaluationOptions:
     """Options of the section `evaluation` for the four prompt sets."""
 
-    name: str = option(PROMPT_SETS, help="names the evaluation", choices=(PROMPT_SETS,))
+    name: str = option(PROMPT_SETS, help="the evaluation's name", choices=(PROMPT_SETS,))
     images_per_prompt: int = option(help="images of each prompt", at_least=1, at_most=10_000)
     first_seed: int = option(
         help="seed of the first image, far from those of the training images", at_least=0
@@ -47,7 +52,7 @@ class EvaluationOptions:
         None, help="a folder with a judge, clip, or none; null: the embedded model's, or clip"
     )
     clip: str = option(
-        "openai/clip-vit-base-patch32", help="of judge=clip: a hub id, a folder, or emoji"
+        "openai/clip-vit-base-patch32", help="the CLIP of judge=clip: a hub id, a folder, or emoji"
     )
 
 
@@ -55,7 +60,7 @@ class EvaluationOptions:
 class RunOptions:
     """Options at the top of conf/train.yaml."""
 
-    seed: int = option(help="of every random number of the run", at_least=0, at_most=2**32 - 1)
+    seed: int = option(help="seed of every random number of the run", at_least=0, at_most=2**32 - 1)
     steps: int = option(help="training steps, with the warm-up", at_least=0, at_most=10**8)
     batch_size: int = option(
         help="samples a device; the relearn half is as large again", at_least=1, at_most=10**6
@@ -80,7 +85,7 @@ class RunOptions:
         at_least=0,
         at_most=10**8,
     )
-    log_group: str = option(help="of the runs that a logger shows together")
+    log_group: str = option(help="name of the group of runs that a logger shows together")
     run_dir: str = option(help="the folder of the run")
     resume: bool = option(
         True, help="go on where an earlier call stopped; false: delete what it wrote"
@@ -99,8 +104,8 @@ class TrainerOptions:
     """
 
     accelerator: str = option(help="cpu, gpu, mps or auto, as Lightning has it")
-    devices: Any = option(help="how many devices, or a list of their numbers")
-    num_nodes: int = option(help="machines", at_least=1, at_most=10**5)
+    devices: Any = option(help="number of devices, or a list of their indices")
+    num_nodes: int = option(help="number of machines", at_least=1, at_most=10**5)
     strategy: str = option(help="auto, ddp or ddp_spawn, or another of Lightning's")
     precision: str = option(
         help="32-true, bf16-mixed, or auto: bf16 where the machine has it natively"
@@ -108,3 +113,38 @@ class TrainerOptions:
     log_every_n_steps: int = option(
         50, help="steps between rows of metrics.csv", at_least=1, at_most=10**8
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """The keys at the top of conf/evaluate.yaml, for `unlearn evaluate`."""
+
+    out_dir: str | None = option(
+        None,
+        help="folder of the results of weights from elsewhere; null: runs/evaluate-FOLDER-STEM",
+    )
+    sampling_batch_size: int | None = option(
+        None, help="images of the four prompt sets drawn at a time; null: as in a run", at_least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweeperOptions:
+    """The section `hydra.sweeper`, for `unlearn train -m`."""
+
+    trials: int = option(30, help="trials of a search", at_least=1)
+    seed: int = option(0, help="seed of a search", at_least=0)
+    max_batch_size: int | None = option(
+        None, help="jobs that the launcher gets at a time; null: all, in a search one", at_least=1
+    )
+    params: Any = option(None, help="overrides, by key, for keys that the command line lacks")
+    jobs: str | None = option(
+        None, help="a YAML file, a list of jobs that are lists of overrides; null: one job"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """The section `hydra.launcher` of `hydra/launcher=pool`."""
+
+    workers: int = option(2, help="jobs at the same time on this machine", at_least=1)

@@ -1,8 +1,13 @@
-"""Find the configuration files of the package and of the user."""
+"""Find the configuration files of the package, of installed packages and of the user."""
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
+
+GROUPS = ("unlearn.methods", "unlearn.conf")  # of the entry points of packages that bring files
 
 
 def conf_dir() -> Path:
@@ -20,9 +25,36 @@ def user_conf_dir() -> Path | None:
     return own if own.is_dir() and own != conf_dir() else None
 
 
+@cache
+def installed_conf_dirs() -> tuple[Path, ...]:
+    """Return the folders conf/ inside of installed packages that bring files of conf/.
+
+    These are the packages of an entry point `unlearn.methods`, and those that an entry point
+    `unlearn.conf` names. None of them is imported.
+    """
+    entries = [entry for group in GROUPS for entry in entry_points(group=group)]
+    packages = {entry.module.partition(".")[0]: None for entry in entries}
+    specs = [find_spec(name) for name in packages]
+    places = [place for s in specs if s for place in s.submodule_search_locations or ()]
+    return tuple(Path(place) / "conf" for place in places if (Path(place) / "conf").is_dir())
+
+
+def further_conf_dirs() -> list[Path]:
+    """Return the folders of configuration files beside the package's: the user's own is last."""
+    own = user_conf_dir()
+    return [*installed_conf_dirs(), *([own] if own else [])]
+
+
+def search_path_override() -> list[str]:
+    """Return the override with which Hydra looks into further folders; none: no override."""
+    places = [f"file://{folder}".replace("'", r"\'") for folder in further_conf_dirs()]
+    quoted = ",".join(f"'{place}'" for place in reversed(places))  # the first with the file counts
+    return [f"hydra.searchpath=[{quoted}]"] if quoted else []
+
+
 def conf_folders() -> list[Path]:
-    """Return the folders of configuration files: the package's, then the user's."""
-    return [folder for folder in (conf_dir(), user_conf_dir()) if folder]
+    """Return the folders of configuration files: the package's first, the user's own last."""
+    return [conf_dir(), *further_conf_dirs()]
 
 
 def group_choices(group: str) -> list[str]:

@@ -33,13 +33,15 @@ METRICS = (
 
 
 @dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
-class DrawnConcept:
+class ProtocolConcept:
     """Options of one concept that a protocol draws: an entry of `evaluation.concepts`."""
 
     file: str | None = option(
         None, help="its prompts, a path in the repository; null: the protocol's file"
     )
-    word: str | None = option(None, help="fills templates, and captions; null: the concept's name")
+    word: str | None = option(
+        None, help="the word for templates and captions; null: the concept's name"
+    )
     replaces: str | None = option(
         None, help="the word of the file's prompts in whose place `word` is put"
     )
@@ -52,7 +54,7 @@ class DrawnConcept:
     images_per_prompt: int | None = option(
         None, help="images of each prompt; null: the protocol's", at_least=1, at_most=10_000
     )
-    metrics: list[str] | None = option(None, help="null: the protocol's")
+    metrics: list[str] | None = option(None, help="metrics to compute; null: the protocol's")
     erased: str | None = option(
         None, help="drawn only for models that forgot the concept of this name; null: for all"
     )
@@ -62,70 +64,79 @@ class DrawnConcept:
 class Calibration:
     """Options of `evaluation.calibration`: the published values of a protocol for a base model."""
 
-    base: str = option(help="the model.pretrained that they are of")
-    settings: dict[str, str] = option({}, help="what else they are of: keys of the section")
-    tolerance: dict[str, float] = option({}, help="by metric")
-    values: dict[str, dict[str, float]] = option({}, help="by concept and metric")
+    base: str = option(help="model.pretrained of the base model")
+    settings: dict[str, str] = option({}, help="other keys of the section that the values hold for")
+    tolerance: dict[str, float] = option({}, help="the allowed difference, by metric")
+    values: dict[str, dict[str, float]] = option(
+        {}, help="the published values, by concept and metric"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Options of the section `evaluation` of a published protocol."""
 
-    name: str = option(help="names the result")
+    name: str = option(help="the protocol's name, which names the result")
     lite: bool = option(False, help="a small variant, which is not the published protocol")
     source: str = option(help="where the protocol was published")
     differences: list[str] = option(
         [], help="what differs from the publication; printed with every result"
     )
-    repository: str = option(help="of the prompt files, on GitHub")
-    commit: str = option(help="of the prompt files")
+    repository: str = option(help="the GitHub repository of the prompt files")
+    commit: str = option(help="the commit of the prompt files")
     sha256: dict[str, str] | None = option(
-        None, help="of each file; null: files of one's own, in prompts_file"
+        None, help="hash of each prompt file; null: prompts_file holds files of your own"
     )
-    format: str = option(help="of the files", choices=tuple(FORMATS))
-    file: str | None = option(None, help="what the concepts read")
+    format: str = option(help="format of the prompt files", choices=tuple(FORMATS))
+    file: str | None = option(
+        None, help="the prompt file of every concept without a file of its own"
+    )
     prompts_file: str | None = option(
-        None, help="where the files lie: a file, or a folder; null: they are fetched"
+        None, help="a prompt file, or a folder of them; null: the files are fetched"
     )
     limit: int | None = option(
         None, help="prompts a concept, evenly spaced; null: all", at_least=1, at_most=10**9
     )
     images_per_prompt: int = option(1, help="images of each prompt", at_least=1, at_most=10_000)
     noise: str = option(
-        help="per_image: a generator each; per_call: one draws all images of a prompt, and is "
-        "seeded anew for each prompt",
+        help="per_image: each image has a generator of its own; per_call: one generator draws all "
+        "images of a prompt, and is seeded anew for each prompt",
         choices=NOISE,
     )
     seed: int = option(
-        help="where the file gives none; with a generator an image, the next images count on"
+        help="seed of the first image where the file gives none; with noise=per_image the next "
+        "ones count up"
     )
     size: int | None = option(
-        None, help="pixels, where the file gives none; null: the model's own", at_least=1,
+        None,
+        help="pixels of an image where the file gives none; null: the model's own",
+        at_least=1,
         at_most=10**5,
-    )  # fmt: skip
-    scheduler: str = option(help="that draws", choices=tuple(SCHEDULERS))
+    )
+    scheduler: str = option(help="scheduler of the sampler", choices=tuple(SCHEDULERS))
     num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=10_000)
-    eta: float = option(0.0, help="of DDIM", at_least=0, at_most=1)
-    guidance_scale: float = option(help="of classifier-free guidance")
-    negative_prompt: str = option("", help="of every image")
+    eta: float = option(0.0, help="η of DDIM", at_least=0, at_most=1)
+    guidance_scale: float = option(help="scale of classifier-free guidance")
+    negative_prompt: str = option("", help="negative prompt of every image")
     batch_size: int = option(
-        8, help="images a call, where noise is per_image", at_least=1, at_most=10**5
+        8, help="images drawn at a time, with noise=per_image", at_least=1, at_most=10**5
     )
-    concepts: dict[str, DrawnConcept] = option(help="what is drawn, by name")
+    concepts: dict[str, ProtocolConcept] = option(help="the concepts to draw, by name")
     caption: str = option(
-        "{word}", help="the text that CLIP compares images with, of {word} and {prompt}"
+        "{word}", help="the text that CLIP compares images with, made of {word} and {prompt}"
     )
-    metrics: list[str] = option(help=f"of {', '.join(METRICS)}")
-    clip: str = option(help="a hub id, a folder, or emoji")
+    metrics: list[str] = option(help=f"metrics to compute, of {', '.join(METRICS)}")
+    clip: str = option(help="the CLIP of the metrics: a hub id, a folder, or emoji")
     inception: str | None = option(
-        None, help="weights for KID and FID; null: they are on CLIP's features"
+        None, help="Inception weights for KID and FID; null: CLIP's features serve"
     )
     nudity: str | None = option(
-        None, help="what the detector's findings count as", choices=tuple(PRESETS)
+        None, help="which of the detector's findings count", choices=tuple(PRESETS)
     )
     reference: str | None = option(None, help="a folder of images for fid_reference")
-    calibration: Calibration | None = option(None, help="of base models")
+    calibration: Calibration | None = option(
+        None, help="published values of a base model, to compare with"
+    )
 
     @property
     def sampler(self) -> Sampler:
@@ -218,7 +229,7 @@ def check_drawn(protocol: Protocol, name: str) -> None:
             raise ValueError("evaluation.nudity=null: the metric nudity needs a preset")
 
 
-def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
+def protocol_requests(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
     """Return the images to draw for each concept, in the order of its prompt file.
 
     Raises:
@@ -237,7 +248,7 @@ def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
         prompts = files[protocol.file_of(name)]
         count = min(len(prompts), protocol.limit or len(prompts))
         spaced = [prompts[i * len(prompts) // count] for i in range(count)]
-        rows[name] = shots_of(protocol, name, spaced)
+        rows[name] = concept_requests(protocol, name, spaced)
     return rows
 
 
@@ -250,7 +261,7 @@ def read_file(protocol: Protocol, file: str) -> bytes:
     return published_file(protocol.repository, protocol.commit, file, expected)
 
 
-def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[SamplingRequest]:
+def concept_requests(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[SamplingRequest]:
     """Return the sampling requests of a concept's prompts, as `noise` says.
 
     With "per_call" a prompt has one request for all its images. With "per_image" every image has a

@@ -8,22 +8,24 @@ from pathlib import Path
 
 from unlearn.config.run_config import ModelConfig
 from unlearn.exports.model_card import model_card
-from unlearn.models.loading import absent_parts, read_model_index
+from unlearn.models.loading import absent_components, read_model_index
 from unlearn.weights.delta import load_unlearned, read_weights_alone
 
-RUN_FILES = ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png")  # of a run
+RUN_FILES = ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png")  # copied
 
 
 def export_run(config: ModelConfig, out: Path) -> Path:
-    """Write the whole unlearned pipeline as a diffusers folder, with the delta and a model card.
+    """Write the whole unlearned pipeline as a diffusers folder, and return the folder.
+
+    The folder gets the changed weights, the run's result and a model card too.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         out: the folder to make.
 
     Raises:
         ValueError: `out` exists and is not empty, the run lacks a file, or the method acts at
-            inference, so that no weights alone are its result.
+            inference, so that weights alone are not its result.
     """
     run = config.folder
     if out.exists() and any(out.iterdir()):
@@ -34,11 +36,11 @@ def export_run(config: ModelConfig, out: Path) -> Path:
                 f"{run}: {name} is missing; `unlearn evaluate {run}` writes the results"
             )
     read_weights_alone(config.weights)
-    concept = config.concept  # refused now if its prompt pack is gone
+    concept = config.concept  # here, so that a missing prompt pack is refused before any work
     pipe = load_unlearned(config.base.load(), config.weights)
     pipe.save_pretrained(out)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    absent = absent_parts(type(pipe), read_model_index(str(out)))
+    absent = absent_components(type(pipe), read_model_index(str(out)))
     card = model_card(config, concept, result, absent)
     (out / "README.md").write_text(card, encoding="utf-8")
     for name in RUN_FILES:

@@ -1,4 +1,4 @@
-"""A finished run in the formats of other programs: what `unlearn export` writes."""
+"""Write a finished run in the formats of other programs, for `unlearn export`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ from unlearn.exports.folder import export_run
 from unlearn.utils.atomic import atomic_path
 from unlearn.utils.options import option
 from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, write_safetensors
-from unlearn.weights.lora import LEAST_ERROR, kohya_file, lora_factors, peft_file, ranks_of
+from unlearn.weights.lora import (
+    LEAST_ERROR,
+    layer_ranks,
+    lora_factors,
+    to_kohya_format,
+    to_peft_format,
+)
 
-FORMATS = {  # and what the run directory calls each
+FORMATS = {  # by format: the name of its file or folder in the run directory
     "folder": "export",
     "delta": "delta.bin",
     "lora": "lora.safetensors",
     "kohya": "kohya.safetensors",
 }
-LORA = {"lora": peft_file, "kohya": kohya_file}
-DEFAULT_ERROR = 0.01  # of a LoRA, unless another is given
+LORA = {"lora": to_peft_format, "kohya": to_kohya_format}
+DEFAULT_ERROR = 0.01  # relative, of each layer's change in a LoRA
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What `unlearn export` takes as KEY=VALUE."""
+    """The options of `unlearn export`."""
 
     format: str = option("folder", help="of the file or folder", choices=tuple(FORMATS))
     error: float | None = option(
@@ -40,16 +46,19 @@ class ExportOptions:
 
 
 def export_as(config: ModelConfig, out: Path | None, options: ExportOptions) -> str:
-    """Write a run in another format; returns the path and what there is to say of it.
+    """Write a run in another format, and return a line with the path that was written.
+
+    The line of a LoRA tells the ranks and the size too.
 
     Args:
-        config: of the run.
-        out: the file or, of format "folder", the folder; None: in the run directory, see `FORMATS`.
+        config: the run's configuration.
+        out: the file, or the folder of format "folder"; None: the name in `FORMATS`, in the run
+            directory.
         options: the format, and for a LoRA the relative error of each layer's change.
 
     Raises:
-        ValueError: an option is not valid, `out` is there already or does not end as its format
-            does, or the format cannot hold the run.
+        ValueError: an option is not valid, `out` exists, the suffix of `out` is not that of the
+            format, or the format cannot hold the run.
     """
     if options.error is not None and options.format not in LORA:
         raise ValueError(f"error={options.error}: format={options.format} has no error")
@@ -75,15 +84,19 @@ def export_as(config: ModelConfig, out: Path | None, options: ExportOptions) -> 
     tensors, own = LORA[options.format](factors)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(tensors, out, {**metadata, **own})
-    ranks, share = ranks_of(factors).values(), out.stat().st_size / delta.stat().st_size
+    ranks, share = layer_ranks(factors).values(), out.stat().st_size / delta.stat().st_size
     return f"{out}: ranks {min(ranks)} to {max(ranks)}, {share:.0%} of the delta's size"
 
 
 def write_delta(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write the changed weights as DoCo's reference implementation does, atomically.
 
-    A pickle of plain tensors: {"unet": {name: weight}}, or {"transformer": ...}. Concept Ablation's
-    is of the same kind.
+    The file is a pickle of plain tensors: {"unet": {name: weight}}, or {"transformer": ...}.
+    Concept Ablation writes files of the same form.
+
+    Args:
+        weights: the changed weights, by names that begin with the part of the pipeline.
+        path: the file.
     """
     sections: dict[str, dict[str, Tensor]] = {}
     for name, weight in weights.items():

@@ -1,4 +1,4 @@
-"""Several runs in one model: `unlearn merge` adds up what each changed."""
+"""Add the weight changes of several runs in one model, for `unlearn merge`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """What `unlearn merge` takes as KEY=VALUE."""
+    """The options of `unlearn merge`."""
 
     scale: float = option(1.0, help="of the sum of what each run changed", above=0, at_most=100)
 
@@ -32,15 +32,15 @@ class MergeOptions:
 def merge_weights(
     base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]], scale: float = 1.0
 ) -> dict[str, Tensor]:
-    """The base weights plus `scale` times the sum of what each delta changed: θ* + s Σ (θ_i − θ*).
+    """Return the base weights plus the scaled sum of all changes: θ* + s Σ (θ_i − θ*).
 
     Args:
-        base: weights θ* by name.
-        deltas: changed weights θ_i by name; a weight that one lacks is as in the base.
-        scale: s.
+        base: the base weights θ*, by name.
+        deltas: the changed weights θ_i of each run, by name; a missing weight is unchanged.
+        scale: the factor s.
 
     Returns:
-        Every weight of a delta, in the base's dtype.
+        Every weight that a delta has, by name, in the base's dtype.
 
     Source: task arithmetic (Ilharco et al. 2023, arXiv 2212.04089).
     """
@@ -53,16 +53,18 @@ def merge_weights(
 
 
 def merge_runs(paths: Sequence[Path], out: Path, options: MergeOptions) -> Path:
-    """Write the merged weights as a run directory, which `unlearn evaluate` takes; returns it.
+    """Write the merged weights as a run directory, and return the directory.
+
+    `unlearn evaluate` takes it as any run directory.
 
     Args:
-        paths: run directories.
+        paths: the run directories to merge.
         out: the folder to make.
         options: the scale of the sum.
 
     Raises:
-        ValueError: they do not fit together, one acts at inference, `out` holds a run, or the
-            scale is not valid.
+        ValueError: the runs do not fit together, the method of a run acts at inference, `out`
+            holds a run, or the scale is not valid.
     """
     if (out / WEIGHTS_FILE).exists() or out.is_file():
         raise ValueError(f"{out}: is a run or a file already; name a folder that does not exist")
@@ -80,7 +82,7 @@ def merge_runs(paths: Sequence[Path], out: Path, options: MergeOptions) -> Path:
     saved |= {"after": None, "run_dir": str(out)}
     saved["method"] = {"name": "merge", "merged": merged, "scale": options.scale}
     config = parse_model_config(OmegaConf.create(saved), out)
-    concept = config.concept  # refused where two forget the same
+    concept = config.concept  # here, so that two runs of one target are refused before any work
     own = named_weights(config.base.load())
     for path, (weights, _) in zip(paths, parts, strict=True):
         check_fit(own, weights, path)

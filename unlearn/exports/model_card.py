@@ -1,4 +1,4 @@
-"""The model card of an exported pipeline."""
+"""Write the model card of an exported pipeline."""
 
 from __future__ import annotations
 
@@ -50,13 +50,15 @@ Made with `unlearn`; the run's configuration is `config.yaml`.
 def model_card(
     config: ModelConfig, concept: Concept, result: dict[str, Any], absent: Sequence[str] = ()
 ) -> str:
-    """The card in Markdown; a target may be any text, so what it holds of HTML is escaped.
+    """Return the model card of an exported run, in Markdown.
+
+    HTML in targets and anchors is escaped, since both may be any text.
 
     Args:
-        config: of the run.
-        concept: what it forgot.
-        result: its result.json.
-        absent: parts that the pipeline is stored without, see `absent_parts`.
+        config: the run's configuration.
+        concept: the concept that the run forgot.
+        result: the object of the run's result.json.
+        absent: the parts that the pipeline is stored without, as `absent_parts` returns them.
     """
     pairs = ", ".join(f"{t} (to {a or 'no style'})" for t, a in concept.anchors.items())
     return CARD_TEMPLATE.format(

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unlearn.concepts.concept import Concept
-from unlearn.data.resumable_loader import Batches
+from unlearn.data.resumable_loader import ResumableLoader
 from unlearn.methods.gradients import Gradients
 from unlearn.methods.manual_steps import Batch, ManualSteps, optimizer_step
 from unlearn.methods.options import MethodOptions, batches_per_step
 from unlearn.methods.plan import TrainingPlan
 from unlearn.methods.surgery import clip_to_norm
 from unlearn.models.cross_attention import cross_attention_layers
-from unlearn.models.frozen_layers import forget_inputs
+from unlearn.models.frozen_layers import drop_frozen_inputs
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import denoiser_name
 from unlearn.models.text_states import network_arguments, predict_output
@@ -79,7 +79,7 @@ class UnlearningModule(ManualSteps):
         for number, weight in enumerate(self.weights):
             weight.requires_grad_(True)
             self.register_buffer(f"base_{number}", weight.detach().clone(), persistent=False)
-        forget_inputs(network)
+        drop_frozen_inputs(network)
         self.at_inference: dict[str, Any] = {}
 
     @classmethod
@@ -135,17 +135,17 @@ class UnlearningModule(ManualSteps):
 
     @property
     def network(self) -> Any:
-        """Return the network that denoises."""
+        """The network that denoises."""
         return getattr(self, self.part)
 
     @property
     def weights(self) -> list[Tensor]:
-        """Return the trained weights."""
+        """The trained weights."""
         return list(self.trained_weights.values())
 
     @property
     def base(self) -> list[Tensor]:
-        """Return the base model's values of the trained weights."""
+        """The base model's values of the trained weights."""
         return [getattr(self, f"base_{number}") for number in range(len(self.weights))]
 
     def output(self, z_t: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class UnlearningModule(ManualSteps):
             concept: the concept that the model forgets.
         """
 
-    def feed(self, loader: Batches) -> Iterable[Batch]:
+    def feed(self, loader: ResumableLoader) -> Iterable[Batch]:
         """Return the batches to train on; by default those of the loader, unchanged.
 
         Args:
@@ -218,7 +218,7 @@ class UnlearningModule(ManualSteps):
 
     @property
     def unlearning_steps(self) -> int:
-        """Return how many steps of the run unlearn: all but the warm-up."""
+        """The number of the run's steps that unlearn, which is all but the warm-up."""
         steps = int(self.trainer.num_training_batches) // self.accumulate_grad_batches
         return steps - self.warmup_length(self.options)
 

@@ -18,7 +18,9 @@ class ConceptPreservingOptions(TrainingOptions):
     lr: float = option(1e-4, at_least=0, help="learning rate of the keys and values (AdamW)")
     strength: float = option(1.0, at_least=0, help="λ of the projection")
     granularity: str = option(
-        "tensor", choices=GRANULARITIES, help="what is projected for itself: each of these"
+        "tensor",
+        choices=GRANULARITIES,
+        help="what is projected by itself: each tensor, each layer, or all as one",
     )
     surgery: str = option(
         "gradient",
@@ -48,7 +50,7 @@ class ConceptPreservingOptions(TrainingOptions):
     contexts: int = option(
         0,
         at_least=0,
-        help="of a closed-form start: how many pairs also count before and after a relearn prompt",
+        help="for a closed-form start: the pairs that also count before and after a relearn prompt",
     )
     detach_first_token: bool = option(
         False, help="give the first text token's key and value no gradient, as the reference does"

@@ -12,7 +12,7 @@ NORMS = ("group", "batch")
 
 
 def map_size(sample_size: int, num_blocks: int) -> int:
-    """Returns the side of the logit map.
+    """Return the side of the logit map.
 
     A 4x4 convolution of stride 2 and padding 1 halves the side, rounding down; the last one, of
     stride 1, takes one off.
@@ -25,11 +25,11 @@ def map_size(sample_size: int, num_blocks: int) -> int:
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches of a latent: a positive logit says the patch comes from the trained model.
+    """Give patches of a latent a logit, which is positive for those of the trained model.
 
-    Blocks of a 4x4 convolution with stride 2, a normalisation from the second block on and
-    LeakyReLU(0.2), then a 4x4 convolution to one channel of logits. The channels double a block, to
-    at most eight times the first.
+    A block is a 4x4 convolution with stride 2, a normalisation from the second block on, and
+    LeakyReLU(0.2). After the blocks, a 4x4 convolution makes one channel of logits. The channels
+    double with each block, to at most eight times those of the first.
 
     Source: Isola et al. 2017, section 6.1.2, on latents in place of pixels.
     """
@@ -42,7 +42,7 @@ class PatchDiscriminator(nn.Module):
         norm: str = "group",
         num_blocks: int | None = None,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             in_channels: The latent's channels C.
@@ -76,17 +76,18 @@ class PatchDiscriminator(nn.Module):
         self.net = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Returns the logits of shape (B, 1, m, m) for latents of shape (B, C, h, w)."""
+        """Return the logits of shape (B, 1, m, m) for latents of shape (B, C, h, w)."""
         logits: Tensor = self.net(latents)
         return logits
 
 
 def _fit(sample_size: int) -> int:
-    """Returns the most blocks up to ``MAX_BLOCKS`` that leave a large enough map, or 0."""
+    """Return the most blocks up to ``MAX_BLOCKS`` that leave a large enough map, or 0."""
     return sum(map_size(sample_size, n) >= MIN_MAP for n in range(1, MAX_BLOCKS + 1))
 
 
 def _norm(norm: str, channels: int) -> nn.Module:
+    """Return the normalisation of so many channels, "group" or "batch"."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     # Four channels a group or more, at most 32 groups: 32 at the default widths.

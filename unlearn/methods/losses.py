@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def domain_correction_loss(fake_logits: Tensor) -> Tensor:
-    """Returns the unlearning loss BCE(D(fake), 0), a 0-dim tensor.
+    """Return the unlearning loss BCE(D(fake), 0), a 0-dim tensor.
 
     It falls as the discriminator takes the trained model's target for the base model's anchor.
 
@@ -21,7 +21,7 @@ def domain_correction_loss(fake_logits: Tensor) -> Tensor:
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Returns the discriminator's loss BCE(D(real), 0) + BCE(D(fake), 1), a 0-dim tensor.
+    """Return the discriminator's loss BCE(D(real), 0) + BCE(D(fake), 1), a 0-dim tensor.
 
     Args:
         real_logits: D's logits on the base model's x̂0 under the anchor prompt, (B, 1, m, m).
@@ -33,7 +33,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def relearn_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Returns the mean squared error of the model's output, a 0-dim tensor of at least float32.
+    """Return the mean squared error of the model's output, a 0-dim tensor of at least float32.
 
     Args:
         output: The trained model's output under the anchor prompt, (B, C, h, w).
@@ -45,10 +45,11 @@ def relearn_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _bce(logits: Tensor, label: float) -> Tensor:
+    """Return the binary cross-entropy of logits to one label, a 0-dim tensor."""
     logits = _widen(logits)
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
 
 def _widen(values: Tensor) -> Tensor:
-    """Returns the values in float32, or in float64 where they were already."""
+    """Return the values in float32, or in float64 where they were already."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,6 +1,6 @@
 """Concept-preserving gradient surgery: pure maps from gradients to gradients.
 
-g_u is the unlearning gradient, g_r the relearning gradient; both are lists of N tensors, one a
+g_u is the unlearning gradient and g_r the relearning gradient. Both are lists of N tensors, one a
 weight, in G groups. Nothing here reads a value on the host, so no call waits for a device.
 """
 
@@ -17,7 +17,7 @@ ROUNDING = 1e-5  # a g_r this much smaller than g_u is rounding, and has no dire
 
 
 class SurgeryStats(NamedTuple):
-    """What surgery saw and did, as 0-dim tensors.
+    """Hold the statistics of one surgery, as 0-dim tensors.
 
     Attributes:
         cosine: The cosine of g_u and g_r over all tensors together; 0 where either is zero.
@@ -38,7 +38,7 @@ def project(
     granularity: str = "tensor",
     layers: Sequence[int] | None = None,
 ) -> tuple[list[Tensor], SurgeryStats]:
-    """Returns g_u without its component against g_r, and statistics.
+    """Return g_u without its component against g_r, and statistics.
 
     In each group where ⟨g_u, g_r⟩ < 0 the result is g_u - λ ⟨g_u, g_r⟩/‖g_r‖² g_r, elsewhere g_u.
     With λ = 1 the result has no negative inner product with g_r in any group, up to rounding. A
@@ -71,7 +71,7 @@ def project(
 def project_reference(
     g_u: Sequence[Tensor], g_r: Sequence[Tensor], strength: float = 1.0
 ) -> tuple[list[Tensor], SurgeryStats]:
-    """Returns g_u after the public reference implementation's surgery, and statistics.
+    """Return g_u after the public reference implementation's surgery, and statistics.
 
     In each tensor where ⟨g_u, g_r⟩ < 0 the result is g_u - λ cos(g_u, g_r) g_r/‖g_r‖. The factor
     ‖g_u‖ of a true projection is missing, so it over-corrects where ‖g_u‖ < 1.
@@ -91,7 +91,7 @@ def project_reference(
 
 
 def clip_to_norm(grads: Sequence[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
-    """Returns the gradients with a global norm of at most ``max_norm``, and the norm before.
+    """Return the gradients with a global norm of at most ``max_norm``, and the norm before.
 
     The factor is min(1, max_norm/‖grads‖): gradients are never scaled up.
 
@@ -105,7 +105,7 @@ def clip_to_norm(grads: Sequence[Tensor], max_norm: float) -> tuple[list[Tensor]
 
 
 def _membership(count: int, granularity: str, layers: Sequence[int] | None) -> Tensor:
-    """Returns which tensor is in which group, a bool matrix of shape (G, N)."""
+    """Return which tensor is in which group, a bool matrix of shape (G, N)."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity={granularity!r} is not one of {', '.join(GRANULARITIES)}")
     if granularity == "tensor":
@@ -118,19 +118,19 @@ def _membership(count: int, granularity: str, layers: Sequence[int] | None) -> T
 
 
 def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Returns the inner product of each pair of tensors, of shape (N,)."""
+    """Return the inner product of each pair of tensors, of shape (N,)."""
     return torch.stack([(x * y).sum() for x, y in zip(left, right, strict=True)])
 
 
 def _subtract(g_u: Sequence[Tensor], coefficient: Tensor, g_r: Sequence[Tensor]) -> list[Tensor]:
-    """Returns u - c r for each tensor; ``coefficient`` has shape (N,)."""
+    """Return u - c r for each tensor; ``coefficient`` has shape (N,)."""
     return [u - c * r for u, c, r in zip(g_u, coefficient.unbind(), g_r, strict=True)]
 
 
 def _stats(
     inner: Tensor, u_sq: Tensor, r_sq: Tensor, coefficient: Tensor, conflict: Tensor
 ) -> SurgeryStats:
-    """Returns the statistics from each tensor's inner products and coefficient, of shape (N,)."""
+    """Return the statistics from each tensor's inner products and coefficient, of shape (N,)."""
     u_norm, r_norm = u_sq.sum().sqrt(), r_sq.sum().sqrt()
     return SurgeryStats(
         cosine=_ratio(inner.sum(), u_norm * r_norm),
@@ -140,5 +140,5 @@ def _stats(
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Returns the ratio, or 0 where the denominator is 0."""
+    """Return the ratio, or 0 where the denominator is 0."""
     return torch.where(denominator > 0, numerator / denominator, 0.0)

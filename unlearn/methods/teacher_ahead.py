@@ -69,7 +69,7 @@ class TeacherAhead:
         return {"done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that were given.
+        """Continue after the batches that were given.
 
         The teacher takes the whole group of the next batch again, since rounding depends on the
         batch that an output is computed in.

@@ -1,4 +1,4 @@
-"""Small line charts as SVG, coloured by the page's own style sheet."""
+"""Draw small line charts as SVG, coloured by the page's own style sheet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24  # margins around the plot
-POINTS = 200  # of a line at most
+POINTS = 200  # the most that a line has
 
 
 class Line(NamedTuple):
-    """One line of a chart: its label, the number of its colour, and its points (step, value)."""
+    """One line of a chart.
+
+    Attributes:
+        label: the line's name.
+        colour: the number of its colour in the style sheet.
+        points: its points, as (step, value).
+    """
 
     label: str
     colour: int
@@ -21,14 +27,20 @@ class Line(NamedTuple):
 
 
 def thin_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `POINTS` points, each the mean of as many neighbours."""
+    """Return at most `POINTS` points, each the mean of as many neighbours."""
     size = math.ceil(len(points) / POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), max(1, size))]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def axis_ticks(low: float, high: float, most: int = 4) -> list[float]:
-    """Round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    """Return round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten.
+
+    Args:
+        low: the axis's lower end.
+        high: the axis's upper end.
+        most: about how many intervals the axis gets.
+    """
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / most * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -36,7 +48,12 @@ def axis_ticks(low: float, high: float, most: int = 4) -> list[float]:
 
 
 def axis_limits(lines: Sequence[Line], shares: bool) -> tuple[float, float]:
-    """The least and the largest value that a chart shows: of shares 0 and 1."""
+    """Return the lower and the upper end of a chart's axis, with a margin around the values.
+
+    Args:
+        lines: the chart's lines.
+        shares: whether the values are shares, so that the axis spans 0 to 1.
+    """
     values = [y for line in lines for _, y in line.points]
     low, high = (0.0, 1.0) if shares else (min(values), max(values))
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
@@ -44,14 +61,15 @@ def axis_limits(lines: Sequence[Line], shares: bool) -> tuple[float, float]:
 
 
 def render_chart(title: str, lines: Sequence[Line], shares: bool = False) -> str:
-    """An SVG element of the lines over the training steps.
+    """Return an SVG element that draws lines over the training steps.
 
-    Its classes are `grid`, `zero`, `tick`, and `line` with `c0`, `c1`, ... for a line's colour.
+    The style sheet's classes are `grid`, `zero`, `tick`, and `line` with `c0`, `c1`, ... for a
+    line's colour.
 
     Args:
-        title: what is drawn, for screen readers.
-        lines: at least one point in all.
-        shares: the values are shares, so the axis goes from 0 to 1.
+        title: the chart's name, for screen readers.
+        lines: the lines, with at least one point in all.
+        shares: whether the values are shares, so that the axis spans 0 to 1.
     """
     lines = [line._replace(points=thin_points(line.points)) for line in lines]
     low, high = axis_limits(lines, shares)
@@ -78,7 +96,7 @@ def render_chart(title: str, lines: Sequence[Line], shares: bool = False) -> str
         places = [place(*point) for point in line.points]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
         if len(places) == 1:
-            path += "h.1"  # a dot, by its round ends
+            path += "h.1"  # a stroke so short that its round ends make a dot
         parts.append(f'<path class="line c{line.colour}" d="{path}">')
         parts.append(f"<title>{escape(line.label)}</title></path>")
     return "".join([*parts, "</svg>"])

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from unlearn.training.run_dir import deciding_values
+from unlearn.training.run_dir import result_settings
 
-NAMED = {"concept": "name", "anchor": "name", "model": "pretrained"}  # shown by this key alone
+NAMED = {"concept": "name", "anchor": "name", "model": "pretrained"}  # by section: the key shown
 
 
 def comparable_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config can make a difference, by dotted keys."""
+    """Return the values of a configuration that can change the result, by dotted keys."""
     kept = dict(config)
     for key, name in NAMED.items():
         if key in kept:
             kept[key] = {name: kept[key].get(name)}
-    return deciding_values(kept)
+    return result_settings(kept)
 
 
 class HasSettings(Protocol):
-    """What can be compared: `comparable_settings` a config."""
+    """An object with settings that can be compared."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is set, by dotted key."""
+        """The settings that can change the result, by dotted keys."""
 
 
 def differing_keys(runs: Sequence[HasSettings]) -> list[str]:
-    """The keys whose values differ between the runs that have them."""
+    """Return the keys whose values differ between the runs that have them."""
     values: dict[str, set[str]] = {}
     for run in runs:
         for key, value in run.settings.items():
@@ -37,5 +37,5 @@ def differing_keys(runs: Sequence[HasSettings]) -> list[str]:
 
 
 def format_setting(value: Any) -> str:
-    """A setting as a cell."""
+    """Return a setting as the text of a table's cell."""
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

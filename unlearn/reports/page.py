@@ -1,4 +1,4 @@
-"""`unlearn report`: one page of what a run, or several side by side, forgot and kept."""
+"""Write the page of `unlearn report`: what one run, or several side by side, forgot and kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unlearn.concepts.prompts import SETS
+from unlearn.concepts.prompts import SET_NAMES
 from unlearn.evaluation.goals import GOALS, describe_outcome, goal_values
 from unlearn.evaluation.intervals import Rate
 from unlearn.evaluation.run_protocol import PROTOCOL_COLUMNS as PUBLISHED
@@ -25,7 +25,7 @@ from unlearn.utils.atomic import write_text
 from unlearn.utils.credentials import hide_secrets, is_secret
 from unlearn.utils.options import option
 
-COLOURS = 6  # of lines, in the style sheet
+COLOURS = 6  # of lines, in the page's style sheet
 CHARTS = {  # groups of charts, and the metrics of each by the beginnings of their names
     "Losses": ("unlearn_loss", "relearn_loss", "discriminator_loss"),
     "Discriminator": ("discriminator/",),
@@ -37,7 +37,7 @@ CHARTS = {  # groups of charts, and the metrics of each by the beginnings of the
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What `unlearn report` takes as KEY=VALUE."""
+    """The options of `unlearn report`."""
 
     out: str = option("report.html", help="the page's file")
 
@@ -47,10 +47,10 @@ def report_runs(paths: Sequence[str], options: ReportOptions) -> Path:
 
     Args:
         paths: the run directories.
-        options: where the page goes.
+        options: the page's file.
 
     Raises:
-        ValueError: there is no run, one is not finished or damaged, or an option is not valid.
+        ValueError: there is no run, a run is not finished or damaged, or an option is not valid.
     """
 
     out = Path(options.out)
@@ -68,7 +68,7 @@ def report_runs(paths: Sequence[str], options: ReportOptions) -> Path:
 
 
 def render_page(runs: Sequence[FinishedRun]) -> str:
-    """The page of the runs as HTML, which needs nothing but itself."""
+    """Return the page of the runs, as HTML that needs no other file."""
     templates = Environment(
         loader=PackageLoader("unlearn", "assets"),
         autoescape=True,
@@ -82,7 +82,7 @@ def render_page(runs: Sequence[FinishedRun]) -> str:
         "percent": lambda share: f"{share:.2%}".replace(".00%", "%"),
         "percent0": lambda share: f"{share:.0%}",
     }
-    shown = gallery(runs)
+    shown = image_gallery(runs)
     images = [len(figure["images"]) for figures in shown.values() for figure in figures]
     return templates.get_template("report.html.j2").render(
         runs=runs,
@@ -105,7 +105,7 @@ def render_page(runs: Sequence[FinishedRun]) -> str:
 
 
 def goal_scores(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A run's measures beside the bars; none where it was not judged."""
+    """Return a run's measures, and whether each meets its goal; empty for a run without a judge."""
     if not result["sets"]:
         return []
     return [
@@ -115,26 +115,29 @@ def goal_scores(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def rate_pair(pair: dict[str, Any]) -> dict[str, Any]:
-    """A pair of rates, base and unlearned, as objects; empty where nothing was measured."""
+    """Return a pair of rates, base and unlearned, as objects; empty if nothing was measured."""
     sides = {side: Rate(**pair[side]) for side in ("base", "unlearned")}
     return sides if sides["base"].n else {}
 
 
 def has_column(row: dict[str, Any], column: str) -> bool:
-    """Whether a set's rates hold this column; "object" or "style" alone may repeat another."""
+    """Return whether a table shows a column of a set's rates.
+
+    It does not if nothing was measured. Nor does it if "object" or "style" repeats another column.
+    """
     own = row.get(column)
     repeats = column in ("object", "style") and own in (row["right"], row.get("anchor"))
     return bool(own and rate_pair(own)) and not repeats
 
 
 def rate_tables(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
-    """The tables of the sets: of what is to be forgotten, and of what is to be kept.
+    """Return two tables of rates: of what is to be forgotten, and of what is to be kept.
 
-    Each holds its columns, and by set its lines: a label, the number of the run's colour, and the
-    rates by column.
+    Each table holds its columns, and the lines of each set. A line holds a label, the number of the
+    run's colour, and the rates by column.
     """
     tables = []
-    for title, names in (("To be forgotten", SETS[:2]), ("To be kept", SETS[2:])):
+    for title, names in (("To be forgotten", SET_NAMES[:2]), ("To be kept", SET_NAMES[2:])):
         sets: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for number, run in enumerate(runs):
             parts = {run.name: run.result, **{
@@ -153,14 +156,14 @@ def rate_tables(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     return tables
 
 
-def gallery(runs: Sequence[FinishedRun]) -> dict[str, list[dict[str, Any]]]:
-    """By set, the pictured prompts: the base model's image, and that of each run that drew it."""
+def image_gallery(runs: Sequence[FinishedRun]) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of each set: a prompt, the base model's image, and each run's image."""
     shown: dict[tuple[str, str, str, str], list[tuple[FinishedRun, Tile]]] = {}
     for run in runs:
         for tile in run.tiles:
             key = tile.part, tile.prompt, tile.seed, tile.base
             shown.setdefault(key, []).append((run, tile))
-    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in SETS}
+    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in SET_NAMES}
     for (part, prompt, seed, base), drawn in shown.items():
         images: list[tuple[str, int | None, str]] = [("base", None, base)]
         for run, tile in drawn:
@@ -174,7 +177,7 @@ def gallery(runs: Sequence[FinishedRun]) -> dict[str, list[dict[str, Any]]]:
 
 
 def metric_charts(runs: Sequence[FinishedRun]) -> dict[str, dict[str, Markup]]:
-    """By group, the charts of what metrics.csv holds, by metric; a line a run."""
+    """Return the charts of the runs' metrics.csv, by group and metric; each run is a line."""
     names = list(dict.fromkeys(chain.from_iterable(run.metrics for run in runs)))
     groups: dict[str, dict[str, Markup]] = {}
     for group, beginnings in CHARTS.items():
@@ -191,7 +194,14 @@ def metric_charts(runs: Sequence[FinishedRun]) -> dict[str, dict[str, Markup]]:
 
 
 def mask_secrets(config: Any, key: str = "") -> Any:
-    """A config whose secrets, by their keys, are not shown; switches and what is unset stay."""
+    """Return a configuration with "(hidden)" in place of secret values.
+
+    The name of a key tells whether its value is secret. Booleans and null are never hidden.
+
+    Args:
+        config: a configuration, or a part of one.
+        key: the key of that part.
+    """
     if isinstance(config, dict):
         return {k: mask_secrets(v, key if is_secret(key) else k) for k, v in config.items()}
     if isinstance(config, list):
@@ -201,7 +211,7 @@ def mask_secrets(config: Any, key: str = "") -> Any:
 
 
 def setting_differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
-    """The config's keys whose values differ between the runs, and the value in each run."""
+    """Return the keys whose values differ between the runs, with the value of each run."""
     return {
         key: [format_setting(mask_secrets(run.settings.get(key), key)) for run in runs]
         for key in differing_keys(runs)

@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 
 from unlearn.config.saved import read_saved_config
 from unlearn.evaluation.intervals import Rate
-from unlearn.evaluation.score import SCORE_COLUMNS, column_rate, read_images, score
+from unlearn.evaluation.score import SCORE_COLUMNS, column_rate, forget_keep_score, read_images
 from unlearn.reports.comparison import comparable_settings
 from unlearn.sweeps.jobs import read_failure
 from unlearn.training.run_dir import ERROR_FILE
 
 
 class RankedRun(NamedTuple):
-    """A finished run.
+    """A finished run with its rank.
 
     Attributes:
-        folder: its directory.
-        settings: its config, by dotted keys.
-        rates: of each of `SCORE_COLUMNS`.
-        score: see `HEADER`.
-        rank: its Pareto rank among the others, from 1.
+        folder: the run directory.
+        settings: the settings that can change the result, by dotted keys.
+        rates: the rate of each of the `SCORE_COLUMNS`.
+        score: the harmonic mean of retention and of what is forgotten, see `forget_keep_score`.
+        rank: the Pareto rank among the other runs, from 1; 0 before the runs are ranked.
     """
 
     folder: Path
@@ -33,14 +33,17 @@ class RankedRun(NamedTuple):
 
     @property
     def aims(self) -> tuple[float, float]:
-        """Unseen-target rate and retention, both to be low."""
+        """The unseen-target rate, and retention with a minus, so that both are better when low."""
         unseen, kept = (self.rates[column].value for column in ("unseen target", "retention"))
-        assert unseen is not None and kept is not None  # `score` needs them
+        assert unseen is not None and kept is not None  # `forget_keep_score` refuses runs without
         return unseen, -kept
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """The run directories in a folder, or the folder itself; none inside of another."""
+    """Yield the run directories in a folder, or the folder itself if it is one.
+
+    No run directory inside of another is among them.
+    """
     if any((folder / name).exists() for name in ("config.yaml", ERROR_FILE)):
         yield folder
         return
@@ -50,25 +53,29 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def read_ranked_runs(folders: Sequence[Path]) -> tuple[list[RankedRun], dict[Path, str]]:
-    """The finished runs, ranked, and why the last job in a folder failed or nothing is to rank."""
+    """Return the finished runs with their ranks, and the errors of the other run directories.
+
+    The second value holds, by run directory, why its last job failed or why it cannot be ranked. A
+    finished run is in both if a later job failed in its directory.
+    """
     runs, failed = [], {}
     for folder in folders:
         if reason := read_failure(folder):
             failed[folder] = reason
-        if not (folder / "result.json").exists():  # else the job failed beside a finished run
+        if not (folder / "result.json").exists():  # otherwise an earlier job finished here
             continue
         try:
             images = read_images(folder)
             rates = {column: column_rate(images, column) for column in SCORE_COLUMNS}
             settings = comparable_settings(read_saved_config(folder))
-            runs.append(RankedRun(folder, settings, rates, score(images)))
+            runs.append(RankedRun(folder, settings, rates, forget_keep_score(images)))
         except ValueError as error:
             failed[folder] = str(error)
     return rank_runs(runs), failed
 
 
 def rank_runs(runs: Sequence[RankedRun]) -> list[RankedRun]:
-    """The runs with their ranks, the best first."""
+    """Return the runs with their ranks, the best first; of equal rank by score."""
     left, done = list(runs), list[RankedRun]()
     while left:
         aims = [run.aims for run in left]

@@ -1,4 +1,4 @@
-"""A finished run, read from its directory."""
+"""Read a finished run from its directory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from unlearn.concepts.prompts import SETS
-from unlearn.config.base_model import BaseModel
+from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.saved import load_run_config
 from unlearn.evaluation.pictures import pictured_rows, tile_box
 from unlearn.evaluation.score import read_images
@@ -26,7 +25,15 @@ from unlearn.utils.units import GIB, format_duration
 
 
 class Tile(NamedTuple):
-    """A prompt of `before_after.png`: its set, the prompt, the seed, and both images as URIs."""
+    """One prompt of `before_after.png`.
+
+    Attributes:
+        part: the prompt's set.
+        prompt: the prompt.
+        seed: the seed of its noise.
+        base: the base model's image, as a data URI.
+        unlearned: the unlearned model's image, as a data URI.
+    """
 
     part: str
     prompt: str
@@ -37,22 +44,21 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the files of a finished run hold.
+    """The contents of a finished run's files.
 
     Attributes:
-        name: of the run.
+        name: the run's name on the page.
         folder: the run directory.
-        config: its config.yaml.
-        result: its result.json.
+        config: the object of config.yaml.
+        result: the object of result.json.
         anchors: the anchor of each target; "" is no style.
         base: the base model's name.
-        loading: arguments of `load_pipeline` that differ from its defaults.
-        unsafe: an image may be explicit.
-        tiles: the images of before_after.png; empty where it is not known what they show.
-        picture: then, the whole of it as a data URI.
-        metrics: by name, the points (step, value) of metrics.csv.
-        environment: what it trained with, and what that took; empty where it was not recorded.
-        evaluations: the published protocols' results.
+        unsafe: whether an image may be explicit.
+        tiles: the images of before_after.png; empty if no images.csv tells what they show.
+        picture: the whole before_after.png as a data URI if `tiles` is empty, and "" otherwise.
+        metrics: the points (step, value) of each metric of metrics.csv.
+        environment: versions, device, time and memory, by label; empty if not recorded.
+        evaluations: the results of published protocols.
     """
 
     name: str
@@ -61,7 +67,6 @@ class FinishedRun:
     result: dict[str, Any]
     anchors: dict[str, str]
     base: str
-    loading: dict[str, Any]
     unsafe: bool
     tiles: list[Tile]
     picture: str
@@ -71,7 +76,7 @@ class FinishedRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of its config and its last evaluation can make a difference, by dotted keys."""
+        """The settings of the run and of its last evaluation that can change the result."""
         evaluated = self.result.get("settings", {})
         return comparable_settings(self.config) | {
             f"evaluation.{k}": v for k, v in evaluated.items()
@@ -79,14 +84,14 @@ class FinishedRun:
 
 
 def read_run(folder: Path, name: str) -> FinishedRun:
-    """The finished run in a directory.
+    """Return the finished run in a directory.
 
     Args:
         folder: the run directory.
-        name: what to call it.
+        name: the run's name on the page.
 
     Raises:
-        ValueError: it is not finished, or a file of it is damaged.
+        ValueError: the run is not finished, or a file of the run is damaged.
     """
     config = load_run_config(folder)
     for file in ("result.json", "before_after.png"):
@@ -106,7 +111,6 @@ def read_run(folder: Path, name: str) -> FinishedRun:
         result=read_result(folder / "result.json"),
         anchors=anchors,
         base=config.base.name,
-        loading=changed_values(config.base, BaseModel(config.base.pretrained)),
         unsafe=any(own.concept.kind == "unsafe" for own in sections),
         tiles=tiles,
         picture="" if tiles else data_uri(picture),
@@ -116,15 +120,16 @@ def read_run(folder: Path, name: str) -> FinishedRun:
     )
 
 
-def changed_values(base: BaseModel, plain: BaseModel) -> dict[str, Any]:
-    """Return the arguments of `load_pipeline` that are not as `plain` has them, and the first."""
-    own, other = asdict(base), asdict(plain)
-    return {k: v for k, v in own.items() if k == "pretrained" or v != other[k]}
-
-
 @contextmanager
 def damage_as_value_errors(path: Path) -> Iterator[None]:
-    """Inside, what reading a damaged file raises becomes a ValueError that names it."""
+    """Raise a ValueError that names the file in place of any error of reading a damaged file.
+
+    Args:
+        path: the file that the body of the `with` statement reads.
+
+    Raises:
+        ValueError: the body raised an error.
+    """
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OSError, csv.Error) as error:
@@ -132,20 +137,20 @@ def damage_as_value_errors(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
+    """Return the object of a JSON file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     with damage_as_value_errors(path):
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_environment(folder: Path) -> dict[str, str]:
-    """What a run's environment.json and budget.json say, by labels.
+    """Return the facts of a run's environment.json and budget.json, by label.
 
     Raises:
-        ValueError: one of them is damaged.
+        ValueError: one of the files is damaged.
     """
     facts: dict[str, str] = {}
     if (path := folder / "environment.json").exists():
@@ -159,24 +164,24 @@ def read_environment(folder: Path) -> dict[str, str]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result.json.
+    """Return the object of a result.json.
 
     Raises:
-        ValueError: it is damaged, or of something else.
+        ValueError: the file is damaged, or lacks what a result of the four prompt sets has.
     """
     result = read_json(path)
     with damage_as_value_errors(path):
-        if result["sets"] and {*result["sets"]} != {*SETS}:
-            raise ValueError(f"its sets are {[*result['sets']]}, not {[*SETS]}")
+        if result["sets"] and {*result["sets"]} != {*SET_NAMES}:
+            raise ValueError(f"its sets are {[*result['sets']]}, not {[*SET_NAMES]}")
         result["kind"], result["excluded_prompts"]
     return result
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """The points (step, value) of each metric of a metrics.csv; none where there is none.
+    """Return the points (step, value) of each metric of a metrics.csv; empty without the file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     if not path.exists():
@@ -191,34 +196,38 @@ def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def data_uri(image: Image.Image) -> str:
-    """An image inside a page, lossless."""
+    """Return an image as a data URI, in lossless WebP."""
     file = io.BytesIO()
     image.save(file, format="WEBP", lossless=True)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def read_picture(path: Path) -> Image.Image:
-    """The picture before and after.
+    """Return the picture of a run's before_after.png.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     with damage_as_value_errors(path):
         return Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
 
 
 def read_tiles(folder: Path, picture: Image.Image) -> list[Tile]:
-    """Return the images of the picture before and after, which shows the `pictured_rows`.
+    """Return the images that before_after.png is made of, those of the `pictured_rows`.
 
-    Empty where there is no images.csv, as of an old run without a judge.
+    The list is empty without an images.csv, as in an old run without a judge.
+
+    Args:
+        folder: the run directory.
+        picture: the picture of before_after.png.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: images.csv is damaged.
     """
     tiles = []
     with damage_as_value_errors(folder / "images.csv"):
         rows = read_images(folder)
-        for part in SETS:
+        for part in SET_NAMES:
             for column, row in enumerate(pictured_rows([r for r in rows if r["set"] == part])):
                 boxes = [tile_box(picture.width, part, side, column) for side in (0, 1)]
                 base, after = (data_uri(picture.crop(box)) for box in boxes)

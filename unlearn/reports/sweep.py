@@ -1,4 +1,4 @@
-"""`unlearn sweep-report`: runs ranked, what differs between them, and which failed."""
+"""Write the report of `unlearn sweep-report`: ranks, differing settings, and failed runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ HEADER = (
 
 
 def ranking_table(runs: Sequence[RankedRun], failed: dict[Path, str]) -> str:
-    """The ranked runs as a Markdown table, and below it those that are not finished."""
+    """Return the ranked runs as a Markdown table, and a list of the failed runs below it.
+
+    Args:
+        runs: the ranked runs.
+        failed: the reason of each failed or unfinished run, by run directory.
+    """
     keys = differing_keys(runs)
     lines = []
     if runs:
@@ -41,7 +46,13 @@ def ranking_table(runs: Sequence[RankedRun], failed: dict[Path, str]) -> str:
 
 
 def write_csv(path: Path, runs: Sequence[RankedRun], failed: dict[Path, str]) -> None:
-    """The table in numbers: each rate, and the ends of its interval."""
+    """Write the ranked runs as a CSV file, with each rate and the ends of its interval.
+
+    Args:
+        path: the file.
+        runs: the ranked runs.
+        failed: the reason of each failed or unfinished run, by run directory.
+    """
     keys = differing_keys(runs)
     ends = [f"{column}{end}" for column in SCORE_COLUMNS for end in ("", " low", " high")]
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -57,12 +68,13 @@ def write_csv(path: Path, runs: Sequence[RankedRun], failed: dict[Path, str]) ->
 
 
 def report_sweep(folders: Sequence[Path]) -> None:
-    """Report all runs in the folders, into the folder that holds these, and print the table.
+    """Write the report of all runs in some folders, and print its table.
 
-    That is sweep.md, sweep.csv, and where there are finished runs pareto.png and parallel.png.
+    The report is sweep.md and sweep.csv, and pareto.png and parallel.png if a run is finished. They
+    are written into the folder that holds all the folders.
 
     Raises:
-        ValueError: there is no such folder, no run in one, or matplotlib is missing.
+        ValueError: a folder is missing or holds no run, or matplotlib is missing.
     """
     found: list[Path] = []
     for folder in folders:

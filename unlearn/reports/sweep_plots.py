@@ -1,4 +1,4 @@
-"""The pictures of `unlearn sweep-report`: trials between two aims, and what settings they had."""
+"""Draw the pictures of `unlearn sweep-report`: runs between two aims, and their settings."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from unlearn.reports.ranking import RankedRun
 from unlearn.utils.atomic import atomic_path
 
 COLORS = colormaps["viridis"]
-LOG = 5  # how many times the least the largest number is, for an axis of logarithms
+LOG = 5  # the ratio of the largest to the least number from which an axis is logarithmic
 LABELS = {
     "unseen target": "unseen-target rate (left is better)",
     "retention": "retention (up is better)",
 }
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure whole."""
+def save_plot(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, atomically."""
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
 
 
 def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> None:
-    """Each run by unseen-target rate and retention with their intervals; the front is joined."""
+    """Draw each run by its unseen-target rate and retention, with their intervals.
+
+    A line joins the runs of the Pareto front.
+
+    Args:
+        path: the file to write.
+        runs: the ranked runs.
+    """
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     points = [[run.rates[column] for run in runs] for column in LABELS]
@@ -61,13 +68,17 @@ def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> None:
     axes.set(xlabel=LABELS["unseen target"], ylabel=LABELS["retention"])
     axes.legend(loc="lower right")
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), ax=axes, label="score")
-    save(figure, path)
+    save_plot(figure, path)
 
 
 class Axis:
-    """One axis of the parallel coordinates: where on it values lie, from 0 to 1, and its labels.
+    """One axis of the parallel coordinates, which gives each value a place from 0 to 1.
 
-    Numbers lie by their size, or by its logarithm; what else there is lies in alphabetical order.
+    Numbers are placed by their size or its logarithm. Other values are placed in alphabetical
+    order.
+
+    Args:
+        values: all values of the axis; None has no place.
     """
 
     def __init__(self, values: Sequence[Any]) -> None:
@@ -79,7 +90,7 @@ class Axis:
         self.log = self.numeric and self.low > 0 and self.high > LOG * self.low
 
     def place(self, value: Any) -> float:
-        """Where a value lies; nan for None."""
+        """Return a value's place on the axis, from 0 to 1; nan for None."""
         if value is None:
             return float("nan")
         number = value if self.numeric else self.names.index(str(value))
@@ -89,7 +100,7 @@ class Axis:
         return float((number - low) / (high - low)) if high > low else 0.5
 
     def labels(self) -> list[tuple[float, str]]:
-        """Where its labels stand, and they."""
+        """Return the axis's labels, each with its place."""
         if not self.numeric:
             return [(self.place(name), name) for name in self.names]
         spaced = np.geomspace if self.log else np.linspace
@@ -98,7 +109,15 @@ class Axis:
 
 
 def draw_parallel(path: Path, runs: Sequence[RankedRun], keys: Sequence[str]) -> None:
-    """A line a run through what differs between them and both aims; the front is drawn thick."""
+    """Draw a line for each run through its differing settings and both aims.
+
+    The lines of the Pareto front are thick.
+
+    Args:
+        path: the file to write.
+        runs: the ranked runs.
+        keys: the settings that differ between the runs.
+    """
     columns = {key: [run.settings.get(key) for run in runs] for key in keys}
     columns |= {column: [run.rates[column].value for run in runs] for column in LABELS}
     axes = {key: Axis(values) for key, values in columns.items()}
@@ -121,4 +140,4 @@ def draw_parallel(path: Path, runs: Sequence[RankedRun], keys: Sequence[str]) ->
     picture.set(yticks=[], xlim=(-0.5, len(axes) - 0.7), ylim=(-0.05, 1.05))
     picture.spines[:].set_visible(False)
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), ax=picture, label="score", pad=0.01)
-    save(figure, path)
+    save_plot(figure, path)

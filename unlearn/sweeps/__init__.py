@@ -1,1 +1,1 @@
-"""Many runs: the jobs of a sweep, a search, a pool of processes."""
+"""Make many runs: the jobs of a sweep, a search, and a pool of processes."""

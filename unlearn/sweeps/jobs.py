@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep; one that fails stops no other."""
+"""Run the jobs of a sweep; a job that fails stops no other job."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def train_overrides(overrides: Sequence[str]) -> Path:
 
     Raises:
         ValueError: an override is not valid.
-        RunError: see `train`.
+        RunError: the run met a fault that it cannot go on with.
     """
     return train(parse_config(compose(list(overrides))))
 
 
 def run_job(run: Path, overrides: Sequence[str], parse: Callable[[], RunConfig]) -> None:
-    """Run a job; where it fails, error.txt in its run directory says why and where.
+    """Run a job; if it fails, write the reason and the traceback to error.txt.
 
     Args:
-        run: the run directory.
-        overrides: what makes the job.
-        parse: returns the job's checked configuration.
+        run: the job's run directory.
+        overrides: the job's overrides.
+        parse: a function that returns the job's checked configuration.
     """
     try:
         train(parse())
-    except Exception as error:  # whatever it is, other jobs may do better
+    except Exception as error:  # of any kind: the other jobs may still succeed
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         reason = f"{kind}{' '.join(str(error).split())}"
         keep_error(run, reason, overrides, traceback.format_exc())
@@ -44,7 +44,14 @@ def run_job(run: Path, overrides: Sequence[str], parse: Callable[[], RunConfig])
 
 
 def keep_error(run: Path, reason: str, overrides: Sequence[str], details: str = "") -> None:
-    """Write error.txt, which holds no secret, into the run directory of a job that failed."""
+    """Write error.txt, without secrets, into the run directory of a job that failed.
+
+    Args:
+        run: the job's run directory.
+        reason: why the job failed, in one line.
+        overrides: the job's overrides; the values of secret keys are left out.
+        details: what follows, such as a traceback.
+    """
     run.mkdir(parents=True, exist_ok=True)
     given = " ".join(
         f"{key}=***" if is_secret(key) and value not in ("true", "false") else f"{key}{sign}{value}"
@@ -54,17 +61,17 @@ def keep_error(run: Path, reason: str, overrides: Sequence[str], details: str = 
 
 
 def read_failure(run: Path) -> str | None:
-    """Why a job left no whole run in its directory; None: it did."""
+    """Return why the last job in a run directory failed, in one line, or None if it finished."""
     if (run / ERROR_FILE).exists():
         return (run / ERROR_FILE).read_text(encoding="utf-8").partition("\n")[0]
     return None if (run / "result.json").exists() else "not finished"
 
 
 def raise_for_failures(runs: Sequence[Path]) -> None:
-    """Say what became of a sweep's jobs.
+    """Print the reason of each job that failed, and end the program if any did.
 
     Raises:
-        SystemExit: some failed.
+        SystemExit: at least one job failed; the status is 1.
     """
     failed = {run: reason for run in runs if (reason := read_failure(run))}
     if failed:

@@ -1,4 +1,4 @@
-"""Many runs on one machine, several at a time: one that fails, or dies, stops no other."""
+"""Make several runs at a time on one machine; a run that fails or dies stops no other run."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run_concurrently(
     workers: int,
     done: int = 0,
 ) -> dict[str, str]:
-    """The errors of the tasks that failed, by name.
+    """Run tasks side by side in threads, and return the errors of those that failed, by name.
 
     Args:
-        tasks: what each run waits for, by its name.
-        finish: called with a run's name and its task's result as soon as it ends; returns what
-            was wrong with it, if anything.
-        workers: runs at the same time.
-        done: how many runs there were before, for the progress bar.
+        tasks: a function for each run, by the run's name.
+        finish: a function that is called with a run's name and its task's result as soon as the
+            task ends, and returns an error or None.
+        workers: the number of tasks at the same time.
+        done: the number of runs that were finished before, for the progress bar.
     """
     errors = {}
     runners = ThreadPoolExecutor(workers)
@@ -57,9 +57,9 @@ class PoolJob(NamedTuple, Generic[Result]):
     """One run of a pool.
 
     Attributes:
-        run_dir: the run directory, which gets what the run prints, as log.txt.
-        perform: makes the run, in another process.
-        one_device: the run has one device.
+        run_dir: the run directory, whose log.txt gets what the run prints.
+        perform: the function that makes the run, in another process.
+        one_device: whether the run takes one device alone.
     """
 
     run_dir: Path
@@ -68,7 +68,7 @@ class PoolJob(NamedTuple, Generic[Result]):
 
 
 def run_logged(job: PoolJob[Result]) -> Result:
-    """Make one run, whose output is added to log.txt in its run directory; return its result."""
+    """Make one run, add its output to log.txt of its run directory, and return its result."""
     job.run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with (
@@ -79,7 +79,7 @@ def run_logged(job: PoolJob[Result]) -> Result:
             return job.perform()
     finally:
         if (parent := parent_process()) and not parent.is_alive():
-            os._exit(128 + signal.SIGTERM)  # nobody waits for a result, or has more to do
+            os._exit(128 + signal.SIGTERM)  # no process waits for this one any more
 
 
 def run_jobs(
@@ -91,17 +91,19 @@ def run_jobs(
     """Make runs side by side, and return the errors of those that failed, by name.
 
     The processor's cores are shared out among the workers: small networks gain more from runs side
-    by side than from threads. So are the GPUs, where each run has one device. Where this process
-    ends, however it does, a run ends as at SIGTERM.
+    by side than from threads. The GPUs are shared out too, if each run takes one device. When this
+    process ends, for whatever reason, its runs end as at SIGTERM.
 
     Args:
-        jobs: by the runs' names.
-        finish, workers, done: see `run_concurrently`.
+        jobs: the jobs, by the runs' names.
+        finish: the function of `run_concurrently`.
+        workers: the number of runs at the same time, each in a process of its own.
+        done: the number of runs that were finished before, for the progress bar.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     alone = all(job.one_device for job in jobs.values())
     devices: list[str | None] = [*(visible_gpus() if alone else [])] or [None]
-    idle: SimpleQueue[tuple[ProcessPoolExecutor, str | None]] = SimpleQueue()  # of one process each
+    idle: SimpleQueue[tuple[ProcessPoolExecutor, str | None]] = SimpleQueue()  # one process each
     for device in islice(cycle(devices), workers):
         idle.put((start_worker(threads, device), device))
 
@@ -124,19 +126,29 @@ def run_jobs(
 
 
 def visible_gpus() -> list[str]:
-    """The names of the GPUs, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the names of the GPUs, as CUDA_VISIBLE_DEVICES holds them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def start_worker(threads: int, device: str | None) -> ProcessPoolExecutor:
-    """One process for run after run, so that they do not import everything anew."""
+    """Start a process that makes run after run, so that packages are imported once.
+
+    Args:
+        threads: the number of torch's threads.
+        device: the GPU for CUDA_VISIBLE_DEVICES; None: as this process has it.
+    """
     spawn = get_context("spawn")
     return ProcessPoolExecutor(1, spawn, initializer=init_worker, initargs=(threads, device))
 
 
 def init_worker(threads: int, device: str | None) -> None:
-    """Make a process of the pool ready: its share of the machine, and an end with the first's."""
+    """Give a process of the pool its share of the machine, and end it when its parent ends.
+
+    Args:
+        threads: the number of torch's threads.
+        device: the GPU for CUDA_VISIBLE_DEVICES; None: as the parent has it.
+    """
     torch.set_num_threads(threads)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device

@@ -1,4 +1,4 @@
-"""Optuna's search for settings that forget more or keep more, one run directory a trial."""
+"""Search by Optuna for settings that forget more or keep more, with a run directory a trial."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from unlearn.evaluation.score import column_rate, read_images, score
+from unlearn.evaluation.score import column_rate, forget_keep_score, read_images
 from unlearn.sweeps.jobs import read_failure
 from unlearn.utils.atomic import write_text
 
@@ -30,7 +30,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def search_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """What is searched, by config keys: intervals and lists of values.
+    """Return the distribution of each key whose override is an interval or a list of values.
 
     An interval with the tag `log` is searched by its logarithm.
     """
@@ -51,27 +51,27 @@ def search_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
 
 
 def objective_values(run: Path) -> list[float]:
-    """The values of `OBJECTIVES` of a finished run.
+    """Return a finished run's values of the `OBJECTIVES`, in their order.
 
     Raises:
-        ValueError: see `score`.
+        ValueError: the run has nothing to score, as `forget_keep_score` says.
     """
     images = read_images(run)
-    score(images)
+    forget_keep_score(images)
     return [float(column_rate(images, column).value or 0) for column in OBJECTIVES]
 
 
 class Search:
-    """Trials, the Nth of which is the run directory N of a folder, where it can be found again.
+    """A search, whose trial N is the run directory N of a folder.
 
-    Each holds what was chosen, in trial.json. There is no other record: the study is made anew from
-    the run directories, so that a search goes on after it was stopped at any point. What is
-    proposed for trial N depends on the seed, on N and on the finished trials alone.
+    The trial.json of each run directory holds the values that were chosen. There is no other
+    record. The study is built anew from the run directories, so a search can go on after a stop at
+    any point. The proposal for trial N depends on the seed, on N and on the finished trials alone.
 
     Args:
-        folder: of the run directories.
-        space: what is searched, by config keys.
-        seed: of the sampler.
+        folder: the folder of the run directories.
+        space: the distribution of each searched key.
+        seed: the sampler's seed.
     """
 
     def __init__(self, folder: Path, space: Mapping[str, BaseDistribution], seed: int) -> None:
@@ -79,19 +79,24 @@ class Search:
         self.study = optuna.create_study(directions=list(OBJECTIVES.values()))
 
     def run(self, number: int) -> Path:
-        """A trial's run directory."""
+        """Return a trial's run directory."""
         return self.folder / f"{number:03d}"
 
     def overrides(self, number: int, params: Mapping[str, Any]) -> list[str]:
-        """What makes a trial of the sweep's other overrides."""
+        """Return the overrides that a trial adds to those of the sweep.
+
+        Args:
+            number: the trial's number.
+            params: the trial's values, by key.
+        """
         values = [f"{k}={'null' if value is None else value}" for k, value in params.items()]
         return [*values, f"run_dir='{self.run(number)}'"]
 
     def recorded(self, number: int) -> dict[str, Any] | None:
-        """The values of a trial that was begun.
+        """Return the values of a trial that was begun, by key, or None if it was not begun.
 
         Raises:
-            ValueError: they are not of this search, or the file is damaged.
+            ValueError: the values are not of this search, or trial.json is damaged.
         """
         path = self.run(number) / TRIAL_FILE
         if not path.exists():
@@ -110,16 +115,25 @@ class Search:
         return params
 
     def frozen(self, params: dict[str, Any], values: list[float]) -> FrozenTrial:
-        """A finished trial."""
+        """Return a finished trial of these values, by key, and objective values.
+
+        Raises:
+            ValueError: the values are not of this search's space.
+        """
         return create_trial(params=params, distributions=self.space, values=values)
 
     def add(self, number: int, params: dict[str, Any]) -> None:
-        """Take up a finished trial; one that has nothing to score teaches nothing."""
+        """Add a finished trial to the study, unless its run has nothing to score."""
         with contextlib.suppress(ValueError):
             self.study.add_trial(self.frozen(params, objective_values(self.run(number))))
 
     def ask(self, number: int, params: dict[str, Any] | None = None) -> Trial:
-        """A trial to run: of the values given, or else proposed by TPE."""
+        """Return a trial to run, and write its trial.json.
+
+        Args:
+            number: the trial's number.
+            params: the values, by key; None: the sampler TPE proposes them.
+        """
         seed = np.random.SeedSequence([self.seed, number]).generate_state(1)
         self.study.sampler = optuna.samplers.TPESampler(seed=int(seed[0]))
         if params:
@@ -130,7 +144,7 @@ class Search:
         return trial
 
     def tell(self, number: int, trial: Trial) -> None:
-        """Take the result of a trial that was run."""
+        """Tell the study the result of a trial that was run, or that the trial failed."""
         try:
             values = None if read_failure(self.run(number)) else objective_values(self.run(number))
         except ValueError as error:

@@ -11,8 +11,8 @@ import pytest
 
 from tests.helpers.bad_input import Case, name_of
 from unlearn.cli.demo import make_draw
-from unlearn.config.saved import load_run
-from unlearn.generation.sampling import generate
+from unlearn.config.saved import load_run_config
+from unlearn.generation.sampling import Sampler, generate
 from unlearn.models.pipeline import load_pipeline
 from unlearn.weights.delta import load_unlearned
 
@@ -20,17 +20,13 @@ from unlearn.weights.delta import load_unlearned
 def test_it_draws_what_the_pipelines_draw_one_by_one(
     bad_input_run: Path, random_model: Path
 ) -> None:
-    config, folder = load_run(str(bad_input_run))
-    draw = make_draw(config, folder)
+    config = load_run_config(bad_input_run)
+    draw = make_draw(config)
     pipe = load_pipeline(str(random_model))
-    sampler = {
-        "num_inference_steps": 2,
-        "guidance_scale": config.model.guidance_scale,
-        "batch_size": 1,
-    }
-    expected = [generate(pipe, ["a panda"], [5], **sampler)]
-    load_unlearned(pipe, folder / "unlearned.safetensors")
-    expected.append(generate(pipe, ["a panda"], [5], **sampler))
+    sampler = Sampler(2, config.guidance_scale, batch_size=1)
+    expected = [generate(pipe, ["a panda"], [5], sampler)]
+    load_unlearned(pipe, config.weights)
+    expected.append(generate(pipe, ["a panda"], [5], sampler))
     assert not expected[0].equal(expected[1])
     for _ in range(2):  # the same again: one image leaves nothing for the next
         for image, tensor in zip(draw("a panda", 5, 2), expected, strict=True):
@@ -53,7 +49,7 @@ CASES = [
     Case(["demo", "run", "other"], r"usage: unlearn demo RUN_DIR"),
     Case(["demo", "nowhere"], r"nowhere: not a finished run directory, config.yaml is missing"),
     Case(["demo", "run", "port=high"], r"port: Value 'high' of type 'str'"),
-    Case(["demo", "run", "port=70000"], r"port=70000: allowed are 0 \(a free one\) to 65535"),
+    Case(["demo", "run", "port=70000"], r"port=70000: at least 0 and at most 65535 is needed"),
     Case(["demo", "run", "prot=80"], r"prot=80: there is no such key; did you mean .*'port'"),
 ]
 

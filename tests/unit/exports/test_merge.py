@@ -12,7 +12,7 @@ import unlearn
 from unlearn.cli import merge
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
-from unlearn.evaluation.jobs import job_for
+from unlearn.evaluation.jobs import parse_job
 from unlearn.exports.merge import MergeOptions, merge_runs, merge_weights
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.pipeline import load_pipeline
@@ -80,7 +80,7 @@ def test_merged_runs_are_a_run(
     metadata = read_safetensors(path)[1]
     assert (metadata["concept"], metadata["method"]) == ("panda+rabbit", "merge")
     assert (metadata["base"], metadata["scale"]) == (str(random_model), "2.0")
-    job = job_for(out, ["evaluation.images_per_prompt=1"])  # what `unlearn evaluate` makes of it
+    job = parse_job(out, ["evaluation.images_per_prompt=1"])  # what `unlearn evaluate` makes of it
     assert [part.name for part in job.config.concept.members] == ["panda", "rabbit"]
     assert job.config.saved["method"]["merged"] == ["panda (doco)", "rabbit (doco)"]
     later = [f"after={out}", "concept=rocket", f"model.pretrained={random_model}"]
@@ -116,11 +116,8 @@ def test_what_cannot_be_added_is_refused(
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_scale_that_is_none_is_refused(runs: list[Path], tmp_path: Path, scale: float) -> None:
-    arguments = [
-        *map(str, runs),
-        str(tmp_path / "out"),
-        f"scale={str(scale).replace('inf', '.inf')}",
-    ]
+    said = str(scale).replace("inf", ".inf")
+    arguments = [*map(str, runs), str(tmp_path / "out"), f"scale={said}"]
     with pytest.raises(ValueError, match=f"scale={scale}: a finite number of more than 0"):
         merge.run(arguments)
     assert not (tmp_path / "out").exists()

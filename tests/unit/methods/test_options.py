@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
-from tests.helpers.methods import build
+from tests.helpers.methods import make_method
 from unlearn.methods.options import MethodOptions, TrainingOptions, batches_per_step
 from unlearn.methods.registry import METHODS, options_of
 from unlearn.models.pipeline import load_pipeline
@@ -78,6 +78,6 @@ def test_every_trained_method_accumulates_and_no_other_does() -> None:
 def test_a_method_refuses_bad_options_and_those_of_another(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
     with pytest.raises(ValueError, match=r"method\.accumulate_grad_batches=0: at least 1 is"):
-        build(pipe, "esd", accumulate_grad_batches=0)
+        make_method(pipe, "esd", accumulate_grad_batches=0)
     with pytest.raises(AssertionError, match="ESDOptions"):
         METHODS["esd"](pipe.unet, None, options_of("uce")())  # type: ignore[arg-type]

@@ -12,15 +12,18 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageChops
+from safetensors.torch import load_file
 
 from tests.helpers.bad_input import Case, name_of
 from tests.helpers.finished_runs import HOSTILE, make_finished
 from unlearn.evaluation.pictures import tile_box
-from unlearn.reports.page import mask_secrets, report_runs
+from unlearn.reports.page import ReportOptions, mask_secrets, report_runs
 
 
 class Page(HTMLParser):
@@ -55,7 +58,7 @@ def finished(bad_input_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def page_of(tmp_path: Path) -> Callable[..., Page]:
     def write(*runs: Path) -> Page:
         out = tmp_path / "page.html"
-        assert report_runs([*map(str, runs), f"out={out}"]) == out
+        assert report_runs([str(run) for run in runs], ReportOptions(out=str(out))) == out
         return Page(out)
 
     return write
@@ -80,7 +83,13 @@ def test_the_page_shows_what_the_files_hold(finished: Path, page_of: Callable[..
     assert page.of("svg", "aria-label") == ["unlearn_loss", "surgery/cosine"]
     for fact in (platform.python_version(), version("torch"), version("unlearn-diffusion")):
         assert fact in page.text
-    assert f"load_unlearned(pipe, '{finished}/unlearned.safetensors')" in page.text
+    loading = re.search(r"import unlearn\n\npipe = .*\n", page.text)
+    assert loading and str(finished) in loading[0]
+    names: dict[str, Any] = {}
+    exec(loading[0], names)  # what a reader of the page would copy
+    found = names["pipe"].unet.state_dict()
+    weights = load_file(finished / "unlearned.safetensors")
+    assert all(torch.equal(found[n.removeprefix("unet.")], w) for n, w in weights.items())
     assert "discriminator_lr: 0.0002" in page.text
     assert "Not recorded" not in page.text
 
@@ -147,14 +156,14 @@ def test_the_last_evaluation_s_settings_are_shown_in_the_place_of_the_config_s(
     bad_input_run: Path, tmp_path: Path, page_of: Callable[..., Page]
 ) -> None:
     runs = [make_finished(tmp_path / name, bad_input_run) for name in ("one", "two")]
-    for run, seeds in zip(runs, (1, 4), strict=True):
+    for run, images in zip(runs, (1, 4), strict=True):
         result = json.loads((run / "result.json").read_text())
-        settings = {"seeds": seeds, "judge": None, "precision": "32-true"}
+        settings = {"images_per_prompt": images, "judge": None, "precision": "32-true"}
         (run / "result.json").write_text(json.dumps(result | {"settings": settings}))
     page = page_of(*runs)
-    assert "two, evaluated with: seeds=4, precision=32-true" in page.text
+    assert "two, evaluated with: images_per_prompt=4, precision=32-true" in page.text
     differs = page.text.partition("What differs")[2].partition("the whole configuration")[0]
-    assert re.sub(r"\s", "", differs) == "keyonetwoevaluation.seeds14one:"
+    assert re.sub(r"\s", "", differs) == "keyonetwoevaluation.images_per_prompt14one:"
 
 
 def test_without_a_judge_the_page_shows_images_alone(
@@ -249,5 +258,5 @@ def test_a_damaged_file_is_named(finished: Path, tmp_path: Path, name: str, cont
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).write_text(content)
     with pytest.raises(ValueError, match=f"{re.escape(str(run / name))}: damaged"):
-        report_runs([str(run), f"out={tmp_path / 'page.html'}"])
+        report_runs([str(run)], ReportOptions(out=str(tmp_path / "page.html")))
     assert not (tmp_path / "page.html").exists()

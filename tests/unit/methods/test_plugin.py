@@ -1,0 +1,209 @@
+"""A method of another package: installed, listed, explained, trained and evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.helpers.console import SCRIPT
+from unlearn.utils.paths import EMBEDDED
+
+FILES = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "tethered-unlearning"
+version = "1.0"
+
+[project.entry-points."unlearn.methods"]
+tethered = "tethered.method:Tethered"
+
+[tool.setuptools]
+packages = ["tethered"]
+
+[tool.setuptools.package-data]
+tethered = ["conf/**/*.yaml"]
+""",
+    "tethered/__init__.py": '"""Unlearning on a tether."""\n',
+    "tethered/method.py": '''
+"""Regression to the base model's output for the anchor, on a tether to the base weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearn.methods.base import UnlearningModule
+from unlearn.methods.manual_steps import Batch
+from unlearn.methods.options import TrainingOptions
+from unlearn.models.noise_schedule import add_noise
+from unlearn.utils.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TetheredOptions(TrainingOptions):
+    """Hold the options of `Tethered`."""
+
+    tether: float = option(0.01, at_least=0, help="how strongly the base weights pull back")
+
+
+class Tethered(UnlearningModule):
+    """Move the target prompt's output to the anchor's; the weights stay near the base's."""
+
+    Options = TetheredOptions
+    options: TetheredOptions
+    paper = "a note of 2026"
+    title = "Tethered regression"
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam for the keys and values of text."""
+        return torch.optim.Adam(self.weights, self.options.lr)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean squared error on the unlearn half, and the tether's pull."""
+        latents, noise, timesteps, states = (
+            batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states")
+        )
+        z_t = add_noise(latents, noise, timesteps, self.schedule)
+        target = self.teacher(z_t, timesteps, batch["teacher_states"])
+        pairs = zip(self.weights, self.base, strict=True)
+        moved = torch.stack([(weight - base).square().sum() for weight, base in pairs]).sum()
+        output = self.output(z_t, timesteps, states)
+        return F.mse_loss(output.float(), target.float()) + self.options.tether * moved
+''',
+    "tethered/conf/method/tethered.yaml": """
+name: tethered
+recipe: ${.name}
+lr: ${recipe:lr}
+tether: 0.02
+accumulate_grad_batches: 1
+""",
+    "tethered/conf/recipe/emoji/tethered.yaml": """
+instance: &same {steps: 60, lr: 2e-4}
+style: *same
+unsafe: *same
+""",
+    "tethered/conf/evaluation/tethered_general.yaml": """
+defaults: [spm_general, _self_]
+name: tethered_general
+source: a protocol of the package's own
+""",
+}
+EACH = """
+import json, sys
+from unlearn.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        print("status", end.code)
+    print("=====", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that pip installed the package into, from a folder of its own."""
+    for name in ("pip", "setuptools"):
+        if find_spec(name) is None:  # as in an environment that uv made
+            pytest.skip(f"{name} is not installed")
+    source, target = (tmp_path_factory.mktemp(name) for name in ("source", "target"))
+    for name, text in FILES.items():
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.lstrip("\n"), encoding="utf-8")
+    call([
+        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+        "--no-deps", "--no-build-isolation", "--target", str(target), str(source),
+    ])  # fmt: skip
+    return target
+
+
+def call(command: list[str], cwd: Path | None = None, path: Path | None = None) -> str:
+    """What a process prints, which must end well; it sees the packages in `path`."""
+    paths = [str(path)] if path else []
+    paths += os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def train(*overrides: str) -> list[str]:
+    """The arguments that train the method on the panda."""
+    return ["train", "concept=panda", "method=tethered", "trainer.accelerator=cpu", *overrides]
+
+
+def moves(run: Path, base: Path) -> list[float]:
+    """How far each weight has moved from the base model's at most."""
+    original = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    weights = load_file(run / "unlearned.safetensors")
+    pairs = ((weight, original[name.removeprefix("unet.")]) for name, weight in weights.items())
+    return [float((weight - base.float()).abs().max()) for weight, base in pairs]
+
+
+def test_the_commands_know_it(
+    installed: Path, tmp_path: Path, random_model: Path, random_judge: Path
+) -> None:
+    """One process for all of them, since each would import torch anew."""
+    commands = [
+        ["list", "methods"],
+        ["list", "protocols"],
+        ["config", "method", "method=tethered"],
+        train("method.tether=-1"),
+        train("method.tehter=1"),
+        train(
+            f"model.pretrained={random_model}", "steps=2", "batch_size=2", "data.images=4",
+            "data.relearn_images=2", "data.num_inference_steps=1",
+            "evaluation.images_per_prompt=1", "evaluation.num_inference_steps=1",
+            f"evaluation.judge={random_judge}",
+        ),
+    ]  # fmt: skip
+    printed = call([sys.executable, "-c", EACH, json.dumps(commands)], tmp_path, installed)
+    methods, protocols, section, bad_value, bad_key, trained, errors = printed.split("=====\n")
+    assert "tethered          Tethered regression (a note of 2026)\n" in methods
+    assert "doco              DoCo (arXiv 2405.15304)\n" in methods
+    assert "tethered_general" in protocols
+    assert "a protocol of the package's own\n" in protocols
+    assert section.startswith("method.name = tethered\n")
+    assert "method.tether = 0.02\n  how strongly the base weights pull back\n" in section
+    assert (bad_value, bad_key) == ("status 2\n", "status 2\n")
+    assert "unlearn: method.tether=-1.0: a finite number of at least 0 is needed\n" in errors
+    assert "unlearn: method.tehter=1: there is no such key; did you mean one of ['tether'" in errors
+    assert "status" not in trained
+    run = tmp_path / "runs" / "panda-tethered-0"
+    moved = moves(run, random_model)
+    assert moved and all(0 < m < 1e-3 for m in moved)  # Adam, two steps at 2e-4
+    assert "\n  tether: 0.02\n" in (run / "config.yaml").read_text()
+    assert json.loads((run / "result.json").read_text())["method"] == "tethered"
+
+
+def test_the_help_lists_it(installed: Path, tmp_path: Path) -> None:
+    for path, listed in ((installed, True), (None, False)):
+        printed = call([str(SCRIPT), "train", "--help"], tmp_path, path)
+        methods = printed.partition("\n  method ")[2].partition("\n  model ")[0]
+        assert ("doco, " in methods, "tethered" in methods) == (True, listed)
+
+
+@pytest.mark.slow
+def test_it_forgets_on_the_embedded_model(installed: Path, tmp_path: Path) -> None:
+    """By the console script itself."""
+    small = ("data.images=32", "data.relearn_images=0", "evaluation.images_per_prompt=1")
+    call([str(SCRIPT), *train(*small)], tmp_path, installed)
+    run = tmp_path / "runs" / "panda-tethered-0"
+    assert all(0 < m < 0.02 for m in moves(run, EMBEDDED))  # 60 steps at 2e-4
+    right = json.loads((run / "result.json").read_text())["sets"]["seen_target"]["right"]
+    assert right["unlearned"]["value"] < 0.5 < right["base"]["value"]
