@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,7 @@ from hydra.utils import get_class
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from unlearn.utils.checks import unknown_key_message
 from unlearn.utils.credentials import is_secret, nested_values
 
 TargetEntries = dict[str, dict[str, Any]]
@@ -56,8 +58,8 @@ def target_class(section: str, name: str, entry: Any, kind: type) -> type:
         kind: the class that the named class must derive from.
 
     Raises:
-        ValueError: the entry has no `_target_`, or the class cannot be imported or does not derive
-            from `kind`; or an option is called as secrets are.
+        ValueError: the entry has no `_target_`, or the class cannot be imported, does not derive
+            from `kind` or does not take a key of the entry; or an option is called as secrets are.
     """
     key = f"{section}.{name}"
     if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
@@ -75,7 +77,23 @@ def target_class(section: str, name: str, entry: Any, kind: type) -> type:
         raise ValueError(f"{key}._target_={entry['_target_']}: {reason}") from error
     if not issubclass(found, kind):
         raise ValueError(f"{key}._target_={entry['_target_']}: is no {kind.__name__} of Lightning")
+    check_arguments(key, found, entry)
     return found
+
+
+def check_arguments(key: str, kind: type, entry: Mapping[str, Any]) -> None:
+    """Refuse keys of an entry that its class does not take.
+
+    Raises:
+        ValueError: the class has no such argument. The message names the key, the value and the
+            nearest arguments.
+    """
+    parameters = inspect.signature(kind).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return
+    for name, value in entry.items():
+        if not name.startswith("_") and name not in parameters:
+            raise ValueError(unknown_key_message(f"{key}.{name}", value, list(parameters)))
 
 
 def shows_images(entry: Mapping[str, Any]) -> bool:
