@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments.summary import finished_runs
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import training_pairs
-from unlearn.concepts.vocabulary import fill_template, vocabulary
+from unlearn.concepts.vocabulary import fill_template, load_vocabulary
 from unlearn.config.saved import load_run_config
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.generation.sampling import Sampler, generate
@@ -48,7 +48,7 @@ def unseen_pairs(concept: Concept) -> Pairs:
             pairs += [(fill_template(s, anchor), fill_template(s, target)) for s in concept.unseen]
             continue
         for i, name in enumerate(concept.unrelated):
-            scene = fill_template(vocabulary().templates["unseen"][i % 8], name)
+            scene = fill_template(load_vocabulary().templates["unseen"][i % 8], name)
             for phrase in concept.unseen:
                 styled = phrase.format(p=scene, t=anchor) if anchor else scene
                 pairs.append((styled, phrase.format(p=scene, t=target)))
@@ -79,7 +79,7 @@ def residuals(
     latents = latents * base.vae.config.scaling_factor
     anchor_states, target_states = encode_prompts(base, anchors), encode_prompts(base, targets)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    schedule = NoiseSchedule.of(base.scheduler)
+    schedule = NoiseSchedule.from_scheduler(base.scheduler)
 
     def distance(output: Tensor, anchor: Tensor) -> Tensor:
         return (output - anchor).flatten(1).norm(dim=1)

@@ -15,8 +15,10 @@ from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from unlearn.config.jobs import compose_job
+from unlearn.config.schema import PoolOptions
 from unlearn.sweeps.jobs import keep_error, read_failure
 from unlearn.sweeps.pool import PoolJob, run_jobs
+from unlearn.utils.options import check_options
 
 
 class PoolLauncher(Launcher):
@@ -34,8 +36,7 @@ class PoolLauncher(Launcher):
     config: DictConfig
 
     def __init__(self, workers: int) -> None:
-        if workers < 1:
-            raise ValueError(f"hydra.launcher.workers={workers}: at least 1 is needed")
+        check_options(PoolOptions(workers=workers), "hydra.launcher")
         self.workers = workers
 
     def setup(

@@ -20,10 +20,12 @@ from tqdm import tqdm
 
 from unlearn.config.jobs import check_jobs, compose_job, read_jobs
 from unlearn.config.parse import parse_config
+from unlearn.config.schema import SweeperOptions
 from unlearn.reports.sweep import report_sweep
 from unlearn.sweeps.jobs import raise_for_failures
 from unlearn.training.run_dir import read_progress
-from unlearn.utils.errors import refuse
+from unlearn.utils.errors import exit_with_user_error
+from unlearn.utils.options import check_options
 
 
 class UnlearnSweeper(Sweeper):
@@ -56,6 +58,9 @@ class UnlearnSweeper(Sweeper):
     ) -> None:
         self.trials, self.seed, self.max_batch_size = trials, seed, max_batch_size
         self.params, self.jobs = params or {}, jobs
+        self.options = SweeperOptions(
+            trials=trials, seed=seed, max_batch_size=max_batch_size, params=params, jobs=jobs
+        )
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -75,9 +80,7 @@ class UnlearnSweeper(Sweeper):
 
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         try:
-            for key in ("trials", "max_batch_size"):
-                if (value := getattr(self, key)) is not None and value < 1:
-                    raise ValueError(f"hydra.sweeper.{key}={value}: at least 1 is needed")
+            check_options(self.options, "hydra.sweeper")
             jobs = [self.parse([*given, *own]) for own in self.read_jobs()]
             if any(o.is_interval_sweep() for job in jobs for o in job):
                 if self.jobs:
@@ -86,7 +89,7 @@ class UnlearnSweeper(Sweeper):
             else:
                 runs = self.combine(jobs)
         except ValueError as error:
-            refuse(error)
+            exit_with_user_error(error)
         raise_for_failures(runs)
 
     def parse(self, given: list[str]) -> list[Override]:

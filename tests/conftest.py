@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from experiments.emoji.tokenizer import TOKENS
 from unlearn.concepts.concept import AnchorConfig, Concept, ConceptConfig, build_concept
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.evaluation.judge import Judge
 from unlearn.utils.paths import EMBEDDED
 
@@ -93,7 +93,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def random_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judge folder with random weights."""
-    words = vocabulary()
+    words = load_vocabulary()
     torch.manual_seed(0)
     shape = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
     folder = tmp_path_factory.mktemp("random_judge")
@@ -107,7 +107,7 @@ def make_concept(
     """A concept of the embedded model, from the fields of its config."""
     words = [anchor] if isinstance(anchor, str) else anchor
     config = ConceptConfig(name=name, kind=kind, **fields)  # type: ignore[arg-type]
-    return build_concept(config, AnchorConfig(name="anchor", words=words), vocabulary())
+    return build_concept(config, AnchorConfig(name="anchor", words=words), load_vocabulary())
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def train(overrides: Sequence[str]) -> Run:
     config = parse_config(compose(list(overrides)))
     if config.dry_run:
         raise ValueError("dry_run=true: there is no run to return; `unlearn train` prints the plan")
-    return load_run(train_run(config))
+    return Run(train_run(config), config)  # not read: other ranks of DDP may be here before rank 0
 
 
 def evaluate(run: Run | str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

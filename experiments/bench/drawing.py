@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from experiments.bench.step import measure, ratio, write
 from experiments.command import positive
-from unlearn.concepts.prompts import evaluation_probes
+from unlearn.concepts.prompts import evaluation_prompts
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.generation.sampling import Sampler, default_batch_size, generate, sampling_scheduler
@@ -54,7 +54,7 @@ def main() -> None:
     chosen = [f"model={options.model}", f"trainer.precision={options.precision}"]
     config = parse_config(compose(["concept=panda", *chosen, *random]))
     pipe = config.base.load().to(device_for("auto"))
-    probes = evaluation_probes(config.concept)
+    probes = evaluation_prompts(config.concept)
     prompts = [probes[number % len(probes)].prompt for number in range(options.images)]
     sampler = config.sampler(config.prompt_sets.num_inference_steps)
     drawn: dict[str, Tensor] = {}

@@ -43,7 +43,7 @@ class OurStep:
         gradient_checkpointing: bool = False,
     ) -> None:
         options = DoCoOptions(lr=1e-5, discriminator_lr=1e-5, accumulate_grad_batches=parts)
-        schedule = NoiseSchedule.of(pipe.scheduler)
+        schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
         self.doco = DoCo(copy.deepcopy(pipe.unet), schedule, options).to(pipe.device)
         if gradient_checkpointing:
             self.doco.unet.enable_gradient_checkpointing()

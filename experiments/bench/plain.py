@@ -16,7 +16,7 @@ from unlearn.methods.losses import discriminator_loss, domain_correction_loss, r
 from unlearn.methods.manual_steps import optimizer_step
 from unlearn.methods.surgery import clip_to_norm, project
 from unlearn.models.cross_attention import cross_attention_layers
-from unlearn.models.frozen_layers import forget_inputs
+from unlearn.models.frozen_layers import drop_frozen_inputs
 from unlearn.models.noise_schedule import NoiseSchedule, add_noise, predict_x0
 
 
@@ -49,7 +49,7 @@ class PlainStep:
         for weight in self.weights:
             weight.requires_grad_(True)
         if not keep_inputs:
-            forget_inputs(self.unet)
+            drop_frozen_inputs(self.unet)
         torch.manual_seed(0)
         config = self.unet.config
         self.discriminator = PatchDiscriminator(config.in_channels, config.sample_size).to(
@@ -60,7 +60,7 @@ class PlainStep:
             self.discriminator.parameters(), 1e-5, betas=(0.5, 0.999)
         )
         self.optimizers = [self.for_weights, self.for_discriminator]
-        self.schedule = NoiseSchedule.of(pipe.scheduler).to(pipe.device)
+        self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler).to(pipe.device)
         encoders: list[nn.Module] = [pipe.vae, pipe.text_encoder] if encode else []
         self.networks = [self.unet, pipe.unet, self.discriminator, *encoders]
 

@@ -41,8 +41,8 @@ from unlearn.config.sections import parse_section
 from unlearn.methods.teacher_ahead import batches_at_once
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.frozen_layers import store_in_bf16
-from unlearn.models.pipeline import device_for, networks_of
-from unlearn.training.rehearsal import PeakMemory, synchronize
+from unlearn.models.pipeline import device_for, pipeline_networks
+from unlearn.training.rehearsal import PeakMemory, wait_for_device
 from unlearn.utils.units import GIB
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,11 +137,11 @@ def measure(calls: dict[str, Callable[[], Any]], rounds: int, count: int) -> dic
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in tqdm(range(rounds + 1), desc="rounds"):
         for name, call in calls.items():
-            synchronize()
+            wait_for_device()
             start = time.perf_counter()
             for _ in range(count):
                 call()
-            synchronize()
+            wait_for_device()
             if number:
                 seconds[name].append((time.perf_counter() - start) / count)
     return seconds
@@ -236,7 +236,7 @@ def main() -> None:
     fp32 = base.load().to(device) if bf16 and device.type == "cuda" else None
     if bf16:
         kept = [f"{name}.weight" for name in cross_attention_layers(pipe.unet)]
-        for network in networks_of(pipe).values():
+        for network in pipeline_networks(pipe).values():
             store_in_bf16(network, kept if network is pipe.unet else [])
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         batch = make_batch(pipe, options.batch_size)

@@ -31,7 +31,7 @@ from experiments.emoji.judge import JudgeStage, SecondJudgeStage
 from experiments.emoji.stage import Stage
 from experiments.emoji.unet import UNetStage
 from experiments.emoji.vae import VAEStage
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 
 STAGES: dict[str, type[Stage]] = {
     "vae": VAEStage,
@@ -105,7 +105,7 @@ def main(config: DictConfig) -> None:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # denormals slow CPU convolutions several times
     L.seed_everything(config.seed)
-    words = vocabulary()
+    words = load_vocabulary()
     art = load_art(words, Path(config.cache))
     stage = STAGES[config.stage](config, art, words)
     fit(stage, config.steps or stage.settings.steps, config)

@@ -15,10 +15,10 @@ import random
 import torch
 from PIL import Image
 
-from unlearn.concepts.vocabulary import fill_template, vocabulary
+from unlearn.concepts.vocabulary import fill_template, load_vocabulary
 from unlearn.config.compose import compose, embedded_concepts
 from unlearn.config.parse import parse_config
-from unlearn.evaluation.intervals import Rate, rate
+from unlearn.evaluation.intervals import Rate, wilson_rate
 from unlearn.evaluation.judge import Judge, Verdict
 from unlearn.generation.sampling import generate
 from unlearn.utils.paths import EMBEDDED
@@ -31,7 +31,7 @@ Prompt = tuple[str, str | None, str | None]  # text, and the object and style th
 
 def grid_prompts() -> list[Prompt]:
     """Every object in every style, once; templates and phrases at random."""
-    words, rng = vocabulary(), random.Random(0)
+    words, rng = load_vocabulary(), random.Random(0)
     templates = [t for part in words.templates.values() for t in part]
     phrases = [p for part in words.style_phrases.values() for p in part]
     return [
@@ -47,7 +47,7 @@ def grid_prompts() -> list[Prompt]:
 
 def synonym_prompts() -> list[Prompt]:
     """Every synonym twice, in a random template."""
-    words, rng = vocabulary(), random.Random(1)
+    words, rng = load_vocabulary(), random.Random(1)
     templates = [t for part in words.templates.values() for t in part]
     return [
         (fill_template(rng.choice(templates), synonym), name, None)
@@ -59,7 +59,7 @@ def synonym_prompts() -> list[Prompt]:
 def concept_prompts(name: str) -> list[Prompt]:
     """`SEEDS` prompts for each target of a shipped concept."""
     concept = parse_config(compose([f"concept={name}"])).concept
-    words, rng = vocabulary(), random.Random(2)
+    words, rng = load_vocabulary(), random.Random(2)
     seen = words.templates["seen"]
     if concept.kind != "style":
         return [
@@ -78,7 +78,7 @@ def shares(prompts: list[Prompt], verdict: Verdict) -> tuple[Rate, Rate]:
     rows = list(zip(prompts, verdict.objects, verdict.styles, strict=True))
     by_object = [o == name for (_, name, _), o, _ in rows if name is not None]
     by_style = [s == style for (_, _, style), _, s in rows if style is not None]
-    return rate(sum(by_object), len(by_object)), rate(sum(by_style), len(by_style))
+    return wilson_rate(sum(by_object), len(by_object)), wilson_rate(sum(by_style), len(by_style))
 
 
 def main() -> None:
@@ -97,17 +97,17 @@ def main() -> None:
     images, verdict = draw(grid, "every object in every style")
     by_object, by_style = shares(grid, verdict)
     rows += [("objects", by_object, "90%"), ("styles", by_style, "75%")]
-    for i, style in enumerate(vocabulary().styles):
-        chosen = slice(i, None, len(vocabulary().styles))
+    for i, style in enumerate(load_vocabulary().styles):
+        chosen = slice(i, None, len(load_vocabulary().styles))
         part = shares(grid[chosen], verdict.of(chosen))[1]
         rows.append((f"style {style}", part, "90% if it ships"))
     other = second.judge(images)
     agreeing = sum(map(operator.eq, verdict.objects, other.objects))
-    rows.append(("judges agree on the object", rate(agreeing, len(grid)), "95%"))
+    rows.append(("judges agree on the object", wilson_rate(agreeing, len(grid)), "95%"))
     agreeing = sum(map(operator.eq, verdict.styles, other.styles))
-    rows.append(("judges agree on the style", rate(agreeing, len(grid)), ""))
+    rows.append(("judges agree on the style", wilson_rate(agreeing, len(grid)), ""))
     assert verdict.broken is not None  # the embedded judge can tell
-    rows.append(("broken", rate(int(verdict.broken.sum()), len(grid)), ""))
+    rows.append(("broken", wilson_rate(int(verdict.broken.sum()), len(grid)), ""))
     synonyms = synonym_prompts()
     rows.append(("synonyms", shares(synonyms, draw(synonyms, "synonyms")[1])[0], "80%"))
     for name in embedded_concepts():
@@ -120,7 +120,7 @@ def main() -> None:
         print(f"| {name} | {share} | {share.n} | {bar} |")
     report = {name: share._asdict() for name, share, _ in rows}
     (EMBEDDED / "quality.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    sheet = images.unflatten(0, (-1, len(vocabulary().styles)))[::4]  # every fourth object
+    sheet = images.unflatten(0, (-1, len(load_vocabulary().styles)))[::4]  # every fourth object
     sheet = sheet.permute(1, 3, 0, 4, 2).flatten(2, 3).flatten(0, 1)
     Image.fromarray(sheet.contiguous().numpy()).save(EMBEDDED / "samples.png")
     print(EMBEDDED / "samples.png")

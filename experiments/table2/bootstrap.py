@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unlearn.evaluation.intervals import wilson
+from unlearn.evaluation.intervals import wilson_interval
 
 Counts = NDArray[np.int64]
 Samples = list[list[tuple[Counts, Counts]]]
@@ -99,7 +99,7 @@ def rate_of(samples: Samples) -> Estimate:
     if not samples:
         return Estimate(math.nan, math.nan, math.nan, 0)
     value = float(mean_rates(samples)[0])
-    least = wilson(value, sum(seeds[0][0].shape[1] for seeds in samples))
+    least = wilson_interval(value, sum(seeds[0][0].shape[1] for seeds in samples))
     low, high = np.quantile(draws(samples)[:, 0], (0.025, 0.975))
     return Estimate(
         value, min(float(low), least[0]), max(float(high), least[1]), images_of(samples)

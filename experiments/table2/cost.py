@@ -23,10 +23,10 @@ from experiments.command import positive
 from experiments.table2.flops import networks, passes
 from experiments.table2.run import jobs_of
 from experiments.table2.sd14 import Call, config_of, read_plan
-from unlearn.concepts.prompts import evaluation_probes, relearn_prompts, training_pairs
+from unlearn.concepts.prompts import evaluation_prompts, relearn_prompts, training_pairs
 from unlearn.config.compose import compose
 from unlearn.config.run_config import RunConfig
-from unlearn.data.training_data import RESCALED
+from unlearn.data.training_data import SCALE_PHRASES
 from unlearn.methods.registry import METHODS
 from unlearn.models.random_weights import SD1
 
@@ -63,7 +63,7 @@ def encoding(config: RunConfig) -> float:
     concept, data, size = config.trained, config.data, networks()
     rescale = data.rescale and concept.kind != "style"
     images = (1 + data.flip) * (data.images * (1 + rescale) + data.relearn_images)
-    texts = len(training_pairs(concept)) * (2 + len(RESCALED) * rescale)
+    texts = len(training_pairs(concept)) * (2 + len(SCALE_PHRASES) * rescale)
     texts += len(relearn_prompts(concept)) if data.relearn_images else 0
     return images * size.encode + texts * size.text
 
@@ -133,7 +133,7 @@ def evaluation_of(config: RunConfig, plan: dict[str, Any], limit: int | None) ->
     concept, settings = config.trained, config.prompt_sets
     protocol = plan["protocols"][concept.kind]
     prompts = min(protocol["prompts"], limit or protocol["prompts"])
-    judged = padded(len(evaluation_probes(concept)) * settings.images_per_prompt)
+    judged = padded(len(evaluation_prompts(concept)) * settings.images_per_prompt)
     size = protocol_size(protocol["name"], prompts)
     return Evaluation(judged, settings.num_inference_steps, protocol["name"], *size)
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unlearn.methods.registry import METHODS
 from unlearn.models.noise_schedule import NoiseSchedule
-from unlearn.models.random_weights import SD1, TOKENS
+from unlearn.models.random_weights import MAX_TOKENS, SD1
 
 
 def counted(run: Callable[[], Any]) -> int:
@@ -38,7 +38,7 @@ def unet_inputs(unet: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, timestep and text states of one sample."""
     config: Any = unet.config
     latents = torch.empty(1, config.in_channels, config.sample_size, config.sample_size)
-    return latents, torch.zeros(1).long(), torch.empty(1, TOKENS, config.cross_attention_dim)
+    return latents, torch.zeros(1).long(), torch.empty(1, MAX_TOKENS, config.cross_attention_dim)
 
 
 @cache
@@ -48,7 +48,10 @@ def networks(width: float = 1.0, image_size: int = SD1.image_size) -> Networks:
     with torch.device("meta"):
         unet, vae = SD1.build_unet(width, image_size), SD1.build_vae(width, image_size)
         text_encoder, inputs = SD1.encoders[0].build(width), unet_inputs(unet)
-        pixels, tokens = torch.empty(1, 3, image_size, image_size), torch.zeros(1, TOKENS).long()
+        pixels, tokens = (
+            torch.empty(1, 3, image_size, image_size),
+            torch.zeros(1, MAX_TOKENS).long(),
+        )
     return Networks(
         counted(lambda: unet(*inputs)),
         counted(lambda: vae.encode(pixels)),
@@ -78,7 +81,7 @@ def passes(
     chosen: dict[str, Any] = {"trained": trained} if trained else {}
     with torch.device("meta"):
         unet = SD1.build_unet(width, image_size).eval()
-        schedule = NoiseSchedule.of_alphas(torch.empty(1000))
+        schedule = NoiseSchedule.from_alphas_cumprod(torch.empty(1000))
         options = METHODS[method].Options(**chosen)
         weights = METHODS[method](unet, schedule, options).weights
         inputs = unet_inputs(unet)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from experiments.command import end, positive
 from experiments.table2.published import protocol_of, render
 from experiments.table2.run import Job, jobs_of, read_rows
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.config.run_config import RunConfig
@@ -113,7 +113,7 @@ def write_prompts(protocol: str, call: Call) -> Path:
     """A folder of files like a protocol's, with prompts of our own."""
     folder = call.folder / "prompts"
     folder.mkdir(parents=True, exist_ok=True)
-    templates = list(vocabulary().templates["seen"])
+    templates = list(load_vocabulary().templates["seen"])
     evaluation = compose([f"evaluation={protocol}"], "evaluate").evaluation
     for file in map(Path, evaluation.sha256):
         rows = [f"{template.format(file.stem)},{i}" for i, template in enumerate(templates)]

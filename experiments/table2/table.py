@@ -230,11 +230,11 @@ def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
 
 def draw_contact_sheet(results: Path, plan: dict[str, Any], kept: Kept) -> None:
     """Methods by prompts, cut from the runs' own pictures: two prompts of each set a target."""
-    from unlearn.concepts.prompts import SETS
+    from unlearn.concepts.prompts import SET_NAMES
     from unlearn.evaluation.pictures import tile_box
 
     size, margin = 64, 190
-    targets, shown = plan["ablation_targets"], [(s, column) for s in SETS for column in (0, 4)]
+    targets, shown = plan["ablation_targets"], [(s, column) for s in SET_NAMES for column in (0, 4)]
     width = margin + len(targets) * len(shown) * size
     sheet = Image.new("RGB", (width, (len(kept) + 1) * size), "white")
     draw = ImageDraw.Draw(sheet)

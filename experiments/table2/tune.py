@@ -22,7 +22,7 @@ import yaml
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
 from unlearn.config.compose import compose
-from unlearn.evaluation.score import column_rate, read_images, score
+from unlearn.evaluation.score import column_rate, forget_keep_score, read_images
 from unlearn.sweeps.jobs import train_overrides
 from unlearn.sweeps.pool import PoolJob, run_jobs
 
@@ -53,7 +53,7 @@ def trials_of(grid: dict[str, Any], methods: list[str]) -> dict[str, dict[str, s
 def measures(images: list[dict[str, str]]) -> dict[str, float]:
     """The columns of a trial, from its images.csv, and its score."""
     shares = {column: column_rate(images, column).value or 0.0 for column in MEASURES}
-    return {**shares, "score": score(images)}
+    return {**shares, "score": forget_keep_score(images)}
 
 
 Means = dict[tuple[str, str], list[tuple[str, float]]]

@@ -111,7 +111,7 @@ def assert_refused(
     patch.chdir(work)
     if not case.loads:
         patch.setattr("unlearn.config.base_model.load_pipeline", NoModel())
-        patch.setattr("unlearn.models.pipeline.stored_pipeline", NoModel())
+        patch.setattr("unlearn.models.pipeline.load_stored_pipeline", NoModel())
     case.prepare(work)
     given = [p.replace("{work}", str(work)).replace("{model}", str(model)) for p in case.command]
     patch.setattr(sys, "argv", ["unlearn", *given])

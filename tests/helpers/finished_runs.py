@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from unlearn.concepts.prompts import SETS
+from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.saved import parse_model_config, read_config
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.pictures import before_after, pictured_rows
 from unlearn.evaluation.score import TARGET_SETS
 from unlearn.evaluation.summary import (
-    Sides,
+    FlagsByModel,
     concat_sides,
     image_requests,
     judge_sides,
@@ -47,7 +47,9 @@ def make_finished(
     asked = image_requests(run.concept, 1, 7)
     if not judged:
         asked = [
-            a for name in SETS for a in pictured_rows([b for b in asked if b.probe.set == name])
+            a
+            for name in SET_NAMES
+            for a in pictured_rows([b for b in asked if b.probe.set == name])
         ]
     probes, styles = [a.probe for a in asked], [a.probe.style or "flat" for a in asked]
     objects = [p.object for p in probes]
@@ -60,7 +62,7 @@ def make_finished(
         "unlearned": Verdict(forgotten, styles, broken),
     }
     sides = judge_sides(asked, verdicts)
-    flags: Sides = concat_sides(sides.values()) if judged else {"base": {}, "unlearned": {}}
+    flags: FlagsByModel = concat_sides(sides.values()) if judged else {"base": {}, "unlearned": {}}
     rates = summarise_all(asked, sides, set()) if judged else {"excluded_prompts": [], "sets": {}}
     config.concept = {**config.concept, **concept}
     named = {"concept": config.concept.name, "kind": config.concept.kind, "method": "doco"}

@@ -29,7 +29,7 @@ def make_doco(folder: Path, **options: object) -> DoCo:
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
     options = {"discriminator_channels": 8, **options}
-    return DoCo(pipe.unet, NoiseSchedule.of(pipe.scheduler), DoCoOptions(**options))
+    return DoCo(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), DoCoOptions(**options))
 
 
 def make_batch(seed: int = 0) -> dict[str, Tensor]:

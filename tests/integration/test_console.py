@@ -168,7 +168,7 @@ def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
     after = (run / "result.json").read_text()
     once, twice = (json.loads(t)["sets"]["related"]["right"]["base"]["n"] for t in (before, after))
     assert twice == 2 * once
-    assert [json.loads(t)["settings"]["seeds"] for t in (before, after)] == [1, 2]
+    assert [json.loads(t)["settings"]["images_per_prompt"] for t in (before, after)] == [1, 2]
     assert unlearn("evaluate", str(run), cwd=run.parent).returncode == 0
     assert (run / "result.json").read_text() == before
 

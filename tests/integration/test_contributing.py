@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:^`([^`\n]+)`\n\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = [
-    "batch_size=2", "data.images=4",
-        "data.relearn_images=2", "data.num_inference_steps=2",
-    "evaluation.images_per_prompt=1",
-        "evaluation.num_inference_steps=2", "trainer.accelerator=cpu",
+    "batch_size=2", "data.images=4", "data.relearn_images=2", "data.num_inference_steps=2",
+    "evaluation.images_per_prompt=1", "evaluation.num_inference_steps=2", "trainer.accelerator=cpu",
 ]  # fmt: skip
 PROMPTS = "imagenet_templates = ['a photo of a {}.', 'the {}.']\n"
 
@@ -68,6 +67,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, random_model: Path) -> Path:
     for recipe in recipes().values():
         for path, body in recipe.files.items():
             assert not (ROOT / path).exists(), f"{path} is a file of the package by now"
+            (tree / path).parent.mkdir(exist_ok=True)
             (tree / path).write_text(body, encoding="utf-8")
         for path, diff in recipe.changes.items():
             before = (tree / path).read_text(encoding="utf-8")
@@ -108,14 +108,8 @@ def test_a_method_and_a_metric(tree: Path, random_judge: Path) -> None:
     original = load_file(base / "diffusion_pytorch_model.safetensors")
     moved = [(w - original[k.removeprefix("unet.")]).abs().max() for k, w in weights.items()]
     assert moved and all(0 < m < 1e-3 for m in moved)  # Adam, two steps at 1e-4
-    chosen = [
-        "size=64",
-        "num_inference_steps=2",
-        "images_per_prompt=2",
-        "sha256=null",
-        "clip=emoji",
-    ]
-    small = [f"evaluation.{key}" for key in (*chosen, "prompts_file=templates.py")]
+    chosen = ["size=64", "num_inference_steps=2", "images_per_prompt=2", "sha256=null"]
+    small = [f"evaluation.{key}" for key in (*chosen, "clip=emoji", "prompts_file=templates.py")]
     left_out = [f"~evaluation.concepts.{c}" for c in ("Spongebob", "Pikachu", "Dog", "Legislator")]
     carry_out(tree, "metric", *small, *left_out)
     result = json.loads((run / "evaluation/spm_general.json").read_text())
@@ -125,6 +119,7 @@ def test_a_method_and_a_metric(tree: Path, random_judge: Path) -> None:
 @pytest.mark.slow
 def test_a_backbone(tree: Path) -> None:
     carry_out(tree, "backbone", *SMALL, "steps=2", "method.warmup_steps=1")
-    config = (tree / "runs/panda-doco-0/config.yaml").read_text()
-    assert "pretrained: models/mine" in config
-    assert "lr: 2.0e-05" in config
+    config = OmegaConf.load(tree / "runs/panda-doco-0/config.yaml")
+    assert config.model.pretrained == "models/mine"
+    assert config.method.lr == 2e-5
+    assert config.method.discriminator_lr == 1e-4  # of sd14

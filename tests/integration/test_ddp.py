@@ -86,10 +86,8 @@ def on_train_end(self):
 UnlearningModule.on_train_end = on_train_end
 out = sys.argv.pop()
 sys.argv.append(out)
-import unlearn.cli
-from unlearn.train import train
-from unlearn.config import compose
-train(compose(sys.argv[1:-1]))
+import unlearn
+unlearn.train(sys.argv[1:-1])
 """
 
 

@@ -238,14 +238,14 @@ def test_without_a_key_for_wandb_the_way_on_is_said(smoke: list[str], tmp_path: 
     refused = unlearn("train", *smoke, "logger=wandb", "run_dir=run", cwd=tmp_path, **closed)
     assert refused.returncode == 2
     assert "logger=wandb:" in refused.stderr
-    assert "logger.mode=offline keeps the run here" in refused.stderr
+    assert "logger.wandb.mode=offline keeps the run here" in refused.stderr
 
 
 LOSE_WANDB = """
 import os, signal, sys, time
 from pathlib import Path
-from unlearn.cli import main
-from unlearn.tracking import Dashboard
+from unlearn.cli.main import main
+from unlearn.training.loggers import Dashboard
 
 plain = Dashboard.log_metrics
 
@@ -266,7 +266,7 @@ main()
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds W&B in Linux's /proc")
 def test_a_run_goes_on_without_wandb(smoke: list[str], tmp_path: Path) -> None:
     """Its process is killed on the way."""
-    overrides = [*smoke, "logger=wandb", "logger.mode=offline", "logger.images_every=0"]
+    overrides = [*smoke, "logger=wandb", "logger.wandb.mode=offline", "log_images_every=0"]
     done = subprocess.run(
         [sys.executable, "-c", LOSE_WANDB, "train", *overrides, "run_dir=run"], cwd=tmp_path,
         capture_output=True, text=True, timeout=120, env={**os.environ, "WANDB_SILENT": "true"},
@@ -281,7 +281,7 @@ def test_a_run_goes_on_without_wandb(smoke: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_run_is_one_wandb_run(smoke: list[str], tmp_path: Path) -> None:
-    overrides = [*smoke, "logger=wandb", "logger.mode=offline", "run_dir=run", "steps=60"]
+    overrides = [*smoke, "logger=wandb", "logger.wandb.mode=offline", "run_dir=run", "steps=60"]
     with started(overrides, tmp_path, WANDB_SILENT="true") as process:
         wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
         process.kill()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from tests.helpers.bad_input import Case, train
 from tests.helpers.console import unlearn
 from unlearn.config.compose import compose
-from unlearn.sweeps.jobs import check_jobs, run_job
+from unlearn.config.jobs import check_jobs
+from unlearn.config.parse import parse_config
+from unlearn.sweeps.jobs import run_job
 from unlearn.utils.credentials import hide_secrets
 
 SECRETS = {"WANDB_API_KEY": "f00d" * 10, "HF_TOKEN": "hf_verySecretIndeed123"}
@@ -26,7 +28,7 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(
         "data.num_inference_steps=1", "evaluation.images_per_prompt=1",
         "evaluation.num_inference_steps=1",
         "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
-        "logger=wandb", "logger.mode=offline", "logger.images_every=0",
+        "logger=wandb", "logger.wandb.mode=offline", "log_images_every=0",
     ]  # fmt: skip
     done = unlearn("train", "concept=panda", *overrides, "run_dir=run", cwd=tmp_path, **SECRETS)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -43,14 +45,22 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(
     ("overrides", "message"),
     [
         (
-            "logger=wandb logger.project=${oc.env:WANDB_API_KEY}",
-            r"logger\.project: holds the value of the environment variable WANDB_API_KEY",
+            "logger=wandb logger.wandb.project=${oc.env:WANDB_API_KEY}",
+            r"logger\.wandb\.project: holds the value of the environment variable WANDB_API_KEY",
         ),
-        ("logger=wandb logger.group=x-{secret}", r"logger\.group: holds .* WANDB_API_KEY"),
+        ("logger=wandb log_group=x-{secret}", r"log_group: holds .* WANDB_API_KEY"),
         ("run_dir=runs/{secret}", r"run_dir: holds the value of .* WANDB_API_KEY"),
-        ("+logger.api_key={secret}", r"logger\.api_key=\*\*\*: there is no such key"),
+        ("+logger.api_key={secret}", r"logger\.api_key: an entry with the path of a class as"),
+        ("+logger.api_key=never-in-the-environment", r"logger\.api_key: an entry with the path"),
+        (
+            "logger=wandb +logger.wandb.api_key=never-in-the-environment",
+            r"logger\.wandb\.api_key=\*\*\*: would be written to config\.yaml",
+        ),
         ("+wandb_api_key=never-in-the-environment", r"wandb_api_key=\*\*\*: there is no such key"),
-        ("logger.projct={secret}", r"logger\.projct=\$WANDB_API_KEY: there is no such key"),
+        (
+            "logger=wandb logger.wandb.projct={secret}",
+            r"logger\.wandb\.projct=\$WANDB_API_KEY: there is no such key",
+        ),
         ("concept={secret}", r"concept=\$WANDB_API_KEY: no such file"),
     ],
 )
@@ -69,15 +79,14 @@ def test_no_job_of_a_sweep_writes_a_secret(
     secret = SECRETS["WANDB_API_KEY"]
     monkeypatch.setenv("WANDB_API_KEY", secret)
     monkeypatch.chdir(tmp_path)
-    config = compose(["concept=panda", "logger=wandb", f"logger.project={secret}"])
-    with pytest.raises(ValueError, match=r"logger\.project: holds the value of .* WANDB_API_KEY"):
-        check_jobs([config])
-    config = compose(["concept=panda", "run_dir=run"])
-    OmegaConf.set_struct(config, False)
-    config.logger.api_key = "mine alone"  # an unknown key, found as the job begins
-    run_job(config, ["concept=panda", "+logger.api_key=mine alone", f"logger.project={secret}"])
+    given = ["concept=panda", "logger=wandb", f"logger.wandb.project={secret}"]
+    with pytest.raises(ValueError, match=r"wandb\.project: holds the value of .* WANDB_API_KEY"):
+        check_jobs([compose(given)])
+    given = ["concept=panda", "+wandb_api_key='mine alone'"]  # an unknown key
+    parse = partial(parse_config, compose([*given, "run_dir=run"]))  # as the job begins
+    run_job(Path("run"), [*given, f"logger.wandb.project={secret}"], parse)
     text = (tmp_path / "run" / "error.txt").read_text()
-    assert "overrides: concept=panda +logger.api_key=*** logger.project=$WANDB_API_KEY" in text
+    assert "overrides: concept=panda +wandb_api_key=*** logger.wandb.project=$WANDB_API_KEY" in text
     assert secret not in text + capsys.readouterr().err
     assert "mine alone" not in text
 

@@ -7,17 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from omegaconf import DictConfig
 
 from experiments.table2.run import jobs_of, overrides_of, read_rows
-from unlearn.config.compose import compose
-from unlearn.sweeps.pool import run_jobs
-from unlearn.training.run import train
+from unlearn.sweeps.jobs import train_overrides
+from unlearn.sweeps.pool import PoolJob, run_jobs
 from unlearn.utils.errors import NotFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -45,10 +44,11 @@ def test_the_smoke_scale_renders_the_table_and_runs_nothing_twice(tmp_path: Path
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     jobs = jobs_of(read_rows(), "smoke", ["uce", "negative_prompt"])
-    configs = {job.name: compose(overrides_of(job, "smoke", tmp_path)) for job in jobs}
-    configs["uce-rabbit-0"].method.regularization = 0.0
+    own = {job.name: overrides_of(job, "smoke", tmp_path) for job in jobs}
+    own["uce-rabbit-0"].append("method.regularization=0.0")
+    pooled = {n: PoolJob(tmp_path / n, partial(train_overrides, o)) for n, o in own.items()}
     finished: list[str] = []
-    errors = run_jobs(configs, lambda name, run: finished.append(name), workers=2, job=train)
+    errors = run_jobs(pooled, lambda name, run: finished.append(name), workers=2)
     assert finished == ["negative_prompt-rabbit-0"]
     assert errors == {
         "uce-rabbit-0": "method.regularization=0.0: a finite number of more than 0 is needed"
@@ -56,31 +56,31 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "images" in (tmp_path / "negative_prompt-rabbit-0" / "log.txt").read_text()
 
 
-def killed(config: DictConfig) -> Path:
-    """A run that the kernel kills where its config says so."""
-    if config.run_dir.endswith("killed"):
+def killed(run: Path) -> Path:
+    """A run that the kernel kills where its name says so."""
+    if run.name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     print(torch.get_num_threads())
-    return Path(config.run_dir)
+    return run
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_does_not_stop_the_others(tmp_path: Path) -> None:
     names = ["killed", "a", "b", "c"]
-    configs = {name: DictConfig({"run_dir": str(tmp_path / name)}) for name in names}
+    jobs = {name: PoolJob(tmp_path / name, partial(killed, tmp_path / name)) for name in names}
     finished: list[str] = []
     variables = dict(os.environ)
-    errors = run_jobs(configs, lambda name, run: finished.append(name), workers=2, job=killed)
+    errors = run_jobs(jobs, lambda name, run: finished.append(name), workers=2)
     assert dict(os.environ) == variables
     assert sorted(finished) == ["a", "b", "c"]
     share = max(1, (os.cpu_count() or 1) // 2)
     assert {(tmp_path / name / "log.txt").read_text() for name in finished} == {f"{share}\n"}
     assert errors == {"killed": f"its process died (out of memory?): {tmp_path / 'killed'}"}
-    run_jobs({"a": configs["a"]}, lambda name, run: None, workers=2, job=killed)
+    run_jobs({"a": jobs["a"]}, lambda name, run: None, workers=2)
     assert (tmp_path / "a" / "log.txt").read_text() == 2 * f"{share}\n"  # what was there stays
 
 
-def device_of(config: DictConfig) -> str:
+def visible_devices() -> str:
     """The GPUs that a run sees."""
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
@@ -88,24 +88,23 @@ def device_of(config: DictConfig) -> str:
 @pytest.mark.slow
 def test_each_process_has_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    one = {"trainer": {"devices": 1}}
-    configs = {n: DictConfig({**one, "run_dir": str(tmp_path / n)}) for n in ("a", "b")}
+    jobs = {name: PoolJob(tmp_path / name, visible_devices) for name in ("a", "b")}
     seen: list[str] = []
-    assert not run_jobs(configs, lambda name, gpu: seen.append(gpu), workers=2, job=device_of)
+    assert not run_jobs(jobs, lambda name, gpu: seen.append(gpu), workers=2)
     assert sorted(seen) == ["4", "6"]
-    configs["b"].trainer.devices = 2
-    assert not run_jobs(configs, lambda name, gpu: seen.append(gpu), workers=2, job=device_of)
+    jobs["b"] = jobs["b"]._replace(one_device=False)
+    assert not run_jobs(jobs, lambda name, gpu: seen.append(gpu), workers=2)
     assert seen[2:] == ["4,6", "4,6"]
 
 
-def not_finite(config: DictConfig) -> None:
+def not_finite() -> None:
     """A run whose loss is NaN."""
     raise NotFiniteError(3, {"loss": float("nan")}, {"latents": torch.zeros(1)})
 
 
 def test_the_reason_of_a_run_that_fails_is_its_own(tmp_path: Path) -> None:
-    configs = {"a": DictConfig({"run_dir": str(tmp_path / "a")})}
-    errors = run_jobs(configs, lambda name, run: None, workers=1, job=not_finite)
+    jobs = {"a": PoolJob(tmp_path / "a", not_finite)}
+    errors = run_jobs(jobs, lambda name, run: None, workers=1)
     assert errors == {"a": "in step 3 loss is nan"}
 
 

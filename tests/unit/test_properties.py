@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 import unlearn
 from tests.helpers.weights import base_of, state_of
 from unlearn.concepts.concept import AnchorConfig, Concept, ConceptConfig, build_concept
-from unlearn.concepts.prompt_packs import mentions
+from unlearn.concepts.prompt_packs import whole_word_matches
 from unlearn.concepts.prompts import (
+    assign_prompts_to_images,
     check_prompts,
-    evaluation_probes,
-    member_pairs,
-    mentions_none,
-    proportional_order,
+    evaluation_prompts,
+    make_name_filter,
     relearn_prompts,
+    single_concept_pairs,
     training_pairs,
 )
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.weights.delta import save_unlearned
 from unlearn.weights.importing import load_weights
@@ -48,7 +48,7 @@ def packed(draw: st.DrawFn) -> tuple[str, str, list[str]]:
     prompts = []
     for before, after in draw(st.lists(st.tuples(PROMPT, PROMPT), min_size=1, max_size=5)):
         prompts.append(" ".join([*before, anchor, *after]))
-    kept = [p for p in dict.fromkeys(prompts) if len(mentions(anchor, p)) == 1]
+    kept = [p for p in dict.fromkeys(prompts) if len(whole_word_matches(anchor, p)) == 1]
     return target, anchor, kept
 
 
@@ -90,11 +90,11 @@ def test_no_unseen_prompt_is_trained_on_and_expansion_repeats_itself(
     if concept is None:
         return
     trained = {prompt for pair in training_pairs(concept) for prompt in pair}
-    probes = evaluation_probes(concept)
+    probes = evaluation_prompts(concept)
     assert not {p.prompt for p in probes if p.set == "unseen_target"} & trained
     again = built(*pack, tmp_path)
     assert again is not None
-    assert (training_pairs(again), evaluation_probes(again)) == (training_pairs(concept), probes)
+    assert (training_pairs(again), evaluation_prompts(again)) == (training_pairs(concept), probes)
 
 
 @QUICK
@@ -107,11 +107,11 @@ def test_the_order_of_a_pack_is_the_order_of_its_pairs_alone(
     one, two = (built(target, anchor, order, tmp_path) for order in (prompts, shuffled))
     assert (one is None) == (two is None)
     if one and two:
-        assert {*member_pairs(one)} == {*member_pairs(two)}
+        assert {*single_concept_pairs(one)} == {*single_concept_pairs(two)}
         assert relearn_prompts(one) == relearn_prompts(two)
 
 
-NAMES = st.sampled_from(vocabulary().names)
+NAMES = st.sampled_from(load_vocabulary().names)
 
 
 @QUICK
@@ -119,24 +119,28 @@ NAMES = st.sampled_from(vocabulary().names)
 def test_every_object_of_the_vocabulary_expands(target: str, anchor: str) -> None:
     """Each target can go to each other object: its name in every target prompt, in no other."""
     try:
-        concept = build_concept(ConceptConfig(name=target), AnchorConfig(name=anchor), vocabulary())
+        concept = build_concept(
+            ConceptConfig(name=target), AnchorConfig(name=anchor), load_vocabulary()
+        )
     except ValueError:
         assert target == anchor
         return
     check_prompts(concept)
     for anchored, targeted in training_pairs(concept):
-        assert mentions(anchor, anchored)
-        assert mentions(target, targeted)
-    spared = mentions_none([target])
+        assert whole_word_matches(anchor, anchored)
+        assert whole_word_matches(target, targeted)
+    spared = make_name_filter([target])
     assert all(map(spared, relearn_prompts(concept)))
-    assert all(spared(p.prompt) for p in evaluation_probes(concept) if "target" not in p.set)
+    assert all(spared(p.prompt) for p in evaluation_prompts(concept) if "target" not in p.set)
 
 
 @QUICK
 @given(st.integers(1, 200))
 def test_every_image_has_a_prompt_and_all_are_used_alike(images: int) -> None:
-    concept = build_concept(ConceptConfig(name="panda"), AnchorConfig(name="bear"), vocabulary())
-    order = proportional_order(concept, training_pairs, images)
+    concept = build_concept(
+        ConceptConfig(name="panda"), AnchorConfig(name="bear"), load_vocabulary()
+    )
+    order = assign_prompts_to_images(concept, training_pairs, images)
     counts = [order.count(i) for i in range(len(training_pairs(concept)))]
     assert sum(counts) == images
     assert max(counts) - min(counts) <= 1

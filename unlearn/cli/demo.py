@@ -19,8 +19,8 @@ from unlearn.config.run_config import ModelConfig
 from unlearn.config.saved import load_run_config
 from unlearn.config.sections import parse_section
 from unlearn.generation.sampling import generate
-from unlearn.models.pipeline import denoiser, denoiser_name
-from unlearn.models.text_states import check_known, check_lengths
+from unlearn.models.pipeline import denoiser_name, get_denoiser
+from unlearn.models.text_states import check_prompt_lengths, check_words_known
 from unlearn.utils.options import option
 from unlearn.weights.delta import load_unlearned
 
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
         import gradio  # noqa: F401 - before the model is loaded
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error}; it needs the extra `demo`") from error
-    launch(build_page(config, make_draw(config)), options)
+    serve_page(build_page(config, make_draw(config)), options)
 
 
 def make_draw(config: ModelConfig) -> Draw:
@@ -82,13 +82,13 @@ def make_draw(config: ModelConfig) -> Draw:
     """
     base = config.base.load().to(config.device)
     unlearned: DiffusionPipeline = copy.copy(base)  # shares all but the network that changes
-    setattr(unlearned, denoiser_name(denoiser(base)), copy.deepcopy(denoiser(base)))
+    setattr(unlearned, denoiser_name(get_denoiser(base)), copy.deepcopy(get_denoiser(base)))
     load_unlearned(unlearned, config.weights)
     lock = threading.Lock()  # schedulers keep state
 
     def draw(prompt: str, seed: int, steps: int) -> list[Image.Image]:
-        check_known(base.tokenizer, [prompt])
-        check_lengths(base.tokenizer, [prompt])
+        check_words_known(base.tokenizer, [prompt])
+        check_prompt_lengths(base.tokenizer, [prompt])
         sampler = replace(config.sampler(steps), batch_size=1)
         with lock:
             sides = [generate(pipe, [prompt], [seed], sampler)[0] for pipe in (base, unlearned)]
@@ -144,7 +144,7 @@ def build_page(config: ModelConfig, draw: Draw) -> Blocks:
     return page
 
 
-def launch(page: Blocks, options: DemoOptions) -> None:
+def serve_page(page: Blocks, options: DemoOptions) -> None:
     """Serve a page until Ctrl-C, with the system's fonts, so that no other host is asked."""
     import gradio as gr
 

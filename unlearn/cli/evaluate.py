@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unlearn.config.overrides import split_arguments
 from unlearn.evaluation.jobs import evaluate_all
-from unlearn.utils.errors import RunError, refuse
+from unlearn.utils.errors import RunError, exit_with_user_error
 
 USAGE = "usage: unlearn evaluate RUN_DIR... [evaluation=NAME] [overrides]"
 
@@ -21,4 +21,4 @@ def run(arguments: list[str]) -> None:
     try:
         evaluate_all(paths, overrides)
     except RunError as error:
-        refuse(error)
+        exit_with_user_error(error)

@@ -10,7 +10,7 @@ from unlearn.config.search_path import conf_dir, group_choices
 def group_choices_text(command: str) -> str:
     """Return the choices of each group of conf/ that a command takes, a paragraph a group."""
     groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
-    groups = [group for group in groups if group not in ("evaluation", "hydra")]
+    groups = [group for group in groups if group not in ("evaluation", "hydra", "recipe")]
     if command == "evaluate":
         groups = ["evaluation", "concept", "model"]
     lines = []

@@ -6,7 +6,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Callable
 
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.compose import compose
 from unlearn.config.schema import PROMPT_SETS
 from unlearn.config.search_path import group_choices
@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> None:
         print("\n".join(lines if arguments else [f"{name}:", *lines, ""]))
 
 
-def concepts() -> list[str]:
+def concept_lines() -> list[str]:
     """Return the files of conf/concept, by model and kind."""
     groups = defaultdict(list)
     for name in group_choices("concept"):
@@ -41,10 +41,12 @@ def concepts() -> list[str]:
             config = compose([f"concept={name}"])  # one of Stable Diffusion has a prompt pack
             model = "Stable Diffusion" if config.anchor.prompts else "embedded model"
             groups[model, config.concept.kind].append(name)
-    return [wrapped(f"{model}, {kind}", names) for (model, kind), names in sorted(groups.items())]
+    return [
+        wrap_names(f"{model}, {kind}", names) for (model, kind), names in sorted(groups.items())
+    ]
 
 
-def methods() -> list[str]:
+def method_lines() -> list[str]:
     """Return the methods, with their titles and the papers of those that have one."""
     width = max(map(len, METHODS))
     return [
@@ -53,14 +55,14 @@ def methods() -> list[str]:
     ]
 
 
-def models() -> list[str]:
+def model_lines() -> list[str]:
     """Return the files of conf/model, and the base model that each names."""
     names = group_choices("model")
     width = max(map(len, names))
     return [f"{n:<{width}}  {compose([f'model={n}']).model.pretrained}" for n in names]
 
 
-def protocols() -> list[str]:
+def protocol_lines() -> list[str]:
     """Return the files of conf/evaluation, and where each protocol was published."""
     names = group_choices("evaluation")
     width, lines = max(map(len, names)), []
@@ -73,28 +75,28 @@ def protocols() -> list[str]:
     return lines
 
 
-def words() -> list[str]:
+def word_lines() -> list[str]:
     """Return what the embedded model knows: objects by family, styles and backgrounds."""
-    known, families = vocabulary(), defaultdict(list)
+    known, families = load_vocabulary(), defaultdict(list)
     for name, entry in known.objects.items():
         families[entry.family].append(name)
-    lines = [wrapped(family, names) for family, names in families.items()]
+    lines = [wrap_names(family, names) for family, names in families.items()]
     return [
         *lines,
-        wrapped("styles", list(known.styles)),
-        wrapped("backgrounds", list(known.backgrounds)),
+        wrap_names("styles", list(known.styles)),
+        wrap_names("backgrounds", list(known.backgrounds)),
     ]
 
 
-def wrapped(title: str, names: list[str]) -> str:
+def wrap_names(title: str, names: list[str]) -> str:
     """Return a titled list of names, in lines of `WIDTH`."""
     return textwrap.fill(f"{title}: {', '.join(names)}", WIDTH, subsequent_indent="  ")
 
 
 LISTS: dict[str, Callable[[], list[str]]] = {
-    "concepts": concepts,
-    "methods": methods,
-    "models": models,
-    "protocols": protocols,
-    "words": words,
+    "concepts": concept_lines,
+    "methods": method_lines,
+    "models": model_lines,
+    "protocols": protocol_lines,
+    "words": word_lines,
 }

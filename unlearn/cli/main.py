@@ -8,7 +8,7 @@ from importlib import import_module
 
 from unlearn.cli.help import HELP, USAGE, group_choices_text
 from unlearn.utils.checks import suggest
-from unlearn.utils.errors import refuse
+from unlearn.utils.errors import exit_with_user_error
 
 COMMANDS = {  # by command: its module, imported on use, whose `run` takes the arguments
     "train": "train",
@@ -44,14 +44,16 @@ def main() -> None:
     elif command in COMMANDS:
         module = COMMANDS[command]
     else:
-        refuse(ValueError(f"{command!r} is not a command; {suggest(command, list(COMMANDS))}"))
+        exit_with_user_error(
+            ValueError(f"{command!r} is not a command; {suggest(command, list(COMMANDS))}")
+        )
     if {"-h", "--help"} & {*rest}:
         print(HELP[command].replace("{choices}", group_choices_text(command)))
         return
     try:
         import_module(f"unlearn.cli.{module}").run(rest)
     except (ValueError, OSError) as error:
-        refuse(error)
+        exit_with_user_error(error)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,17 @@ from unlearn.concepts.concept import AnchorConfig, ConceptConfig
 from unlearn.config.compose import compose
 from unlearn.config.schema import (
     PROMPT_SETS,
+    EvaluateOptions,
     EvaluationOptions,
     ModelOptions,
+    PoolOptions,
     RunOptions,
+    SweeperOptions,
     TrainerOptions,
 )
 from unlearn.config.search_path import group_choices
 from unlearn.data.training_data import DataOptions
-from unlearn.evaluation.protocol import Protocol
+from unlearn.evaluation.protocol import Calibration, Protocol, ProtocolConcept
 from unlearn.methods.registry import METHODS
 from unlearn.utils.checks import suggest
 from unlearn.utils.options import REQUIRED, allowed_values, default_of
@@ -35,6 +38,13 @@ SECTIONS: dict[str, tuple[str, type]] = {  # by key: the section's title, and it
     "data": ("The images to train on", DataOptions),
     "trainer": ("Where the run runs", TrainerOptions),
     "evaluation": ("The four prompt sets", EvaluationOptions),
+    "hydra.sweeper": ("A sweep, `unlearn train -m`", SweeperOptions),
+    "hydra.launcher": ("Jobs of a sweep side by side, `hydra/launcher=pool`", PoolOptions),
+}
+PROTOCOL: dict[str, type] = {  # by key: the schemas of a published protocol
+    "evaluation": Protocol,
+    "evaluation.concepts.NAME": ProtocolConcept,
+    "evaluation.calibration": Calibration,
 }
 PLUGINS = {  # sections whose entries are classes
     "logger": "loggers beside metrics.csv, by name, each with the path of its class as _target_",
@@ -83,18 +93,18 @@ def describe_keys(overrides: Sequence[str] = ()) -> list[KeyInfo]:
                    for o in overrides)  # fmt: skip
     config = compose(list(overrides), "evaluate" if protocol else "train")
     found: list[KeyInfo] = []
-    for section, (_, schema) in SECTIONS.items():
-        if section == "evaluation" and protocol:
-            schema = Protocol
-        if section in config or (section == "" and not protocol):
+    if protocol:
+        shared = {key: schema for key, (_, schema) in SECTIONS.items() if key in config}
+        for section, schema in {"": EvaluateOptions, **shared, **PROTOCOL}.items():
             found += of_schema(section, schema, config)
+        return found
+    for section, (_, schema) in SECTIONS.items():
+        found += of_schema(section, schema, config)
+    found += [info for info in of_schema("", EvaluateOptions) if info.key not in config]
     for section, meaning in PLUGINS.items():
-        if section in config:
-            value = OmegaConf.to_container(config[section])
-            found.append(KeyInfo(section, "entries by name", shown(value), meaning, ""))
-    if "method" in config:
-        found += of_method(config)
-    return found
+        value = OmegaConf.to_container(config[section])
+        found.append(KeyInfo(section, "entries by name", format_value(value), meaning, ""))
+    return [*found, *of_method(config)]
 
 
 def of_schema(section: str, schema: type, config: DictConfig | None = None) -> Iterator[KeyInfo]:
@@ -120,7 +130,7 @@ def of_method(config: DictConfig) -> Iterator[KeyInfo]:
     """Yield a description of each key of the section `method`: the chosen method's options."""
     for name, meaning in NAMES.items():
         value = OmegaConf.to_container(config.method)[name]  # type: ignore[call-overload, index]
-        yield KeyInfo(f"method.{name}", "str", shown(value), meaning,
+        yield KeyInfo(f"method.{name}", "str", format_value(value), meaning,
                       ", ".join(METHODS) if name == "name" else "")  # fmt: skip
     yield from of_schema("method", METHODS[config.method.name].Options, config)
 
@@ -143,7 +153,7 @@ def default_in(config: DictConfig | None, key: str, each: Field[Any]) -> str:
     for part in key.split("."):
         raw = raw.get(part, REQUIRED) if isinstance(raw, dict) else REQUIRED
     value = default_of(each) if raw == REQUIRED else raw
-    return "(must be given)" if value == REQUIRED else shown(value)
+    return "(must be given)" if value == REQUIRED else format_value(value)
 
 
 def resolved_value(config: DictConfig | None, key: str, default: str) -> str:
@@ -151,12 +161,12 @@ def resolved_value(config: DictConfig | None, key: str, default: str) -> str:
     if config is None or "${" not in default:
         return ""
     try:
-        return shown(OmegaConf.select(config, key))
+        return format_value(OmegaConf.select(config, key))
     except (OmegaConfBaseException, ValueError):
         return ""  # it waits for a key that must be given
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as YAML writes it in one line."""
     if value is None:
         return "null"
@@ -183,7 +193,10 @@ def find_keys(key: str, known: Sequence[KeyInfo]) -> list[KeyInfo]:
     Raises:
         ValueError: there is no such key. The message names the nearest.
     """
+    key = re.sub(r"^(evaluation\.concepts)\.[^.]+", r"\1.NAME", key)
     found = [info for info in known if info.key == key or info.key.startswith(f"{key}.")]
+    if not found and key.partition(".")[0] in PLUGINS:  # a key of an entry
+        found = [info for info in known if info.key == key.partition(".")[0]]
     if not found:
         names = [info.key for info in known]
         tails = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -199,12 +212,12 @@ def markdown() -> str:
     for section, (title, _) in SECTIONS.items():
         chosen = [k for k in keys if k.key.rpartition(".")[0] == section and k.key not in PLUGINS]
         name = f"`{section}`: {title[0].lower()}{title[1:]}" if section else title
-        parts.append(f"## {name}\n\n{table(chosen)}")
+        parts.append(f"## {name}\n\n{keys_table(chosen)}")
     plugins = [key for key in keys if key.key in PLUGINS]
-    parts.append(f"## Loggers and callbacks\n\n{table(plugins)}")
+    parts.append(f"## Loggers and callbacks\n\n{keys_table(plugins)}")
     parts += [f"## `method={method}`\n\n{options_markdown(method)}" for method in METHODS]
-    protocol = list(of_schema("evaluation", Protocol))
-    parts.append(f"## `evaluation` of a published protocol\n\n{table(protocol)}")
+    protocol = [info for section in PROTOCOL for info in of_schema(section, PROTOCOL[section])]
+    parts.append(f"## `evaluation` of a published protocol\n\n{keys_table(protocol)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -214,10 +227,10 @@ def options_markdown(method: str) -> str:
     A method without such a file has the defaults of its dataclass.
     """
     config = compose([f"method={method}"]) if method in group_choices("method") else None
-    return table(list(of_schema("method", METHODS[method].Options, config)))
+    return keys_table(list(of_schema("method", METHODS[method].Options, config)))
 
 
-def table(keys: Sequence[KeyInfo]) -> str:
+def keys_table(keys: Sequence[KeyInfo]) -> str:
     """Return descriptions of keys as a Markdown table."""
     lines = ["| key | default | meaning | allowed |", "|---|---|---|---|"]
     for info in keys:

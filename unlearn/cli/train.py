@@ -19,7 +19,7 @@ from unlearn.config.parse import parse_config
 from unlearn.config.search_path import conf_dir, search_path_override
 from unlearn.sweeps.jobs import run_job
 from unlearn.training.run import train
-from unlearn.utils.errors import RunError, refuse
+from unlearn.utils.errors import RunError, exit_with_user_error
 
 
 def train_composed(command_line: list[str], config: Any) -> None:
@@ -38,7 +38,7 @@ def train_composed(command_line: list[str], config: Any) -> None:
         else:
             train(parse_config(config))
     except (ValueError, RunError) as error:
-        refuse(error)
+        exit_with_user_error(error)
 
 
 def run(overrides: list[str]) -> None:

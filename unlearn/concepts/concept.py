@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unlearn.concepts.prompt_packs import read_pack
-from unlearn.concepts.vocabulary import Vocabulary, vocabulary
+from unlearn.concepts.vocabulary import Vocabulary, load_vocabulary
 from unlearn.utils.checks import check_choice
 from unlearn.utils.options import option
 
 KINDS = ("instance", "style", "unsafe")
 NAME_PATTERN = re.compile(r"\w[\w .,'&()-]*")  # safe in a path, in Markdown and in HTML
 # candidates for a concept's default `unrelated`
-FAR_CONCEPTS = [
+DEFAULT_UNRELATED = [
     "panda",
     "pizza",
     "bus",
@@ -121,7 +121,7 @@ class Concept:
         return self.parts or (self,)
 
     @property
-    def elsewhere(self) -> list[str]:
+    def names_forgotten_by_others(self) -> list[str]:
         """The targets and synonyms of the `others`, which no prompt of this concept may name."""
         return [n for o in self.others for t in o.targets for n in (t, *o.synonyms[t])]
 
@@ -167,7 +167,7 @@ def build_concept(
     if not targets:
         raise ValueError("concept.targets=[]: at least one target is needed")
     for key in ("targets", "related", "unrelated"):
-        check_words(f"concept.{key}", getattr(concept, key) or [])
+        check_no_duplicates(f"concept.{key}", getattr(concept, key) or [])
     anchors = pair_anchors(targets, anchor, by_style)
     related, unrelated = concept.related, concept.unrelated
     if words:
@@ -183,7 +183,7 @@ def build_concept(
     if unrelated is None:
         # far concepts are of no family of a target or an anchor
         near = {m for n in taken if n and words and not by_style for m in words.family(n)}
-        unrelated = [n for n in FAR_CONCEPTS if n not in {*taken, *near, *related}][:8]
+        unrelated = [n for n in DEFAULT_UNRELATED if n not in {*taken, *near, *related}][:8]
     both = sorted({*targets} & {*anchors.values(), *related, *unrelated})
     if both:
         raise ValueError(f"concept.targets={both}: also given as anchor, related or unrelated")
@@ -219,7 +219,7 @@ def pair_anchors(targets: list[str], anchor: AnchorConfig, by_style: bool) -> di
     return dict(zip(targets, words * len(targets) if len(words) == 1 else words, strict=True))
 
 
-def check_words(key: str, words: Sequence[str]) -> None:
+def check_no_duplicates(key: str, words: Sequence[str]) -> None:
     """Refuse a list of words with an empty word or with a word that stands twice.
 
     Raises:
@@ -250,7 +250,7 @@ def resolve_templates(concept: ConceptConfig, by_style: bool) -> tuple[list[str]
             not hold each placeholder once, as a word of its own: a target inside a longer word
             could not be found in the prompt.
     """
-    words = vocabulary()
+    words = load_vocabulary()
     # the prefix stands twice, which makes the method's 2/3
     suffix, prefix = words.style_phrases["seen"]
     seen = [suffix, prefix, prefix] if by_style else list(words.templates["seen"])
@@ -296,7 +296,7 @@ def resolve_synonyms(
         return {t: list(known[t].synonyms) if t in known else [] for t in targets}
     for target, phrases in given.items():
         check_choice("concept.synonyms", target, targets)
-        check_words(f"concept.synonyms.{target}", phrases)
+        check_no_duplicates(f"concept.synonyms.{target}", phrases)
         for phrase in phrases:
             if target in phrase:
                 raise ValueError(f"concept.synonyms={phrase!r}: contains its target {target!r}")

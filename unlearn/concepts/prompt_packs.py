@@ -36,7 +36,7 @@ def read_pack(name: str | None, anchors: Mapping[str, str], needed: bool) -> lis
     prompts = [line.strip() for line in lines if line.strip()]
     for word in sorted(set(anchors.values())):
         for prompt in prompts:
-            if word and len(mentions(word, prompt)) != 1:
+            if word and len(whole_word_matches(word, prompt)) != 1:
                 raise ValueError(
                     f"anchor.prompts={name!r}: holds the anchor {word!r} not exactly "
                     f"once: {prompt!r}"
@@ -46,6 +46,6 @@ def read_pack(name: str | None, anchors: Mapping[str, str], needed: bool) -> lis
     return prompts
 
 
-def mentions(word: str, prompt: str) -> list[str]:
+def whole_word_matches(word: str, prompt: str) -> list[str]:
     """Return the occurrences of `word` in `prompt` as a whole word, in upper or lower case."""
     return re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, flags=re.IGNORECASE)

@@ -13,14 +13,14 @@ from itertools import accumulate
 from typing import Any
 
 from unlearn.concepts.concept import Concept
-from unlearn.concepts.prompt_packs import mentions
-from unlearn.concepts.vocabulary import fill_template, vocabulary
+from unlearn.concepts.prompt_packs import whole_word_matches
+from unlearn.concepts.vocabulary import fill_template, load_vocabulary
 
-SETS = ("seen_target", "unseen_target", "related", "unrelated")  # of the evaluation
-SEEN_PROBES = 24  # seen prompts that are evaluated, evenly spaced, where a pack holds more
+SET_NAMES = ("seen_target", "unseen_target", "related", "unrelated")  # of the evaluation
+MOST_SEEN_PROMPTS = 24  # seen prompts that are evaluated, evenly spaced, where a pack holds more
 
 
-def mentions_none(names: list[str]) -> Callable[[str], bool]:
+def make_name_filter(names: list[str]) -> Callable[[str], bool]:
     """Return a function that tells whether a prompt holds none of the names as a whole word."""
     any_of = re.compile("|".join(rf"(?<!\w){re.escape(n)}(?!\w)" for n in names), re.IGNORECASE)
     return lambda prompt: not (names and any_of.search(prompt))
@@ -48,11 +48,11 @@ def training_pairs(concept: Concept) -> list[tuple[str, str]]:
     """
     if concept.parts:
         return [pair for part in concept.parts for pair in training_pairs(part)]
-    allowed = mentions_none(concept.elsewhere)
-    return [pair for pair in member_pairs(concept) if all(map(allowed, pair))]
+    allowed = make_name_filter(concept.names_forgotten_by_others)
+    return [pair for pair in single_concept_pairs(concept) if all(map(allowed, pair))]
 
 
-def member_pairs(concept: Concept) -> list[tuple[str, str]]:
+def single_concept_pairs(concept: Concept) -> list[tuple[str, str]]:
     """Return the training pairs of one concept, as if nothing else were forgotten."""
     pairs = []
     if concept.kind == "style":
@@ -79,10 +79,17 @@ def relearn_prompts(concept: Concept) -> list[str]:
     """
     if concept.parts:
         return [prompt for part in concept.parts for prompt in relearn_prompts(part)]
-    return list(filter(mentions_none(concept.elsewhere), member_relearn_prompts(concept)))
+    return list(
+        filter(
+            make_name_filter(concept.names_forgotten_by_others),
+            single_concept_relearn_prompts(concept),
+        )
+    )
 
 
-def pairs_in_context(concept: Concept, contexts: int) -> tuple[list[tuple[str, str]], list[str]]:
+def pairs_beside_relearn_prompts(
+    concept: Concept, contexts: int
+) -> tuple[list[tuple[str, str]], list[str]]:
     """Return training pairs and relearn prompts, each beside another relearn prompt.
 
     There are `contexts` pairs with the relearn prompt after them, and the same pairs with the
@@ -112,9 +119,9 @@ def pairs_in_context(concept: Concept, contexts: int) -> tuple[list[tuple[str, s
     return found, [f"{first}, {second}" for first, second in beside]
 
 
-def member_relearn_prompts(concept: Concept) -> list[str]:
+def single_concept_relearn_prompts(concept: Concept) -> list[str]:
     """Return the relearn prompts of one concept, as if nothing else were forgotten."""
-    words = vocabulary()
+    words = load_vocabulary()
     plain_templates = words.templates["seen"]
     by_style = concept.kind == "style"
     phrases = list(dict.fromkeys(concept.seen)) if by_style else words.style_phrases["seen"]
@@ -142,7 +149,7 @@ def member_relearn_prompts(concept: Concept) -> list[str]:
     return prompts
 
 
-def proportional_order(
+def assign_prompts_to_images(
     concept: Concept, prompts: Callable[[Concept], list[Any]], images: int
 ) -> list[int]:
     """Return the number of the prompt that each image is drawn from.
@@ -169,11 +176,11 @@ def proportional_order(
 def all_prompts(concept: Concept) -> set[str]:
     """Return every prompt that a run uses."""
     pairs = {prompt for pair in training_pairs(concept) for prompt in pair}
-    return pairs | {*relearn_prompts(concept)} | {p.prompt for p in evaluation_probes(concept)}
+    return pairs | {*relearn_prompts(concept)} | {p.prompt for p in evaluation_prompts(concept)}
 
 
 @dataclass(frozen=True)
-class Probe:
+class EvaluationPrompt:
     """One evaluation prompt: its set, and the object and the style (if any) that it asks for."""
 
     set: str
@@ -182,12 +189,12 @@ class Probe:
     style: str | None = None
 
 
-def evaluation_probes(concept: Concept) -> list[Probe]:
+def evaluation_prompts(concept: Concept) -> list[EvaluationPrompt]:
     """Return the prompts of the four sets: seen target, unseen target, related, unrelated."""
-    return [probe for part in concept.members for _, probe in numbered_probes(part)]
+    return [probe for part in concept.members for _, probe in numbered_evaluation_prompts(part)]
 
 
-def numbered_probes(concept: Concept) -> list[tuple[int, Probe]]:
+def numbered_evaluation_prompts(concept: Concept) -> list[tuple[int, EvaluationPrompt]]:
     """Return the evaluation prompts of one concept, numbered as if nothing else were forgotten.
 
     The number decides a prompt's noise, which is therefore the same whatever is forgotten beside
@@ -195,8 +202,8 @@ def numbered_probes(concept: Concept) -> list[tuple[int, Probe]]:
     and unrelated ones whose object the `others` train on.
     """
     by_style = concept.kind == "style"
-    probes = style_probes(concept) if by_style else object_probes(concept)
-    allowed = mentions_none(concept.elsewhere)
+    probes = style_prompts(concept) if by_style else object_prompts(concept)
+    allowed = make_name_filter(concept.names_forgotten_by_others)
     return [
         (number, p)
         for number, p in enumerate(probes)
@@ -212,9 +219,9 @@ def check_prompts(concept: Concept) -> None:
     """
     for part in concept.members:
         trained = {prompt for pair in training_pairs(part) for prompt in pair}
-        probes = [p for _, p in numbered_probes(part)]
+        probes = [p for _, p in numbered_evaluation_prompts(part)]
         left = {p.set for p in probes} | ({"training"} if trained else set())
-        for name in ("training", *SETS[:2]):
+        for name in ("training", *SET_NAMES[:2]):
             if name not in left:
                 others = f": all name what {[o.name for o in part.others]} forget"
                 raise ValueError(
@@ -228,51 +235,54 @@ def check_prompts(concept: Concept) -> None:
             )
 
 
-def object_probes(concept: Concept) -> list[Probe]:
+def object_prompts(concept: Concept) -> list[EvaluationPrompt]:
     """Return the evaluation prompts of an object concept.
 
     The unseen prompts use templates, synonyms, backgrounds and styles that unlearning never saw.
     """
-    words = vocabulary()
+    words = load_vocabulary()
     seen, unseen = words.templates["seen"], concept.unseen
     phrases = words.style_phrases["unseen"]
     styles = concept.words.styles if concept.words else ()
     probes = []
     for t in concept.targets:
-        trained = [p for _, p in member_pairs(concept) if mentions(t, p)]
-        spaced = trained[:: math.ceil(len(trained) / SEEN_PROBES)]
-        probes += [Probe("seen_target", p, t) for p in spaced]
-        probes += [Probe("unseen_target", fill_template(s, t), t) for s in unseen]
+        trained = [p for _, p in single_concept_pairs(concept) if whole_word_matches(t, p)]
+        spaced = trained[:: math.ceil(len(trained) / MOST_SEEN_PROMPTS)]
+        probes += [EvaluationPrompt("seen_target", p, t) for p in spaced]
+        probes += [EvaluationPrompt("unseen_target", fill_template(s, t), t) for s in unseen]
         # each synonym takes every fourth template, from another start
         for i, synonym in enumerate(concept.synonyms[t]):
-            probes += [Probe("unseen_target", fill_template(s, synonym), t) for s in unseen[i::4]]
+            probes += [
+                EvaluationPrompt("unseen_target", fill_template(s, synonym), t)
+                for s in unseen[i::4]
+            ]
         for i, colour in enumerate(words.backgrounds):
             text = f"{fill_template(unseen[i % len(unseen)], t)} on a {colour} background"
-            probes.append(Probe("unseen_target", text, t))
+            probes.append(EvaluationPrompt("unseen_target", text, t))
         for i, style in enumerate(styles):
             text = phrases[i % len(phrases)].format(
                 p=fill_template(seen[i % len(seen)], t), t=style
             )
-            probes.append(Probe("unseen_target", text, t, style))
+            probes.append(EvaluationPrompt("unseen_target", text, t, style))
     for part, names in (("related", concept.neighbours), ("unrelated", concept.unrelated)):
         for i, name in enumerate(names):
             plain = (seen[i % 8], seen[(i + 4) % 8], unseen[i % len(unseen)])
-            probes += [Probe(part, fill_template(s, name), name) for s in plain]
+            probes += [EvaluationPrompt(part, fill_template(s, name), name) for s in plain]
             if styles:
                 style = styles[i % len(styles)]
                 text = phrases[i % len(phrases)].format(p=fill_template("a {}", name), t=style)
-                probes.append(Probe(part, text, name, style))
+                probes.append(EvaluationPrompt(part, text, name, style))
     return probes
 
 
-def style_probes(concept: Concept) -> list[Probe]:
+def style_prompts(concept: Concept) -> list[EvaluationPrompt]:
     """Return the evaluation prompts of a style concept.
 
     The prompts ask for the target styles on objects that unlearning never saw, for neighbouring
     styles on those objects, and for those objects without a style. A synonym is a phrase such as
     "the painter of Guernica", which reads well only at the end of a prompt.
     """
-    words = vocabulary()
+    words = load_vocabulary()
     last = words.style_phrases["seen"][0]
     unseen = words.templates["unseen"]
     seen_phrases = list(dict.fromkeys(concept.seen))
@@ -283,19 +293,19 @@ def style_probes(concept: Concept) -> list[Probe]:
             for i, name in enumerate(concept.unrelated):
                 text = fill_template(plain[i % len(plain)], name)
                 probes += [
-                    Probe(f"{part}_target", phrase.format(p=text, t=t), name, t)
+                    EvaluationPrompt(f"{part}_target", phrase.format(p=text, t=t), name, t)
                     for phrase in phrases
                 ]
         for synonym in concept.synonyms[t]:
             for i, name in enumerate(concept.unrelated):
                 text = last.format(p=fill_template(unseen[i % len(unseen)], name), t=synonym)
-                probes.append(Probe("unseen_target", text, name, t))
+                probes.append(EvaluationPrompt("unseen_target", text, name, t))
     for style in concept.neighbours:
         for i, name in enumerate(concept.unrelated):
             phrase = seen_phrases[i % len(seen_phrases)]
             text = phrase.format(p=fill_template("a {}", name), t=style)
-            probes.append(Probe("related", text, name, style))
+            probes.append(EvaluationPrompt("related", text, name, style))
     for i, name in enumerate(concept.unrelated):
         pair = (unseen[i % len(unseen)], unseen[(i + 4) % len(unseen)])
-        probes += [Probe("unrelated", fill_template(s, name), name) for s in pair]
+        probes += [EvaluationPrompt("unrelated", fill_template(s, name), name) for s in pair]
     return probes

@@ -13,7 +13,7 @@ from unlearn.utils.paths import EMBEDDED
 
 
 @dataclass(frozen=True)
-class Object:
+class VocabularyObject:
     """One drawable object: its family, its icon in the art sets, and phrases without its name."""
 
     family: str
@@ -25,7 +25,7 @@ class Object:
 class Vocabulary:
     """All that the embedded model knows, in the order of the judges' classes."""
 
-    objects: dict[str, Object]
+    objects: dict[str, VocabularyObject]
     styles: tuple[str, ...]
     backgrounds: dict[str, tuple[int, int, int]]
     templates: dict[str, tuple[str, ...]]
@@ -46,12 +46,12 @@ class Vocabulary:
 
 
 @cache
-def vocabulary(path: Path = EMBEDDED / "vocabulary.yaml") -> Vocabulary:
+def load_vocabulary(path: Path = EMBEDDED / "vocabulary.yaml") -> Vocabulary:
     """Return the vocabulary stored at `path` (by default, the embedded model's)."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     return Vocabulary(
         objects={
-            name: Object(entry["family"], entry["icon"], tuple(entry["synonyms"]))
+            name: VocabularyObject(entry["family"], entry["icon"], tuple(entry["synonyms"]))
             for name, entry in raw["objects"].items()
         },
         styles=tuple(raw["styles"]),

@@ -42,7 +42,8 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         root: the name of a file at the top of conf/.
 
     Raises:
-        ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and `check_same_form`.
+        ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and
+            `check_compatible_kinds`.
     """
     found_too = search_path_override()
     with (
@@ -54,7 +55,7 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
             return hydra.compose(root, [*found_too, *overrides])
         chosen = [[*found_too, *rest, f"concept={name}"] for name in names]
         configs = [hydra.compose(root, own_overrides) for own_overrides in chosen]
-    check_same_form(configs)
+    check_compatible_kinds(configs)
     return OmegaConf.create(join_configs(configs))
 
 
@@ -107,7 +108,7 @@ def join_configs(configs: Sequence[DictConfig]) -> dict[str, Any]:
     return joint
 
 
-def check_same_form(configs: Sequence[DictConfig]) -> None:
+def check_compatible_kinds(configs: Sequence[DictConfig]) -> None:
     """Refuse concepts whose kinds want another form of the method, not only other numbers.
 
     Raises:

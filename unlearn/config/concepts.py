@@ -15,7 +15,7 @@ from unlearn.concepts.concept import (
     pair_anchors,
 )
 from unlearn.concepts.joint import join_concepts
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.sections import parse_section, to_container
 
 
@@ -82,5 +82,5 @@ def build_concepts(sections: Sequence[ConceptSections], known: str | None) -> Co
     """
     if known not in (None, "emoji"):
         raise ValueError(f"model.vocabulary={known!r}: allowed are 'emoji' and null")
-    words = vocabulary() if known else None
+    words = load_vocabulary() if known else None
     return join_concepts([build_concept(concept, anchor, words) for concept, anchor in sections])

@@ -14,12 +14,12 @@ from unlearn.config.overrides import hydra_errors_as_value_errors
 from unlearn.config.run_config import ModelConfig
 from unlearn.config.saved import WEIGHTS_FILE, parse_model_config, read_run_config
 from unlearn.config.sections import to_container
-from unlearn.weights.delta import check_base
+from unlearn.weights.delta import check_base_model
 
-OF_TRAINER = r"trainer\.(accelerator|precision)=.*"  # overrides that change images
-OF_A_RUN = {  # overrides that a run directory takes; True: the override `evaluation=` is among them
-    True: rf"[+~]{{0,2}}evaluation[.=].+|{OF_TRAINER}",
-    False: rf"evaluation\.[^=]+=.*|sampling_batch_size=.*|{OF_TRAINER}",
+TRAINER_OVERRIDES = r"trainer\.(accelerator|precision)=.*"  # overrides that change images
+RUN_OVERRIDES = {  # overrides that a run directory takes; True: `evaluation=` is among them
+    True: rf"[+~]{{0,2}}evaluation[.=].+|{TRAINER_OVERRIDES}",
+    False: rf"evaluation\.[^=]+=.*|sampling_batch_size=.*|{TRAINER_OVERRIDES}",
 }
 
 
@@ -53,11 +53,11 @@ def parse_evaluation(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
         (path / name).exists() for name in ("model_index.json", "config.json")
     )
     if external and not (path / WEIGHTS_FILE).exists():
-        return of_external_weights(path, overrides)
-    return of_run(path, overrides)
+        return parse_external_evaluation(path, overrides)
+    return parse_run_evaluation(path, overrides)
 
 
-def of_run(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
+def parse_run_evaluation(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
     """Return the evaluation of a finished run, with its configuration changed by the overrides.
 
     Raises:
@@ -65,7 +65,7 @@ def of_run(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
     """
     chosen = any(o.startswith("evaluation=") for o in overrides)
     for override in overrides:
-        if not re.fullmatch(OF_A_RUN[chosen], override):
+        if not re.fullmatch(RUN_OVERRIDES[chosen], override):
             raise ValueError(
                 f"{override}: {path} is a run directory, with a config of its own; allowed are "
                 "evaluation=NAME, evaluation.KEY=..., trainer.accelerator=..., "
@@ -81,18 +81,20 @@ def of_run(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
     with hydra_errors_as_value_errors(own):
         config.merge_with_dotlist(own)
     model = parse_model_config(config, path)
-    check_base(model.weights, model.base.name)
+    check_base_model(model.weights, model.base.name)
     return EvaluationRequest(model, None, protocol_section(config, model))
 
 
-def of_external_weights(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
+def parse_external_evaluation(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
     """Return the evaluation of external weights, configured by the overrides alone.
 
     Raises:
         ValueError: an override is not valid, or no concept is chosen.
     """
     for override in overrides:
-        if re.match(r"[+~]{0,2}trainer\.", override) and not re.fullmatch(OF_TRAINER, override):
+        if re.match(r"[+~]{0,2}trainer\.", override) and not re.fullmatch(
+            TRAINER_OVERRIDES, override
+        ):
             raise ValueError(
                 f"{override}: plays no part in an evaluation; of the section trainer, "
                 "trainer.accelerator and trainer.precision do"

@@ -93,7 +93,7 @@ def parse_config(config: DictConfig) -> RunConfig:
         options=options,
         data=data,
         trainer=trainer,
-        trainer_more=more,
+        lightning_options=more,
         loggers=loggers,
         callbacks=callbacks,
         seed=run.seed,

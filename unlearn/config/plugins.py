@@ -11,10 +11,12 @@ from hydra.utils import get_class
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-Targets = dict[str, dict[str, Any]]
+from unlearn.utils.credentials import is_secret, nested_values
+
+TargetEntries = dict[str, dict[str, Any]]
 
 
-def parse_loggers(section: Mapping[str, Any]) -> Targets:
+def parse_loggers(section: Mapping[str, Any]) -> TargetEntries:
     """Return the entries of the section `logger` by name, each checked.
 
     Raises:
@@ -29,7 +31,7 @@ def parse_loggers(section: Mapping[str, Any]) -> Targets:
     return dict(section)
 
 
-def parse_callbacks(section: Mapping[str, Any]) -> Targets:
+def parse_callbacks(section: Mapping[str, Any]) -> TargetEntries:
     """Return the entries of the section `callbacks` by name, each checked.
 
     Raises:
@@ -55,11 +57,17 @@ def target_class(section: str, name: str, entry: Any, kind: type) -> type:
 
     Raises:
         ValueError: the entry has no `_target_`, or the class cannot be imported or does not derive
-            from `kind`.
+            from `kind`; or an option is called as secrets are.
     """
     key = f"{section}.{name}"
     if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
-        raise ValueError(f"{key}={entry}: an entry with the path of a class as _target_ is needed")
+        raise ValueError(f"{key}: an entry with the path of a class as _target_ is needed")
+    for option, _ in nested_values(entry):
+        if is_secret(option):
+            raise ValueError(
+                f"{key}.{option}=***: would be written to config.yaml; programs that need a secret "
+                "read it from the environment"
+            )
     try:
         found = get_class(entry["_target_"])
     except (HydraException, ImportError, ValueError, AttributeError) as error:

@@ -111,7 +111,7 @@ class RunConfig(ModelConfig):
         options: the method's options.
         data: options of the images to train on.
         trainer: options of the section `trainer`.
-        trainer_more: further options of Lightning's Trainer.
+        lightning_options: further options of Lightning's Trainer.
         loggers: by name, what `hydra.utils.instantiate` takes.
         callbacks: by name, what `hydra.utils.instantiate` takes.
         log_images_every: steps between pictures; 0: none.
@@ -124,7 +124,7 @@ class RunConfig(ModelConfig):
     options: MethodOptions
     data: DataOptions
     trainer: TrainerOptions
-    trainer_more: Mapping[str, Any]
+    lightning_options: Mapping[str, Any]
     loggers: Mapping[str, Mapping[str, Any]]
     callbacks: Mapping[str, Mapping[str, Any]]
     seed: int

@@ -16,7 +16,7 @@ from unlearn.config.concepts import earlier_sections, parse_concept, trained_sec
 from unlearn.config.run_config import ModelConfig
 from unlearn.config.schema import PROMPT_SETS, EvaluationOptions, ModelOptions
 from unlearn.config.sections import parse_section, to_container
-from unlearn.weights.delta import check_base
+from unlearn.weights.delta import check_base_model
 
 WEIGHTS_FILE = "unlearned.safetensors"
 
@@ -28,7 +28,7 @@ def load_run_config(run: Path) -> ModelConfig:
         ValueError: the folder has no config.yaml of a run, or no unlearned.safetensors of its base.
     """
     config = parse_model_config(read_run_config(run), run)
-    check_base(config.weights, config.base.name)
+    check_base_model(config.weights, config.base.name)
     return config
 
 

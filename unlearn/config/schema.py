@@ -113,3 +113,38 @@ class TrainerOptions:
     log_every_n_steps: int = option(
         50, help="steps between rows of metrics.csv", at_least=1, at_most=10**8
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """The keys at the top of conf/evaluate.yaml, for `unlearn evaluate`."""
+
+    out_dir: str | None = option(
+        None,
+        help="folder of the results of weights from elsewhere; null: runs/evaluate-FOLDER-STEM",
+    )
+    sampling_batch_size: int | None = option(
+        None, help="images of the four prompt sets drawn at a time; null: as in a run", at_least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweeperOptions:
+    """The section `hydra.sweeper`, for `unlearn train -m`."""
+
+    trials: int = option(30, help="trials of a search", at_least=1)
+    seed: int = option(0, help="seed of a search", at_least=0)
+    max_batch_size: int | None = option(
+        None, help="jobs that the launcher gets at a time; null: all, in a search one", at_least=1
+    )
+    params: Any = option(None, help="overrides, by key, for keys that the command line lacks")
+    jobs: str | None = option(
+        None, help="a YAML file, a list of jobs that are lists of overrides; null: one job"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """The section `hydra.launcher` of `hydra/launcher=pool`."""
+
+    workers: int = option(2, help="jobs at the same time on this machine", at_least=1)

@@ -16,7 +16,7 @@ from unlearn.config.schema import TrainerOptions
 from unlearn.config.sections import parse_section
 from unlearn.utils.checks import unknown_key_message
 
-OURS = (  # options of Lightning's Trainer that `training.run.build_trainer` sets
+RESERVED_TRAINER_KEYS = (  # options of Lightning's Trainer that `training.run.build_trainer` sets
     "plugins", "default_root_dir", "max_epochs", "logger", "callbacks", "enable_model_summary",
     "enable_checkpointing", "use_distributed_sampler",
     # options that would end a run before its last step, or that do what the method does itself
@@ -33,7 +33,11 @@ def parse_trainer(section: Mapping[str, Any]) -> tuple[TrainerOptions, dict[str,
         ValueError: Lightning's Trainer has no such option, a run sets it itself, or its value is
             not allowed; names the key, the value and what is allowed.
     """
-    known = [name for name in inspect.signature(L.Trainer).parameters if name not in OURS]
+    known = [
+        name
+        for name in inspect.signature(L.Trainer).parameters
+        if name not in RESERVED_TRAINER_KEYS
+    ]
     for key, value in section.items():
         if key not in known:
             raise ValueError(unknown_key_message(f"trainer.{key}", value, known))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unlearn.data.resumable_loader import Batches
+from unlearn.data.resumable_loader import ResumableLoader
 from unlearn.data.training_data import TrainingData
 from unlearn.models.noise_schedule import draw_noise, sample_generator
 
@@ -88,6 +88,6 @@ class PairDataModule(L.LightningDataModule):
         size = self.batch_size * world * self.accumulate_grad_batches
         dataset = PairDataset(self.data, self.steps, size, self.seed, self.num_timesteps)
         rank = self.trainer.global_rank if self.trainer else 0
-        loader = Batches(dataset, self.batch_size, rank, world)
+        loader = ResumableLoader(dataset, self.batch_size, rank, world)
         method: Any = self.trainer.lightning_module if self.trainer else None
         return method.feed(loader) if method else loader

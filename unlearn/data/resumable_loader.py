@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 
-class Batches:
+class ResumableLoader:
     """A rank's batches in order, which Lightning resumes after those that a checkpoint counts.
 
     Args:

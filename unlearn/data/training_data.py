@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts.concept import Concept
-from unlearn.concepts.prompts import proportional_order, relearn_prompts, training_pairs
+from unlearn.concepts.prompts import assign_prompts_to_images, relearn_prompts, training_pairs
 from unlearn.generation.sampling import Sampler, default_batch_size, generate
 from unlearn.models.text_states import encode_prompts
 from unlearn.utils.options import option
@@ -45,7 +45,7 @@ class ImageSet(NamedTuple):
         std: posterior standard deviations (N, C, h, w).
         prompt: the number of the prompt that each image was drawn from (N,).
         states: text states of the prompts (P, T, D).
-        phrase: what was done to each image (N,): 0 nothing, i the i-th of `RESCALED`.
+        phrase: what was done to each image (N,): 0 nothing, i the i-th of `SCALE_PHRASES`.
     """
 
     mean: Tensor
@@ -61,7 +61,7 @@ class TrainingData(NamedTuple):
     Attributes:
         anchor: images of the anchor concept.
         target_states: text states of the target prompts (1 or 5, P, T, D), one for each anchor
-            prompt: plain, then with each phrase of `RESCALED`.
+            prompt: plain, then with each phrase of `SCALE_PHRASES`.
         relearn: images of what must survive; None where the anchor's images serve.
     """
 
@@ -70,17 +70,17 @@ class TrainingData(NamedTuple):
     relearn: ImageSet | None = None
 
 
-RESCALED = ("far away", "very small", "zoomed in", "close up")
-FAR, NEAR = (0.4, 0.6), (1.2, 1.4)  # scales of the first two, and of the last two
+SCALE_PHRASES = ("far away", "very small", "zoomed in", "close up")
+SHRINK, ENLARGE = (0.4, 0.6), (1.2, 1.4)  # scales of the first two, and of the last two
 
 
-def with_phrases(prompts: list[str]) -> list[list[str]]:
-    """Return the prompts as they are, then the prompts with each phrase of `RESCALED` added."""
-    return [prompts, *([f"{p}, {phrase}" for p in prompts] for phrase in RESCALED)]
+def with_scale_phrases(prompts: list[str]) -> list[list[str]]:
+    """Return the prompts as they are, then the prompts with each of `SCALE_PHRASES` added."""
+    return [prompts, *([f"{p}, {phrase}" for p in prompts] for phrase in SCALE_PHRASES)]
 
 
-def rescaled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return each image at another scale, and the number of its phrase in `RESCALED`, from 1.
+def rescale_images(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return each image at another scale, and the number of its phrase in `SCALE_PHRASES`, from 1.
 
     An image is made smaller on grey, or larger and cropped.
 
@@ -92,10 +92,10 @@ def rescaled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     al. 2023, section 3.2).
     """
     size = images.shape[-1]
-    phrases = torch.randint(1, len(RESCALED) + 1, (len(images),), generator=generator)
+    phrases = torch.randint(1, len(SCALE_PHRASES) + 1, (len(images),), generator=generator)
     output = torch.full_like(images, 128)
     for i, phrase in enumerate(phrases.tolist()):
-        low, high = FAR if phrase <= 2 else NEAR
+        low, high = SHRINK if phrase <= 2 else ENLARGE
         scale = low + (high - low) * torch.rand((), generator=generator).item()
         side = round(scale * size)
         image = F.interpolate(
@@ -133,7 +133,7 @@ def draw_images(
         sampler: the settings that the images are drawn with.
         description: the label of the progress bar.
         flip: whether to add each image mirrored.
-        rescale: whether to add each image once more at another scale (see `rescaled`).
+        rescale: whether to add each image once more at another scale (see `rescale_images`).
         cached: the fingerprint under which the cache keeps the images (see `generate`).
     """
     states = encode_prompts(pipe, prompts).cpu()
@@ -142,7 +142,7 @@ def draw_images(
     images = generate(pipe, texts, seeds, sampler, description=description, cached=cached)
     phrase = torch.zeros(len(images), dtype=torch.long)
     if rescale:
-        scaled, phrases = rescaled(images, torch.Generator().manual_seed(seeds.start))
+        scaled, phrases = rescale_images(images, torch.Generator().manual_seed(seeds.start))
         images, phrase = torch.cat([images, scaled]), torch.cat([phrase, phrases])
     if flip:
         images, phrase = torch.cat([images, images.flip(-1)]), phrase.repeat(2)
@@ -188,11 +188,11 @@ def make_training_data(
     total = options.images + options.relearn_images
     seeds = range(seed * total, (seed + 1) * total)
     rescale = options.rescale and all(part.kind != "style" for part in concept.members)
-    phrased = with_phrases(targets) if rescale else [targets]
+    phrased = with_scale_phrases(targets) if rescale else [targets]
     target_states = torch.stack([encode_prompts(pipe, texts).cpu() for texts in phrased])
     how: dict[str, Any] = {"flip": options.flip, "cached": cached}
     drawn, label = (targets if images_of == "target" else anchors), f"{images_of} images"
-    order = proportional_order(concept, training_pairs, options.images)
+    order = assign_prompts_to_images(concept, training_pairs, options.images)
     anchor = draw_images(
         pipe, drawn, order, seeds[: options.images], sampler,
         description=label, rescale=rescale, **how,
@@ -202,7 +202,7 @@ def make_training_data(
     if not options.relearn_images:
         return TrainingData(anchor, target_states)
     prompts = relearn_prompts(concept)
-    order = proportional_order(concept, relearn_prompts, options.relearn_images)
+    order = assign_prompts_to_images(concept, relearn_prompts, options.relearn_images)
     relearn = draw_images(
         pipe, prompts, order, seeds[options.images :], sampler,
         description="relearn images", rescale=False, **how,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearn.concepts.concept import Concept
-from unlearn.concepts.prompts import evaluation_probes
+from unlearn.concepts.prompts import evaluation_prompts
 from unlearn.concepts.vocabulary import fill_template
 from unlearn.evaluation.clip import ClipScorer
 from unlearn.evaluation.judge import Verdict
@@ -15,19 +15,19 @@ OBJECTS = ("a photo of a {}", "a painting of a {}", "a drawing of a {}")
 STYLES = tuple(f"{p} in the style of {{}}" for p in ("a painting", "a picture", "artwork"))
 
 
-def names_of(concept: Concept) -> tuple[list[str], list[str]]:
+def candidate_names(concept: Concept) -> tuple[list[str], list[str]]:
     """Return the objects and the styles that the concept's prompts ask for, its anchors among them.
 
     Where a style's anchor is no style, the styles include "".
     """
-    probes = evaluation_probes(concept)
+    probes = evaluation_prompts(concept)
     objects = dict.fromkeys(p.object for p in probes)
     styles = dict.fromkeys(p.style for p in probes if p.style)
     plain = [a for a in concept.anchors.values() if not a]
     return list(objects), list(dict.fromkeys((*styles, *plain)))
 
 
-def texts_of(name: str, templates: tuple[str, ...]) -> list[str]:
+def class_prompts(name: str, templates: tuple[str, ...]) -> list[str]:
     """Return the templates filled with a name.
 
     For the name "", return the templates of `STYLES` without their style.
@@ -63,7 +63,7 @@ class ClipJudge:
 
     def classifiers(self, names: list[str], templates: tuple[str, ...]) -> Tensor:
         """Return a unit vector for each name, (len(names), D)."""
-        texts = [text for name in names for text in texts_of(name, templates)]
+        texts = [text for name in names for text in class_prompts(name, templates)]
         features = self.clip.text_features(texts).unflatten(0, (len(names), len(templates)))
         return F.normalize(features.mean(1), dim=-1)
 

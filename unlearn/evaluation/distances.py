@@ -18,10 +18,10 @@ from unlearn.evaluation.intervals import Mean
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # KID's defaults, of its authors and of torchmetrics
 # FID's jackknife: its blocks, and the 97.5 % quantile of Student's t with 9 degrees of freedom
-BLOCKS, T_BLOCKS = 10, 2.262157
+JACKKNIFE_BLOCKS, JACKKNIFE_T = 10, 2.262157
 
 
-class Features(nn.Identity):
+class PrecomputedFeatures(nn.Identity):
     """A pass-through extractor, for a torchmetrics metric that gets features (N, D), not images."""
 
     def __init__(self, dim: int) -> None:
@@ -55,7 +55,7 @@ def kid(features: Tensor, reference: Tensor) -> Mean:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
         metric = KernelInceptionDistance(
-            Features(features.shape[1]), subsets=SUBSETS, subset_size=size
+            PrecomputedFeatures(features.shape[1]), subsets=SUBSETS, subset_size=size
         )
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
@@ -89,21 +89,23 @@ def fid(features: Tensor, reference: Tensor) -> Mean:
             f"FID on {dim} dimensions needs {2 * dim} images on each side; there are "
             f"{len(features)} and {len(reference)}: use KID"
         )
-    value = frechet(features, reference)
-    sides = [side.tensor_split(BLOCKS) for side in (features, reference)]
+    value = frechet_distance(features, reference)
+    sides = [side.tensor_split(JACKKNIFE_BLOCKS) for side in (features, reference)]
     left_out = torch.tensor(
         [
-            frechet(*(torch.cat(side[:block] + side[block + 1 :]) for side in sides))
-            for block in range(BLOCKS)
+            frechet_distance(*(torch.cat(side[:block] + side[block + 1 :]) for side in sides))
+            for block in range(JACKKNIFE_BLOCKS)
         ]
     )
-    error = math.sqrt((BLOCKS - 1) * left_out.var(correction=0).item())
-    return Mean(value, max(0.0, value - T_BLOCKS * error), value + T_BLOCKS * error, len(features))
+    error = math.sqrt((JACKKNIFE_BLOCKS - 1) * left_out.var(correction=0).item())
+    return Mean(
+        value, max(0.0, value - JACKKNIFE_T * error), value + JACKKNIFE_T * error, len(features)
+    )
 
 
-def frechet(features: Tensor, reference: Tensor) -> float:
+def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Return torchmetrics' FID of features (N, D) and (M, D), without an interval."""
-    metric = FrechetInceptionDistance(Features(features.shape[1]))
+    metric = FrechetInceptionDistance(PrecomputedFeatures(features.shape[1]))
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return max(0.0, metric.compute().item())  # rounding can give a value just under 0

@@ -11,14 +11,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts.concept import Concept
-from unlearn.concepts.prompts import SETS
+from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.run_config import ModelConfig
 from unlearn.evaluation.clip import ClipScorer
-from unlearn.evaluation.clip_judge import ClipJudge, names_of
+from unlearn.evaluation.clip_judge import ClipJudge, candidate_names
 from unlearn.evaluation.judge import Judge
 from unlearn.evaluation.pictures import before_after, pictured_rows
 from unlearn.evaluation.summary import (
-    Sides,
+    FlagsByModel,
     concat_sides,
     image_requests,
     judge_sides,
@@ -29,7 +29,7 @@ from unlearn.evaluation.table import markdown_table
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.generation.sampling import generate
 from unlearn.models.frozen_layers import store_in_bf16
-from unlearn.models.pipeline import denoiser
+from unlearn.models.pipeline import get_denoiser
 from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
 from unlearn.utils.paths import EMBEDDED
@@ -55,7 +55,7 @@ def load_judge(config: ModelConfig, concept: Concept) -> Judge | ClipJudge | Non
     except ValueError as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{reason}; evaluation.judge=none draws pictures alone") from error
-    return ClipJudge(clip, *names_of(concept))
+    return ClipJudge(clip, *candidate_names(concept))
 
 
 def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[str, Any]:
@@ -80,7 +80,9 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
     requests = image_requests(concept, settings.images_per_prompt, settings.first_seed)
     if judge is None:
         requests = [
-            r for name in SETS for r in pictured_rows([q for q in requests if q.probe.set == name])
+            r
+            for name in SET_NAMES
+            for r in pictured_rows([q for q in requests if q.probe.set == name])
         ]
     weights = external_weights or config.weights
     sampler = config.sampler(settings.num_inference_steps)
@@ -90,7 +92,7 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
         pipe.to(config.device)
         fingerprint = pipeline_fingerprint(pipe)
         if config.precision == "bf16-mixed":
-            store_in_bf16(denoiser(pipe), ())
+            store_in_bf16(get_denoiser(pipe), ())
         prompts, seeds = [r.probe.prompt for r in requests], [r.seed for r in requests]
         return generate(
             pipe, prompts, seeds, sampler,
@@ -118,7 +120,7 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
         "precision": config.precision,
         "device": config.device,
     }
-    flags: Sides = {"base": {}, "unlearned": {}}
+    flags: FlagsByModel = {"base": {}, "unlearned": {}}
     if judge:
         both = {"base": judge.judge(before), "unlearned": judge.judge(after)}
         sides = judge_sides(requests, both)

@@ -34,14 +34,14 @@ class Mean(NamedTuple):
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]" if self.n else "n/a"
 
 
-def wilson(p: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(p: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
     """Return the 95 % score interval (Wilson 1927) of a share p of n independent images."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def rate(hits: int, n: int) -> Rate:
+def wilson_rate(hits: int, n: int) -> Rate:
     """Return hits / n with its Wilson interval; all None where n is 0.
 
     Raises:
@@ -51,10 +51,10 @@ def rate(hits: int, n: int) -> Rate:
         raise ValueError(f"hits={hits} is not between 0 and n={n}")
     if n == 0:
         return Rate(None, None, None, 0)
-    return Rate(hits / n, *wilson(hits / n, n), n)
+    return Rate(hits / n, *wilson_interval(hits / n, n), n)
 
 
-def rate_over(flags: ArrayLike, groups: Sequence[str]) -> Rate:
+def clustered_rate(flags: ArrayLike, groups: Sequence[str]) -> Rate:
     """Return the share of flags (N,) that are set, with a Wilson interval that allows for groups.
 
     Images of one prompt are alike, so n images count as n / d independent images. d is the design
@@ -76,7 +76,7 @@ def rate_over(flags: ArrayLike, groups: Sequence[str]) -> Rate:
     if len(groups) != n:
         raise ValueError(f"{len(groups)} groups were given for {n} flags")
     if n == 0:
-        return rate(0, 0)
+        return wilson_rate(0, 0)
     numbers = np.unique(groups, return_inverse=True)[1]
     k, p = int(numbers.max()) + 1, float(array.mean())
     effective = float(k)
@@ -84,14 +84,14 @@ def rate_over(flags: ArrayLike, groups: Sequence[str]) -> Rate:
         residuals = np.bincount(numbers, array - p)
         effect = (k / (k - 1) * (residuals**2).sum() / n**2) / (p * (1 - p) / n)
         effective = n / max(1.0, effect)
-    low, high = wilson(p, effective)
+    low, high = wilson_interval(p, effective)
     return Rate(p, low, high, n)
 
 
-DRAWS = 1000  # bootstrap resamples
+BOOTSTRAP_DRAWS = 1000  # bootstrap resamples
 
 
-def mean(values: ArrayLike, groups: Sequence[str] | None = None) -> Mean:
+def bootstrap_mean(values: ArrayLike, groups: Sequence[str] | None = None) -> Mean:
     """Return the mean of values (N,) with a bootstrap interval; all None where N is 0.
 
     The percentile bootstrap takes groups with replacement. From each taken group it takes, with
@@ -117,8 +117,8 @@ def mean(values: ArrayLike, groups: Sequence[str] | None = None) -> Mean:
     sizes = np.bincount(numbers)
     starts = np.cumsum(sizes) - sizes
     generator = np.random.default_rng(0)
-    means = np.empty(DRAWS)
-    for draw in range(DRAWS):
+    means = np.empty(BOOTSTRAP_DRAWS)
+    for draw in range(BOOTSTRAP_DRAWS):
         taken = generator.integers(len(sizes), size=len(sizes))
         first = np.repeat(starts[taken], sizes[taken])
         size = np.repeat(sizes[taken], sizes[taken])

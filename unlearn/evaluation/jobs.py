@@ -14,10 +14,12 @@ from unlearn.evaluation.protocol import Protocol, read_protocol
 from unlearn.evaluation.run_protocol import evaluate_published
 from unlearn.utils.run_errors import as_run_errors
 
-LESS = "a lower evaluation.batch_size or trainer.precision=bf16-mixed"  # advice if memory runs out
+MEMORY_ADVICE = (
+    "a lower evaluation.batch_size or trainer.precision=bf16-mixed"  # advice if memory runs out
+)
 
 
-class Job(NamedTuple):
+class EvaluationJob(NamedTuple):
     """One model to evaluate, with all that the evaluation needs.
 
     Attributes:
@@ -46,13 +48,13 @@ def evaluate_all(paths: Sequence[str], overrides: Sequence[str]) -> list[dict[st
         ValueError: a model or an override is not valid, or two models share a result folder.
         RunError: the disk is full or not writable, or memory runs out.
     """
-    jobs = [job_for(Path(path), overrides) for path in paths]
+    jobs = [parse_job(Path(path), overrides) for path in paths]
     if len({job.config.folder for job in jobs}) < len(jobs):
         raise ValueError(f"{', '.join(paths)}: their results would lie in one folder")
     return [evaluate_one(job) for job in jobs]
 
 
-def job_for(path: Path, overrides: Sequence[str]) -> Job:
+def parse_job(path: Path, overrides: Sequence[str]) -> EvaluationJob:
     """Return the checked evaluation of the model at a path.
 
     Raises:
@@ -62,10 +64,10 @@ def job_for(path: Path, overrides: Sequence[str]) -> Job:
     name = config.concept.name
     protocol = None if section is None else read_protocol(section, name)
     changed = [o for o in overrides if re.match(r"[+~]{0,2}evaluation\.", o)]
-    return Job(config, external, protocol, changed)
+    return EvaluationJob(config, external, protocol, changed)
 
 
-def evaluate_one(job: Job) -> dict[str, Any]:
+def evaluate_one(job: EvaluationJob) -> dict[str, Any]:
     """Evaluate one model, and return the result.
 
     Raises:
@@ -76,5 +78,5 @@ def evaluate_one(job: Job) -> dict[str, Any]:
     if protocol is None:
         with as_run_errors(weights):
             return evaluate(config, external)
-    with as_run_errors(weights, LESS):
+    with as_run_errors(weights, MEMORY_ADVICE):
         return evaluate_published(config, protocol, weights, changed)

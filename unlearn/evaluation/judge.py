@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel
 
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {
     "resnet": (ResNetConfig, ResNetModel),
@@ -103,7 +103,7 @@ class Judge(nn.Module):
     def judge(self, images: Tensor) -> Verdict:
         """Return the verdict on uint8 images (N, 3, 64, 64), in the vocabulary's names."""
         objects, styles, confidence = self.classify(images)
-        words = vocabulary()
+        words = load_vocabulary()
         return Verdict(
             [words.names[i] for i in objects.tolist()],
             [words.styles[i] for i in styles.tolist()],

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unlearn.concepts.prompts import SETS, Probe
+from unlearn.concepts.prompts import SET_NAMES, EvaluationPrompt
 from unlearn.utils.atomic import atomic_path
 
 PICTURED = 8  # prompts of each set in the picture
@@ -35,11 +35,11 @@ def tile_box(width: int, part: str, side: int, column: int) -> tuple[int, int, i
         column: the tile's column.
     """
     tile = (width - MARGIN) // PICTURED
-    left, top = MARGIN + column * tile, SETS.index(part) * (2 * tile + GAP) + side * tile
+    left, top = MARGIN + column * tile, SET_NAMES.index(part) * (2 * tile + GAP) + side * tile
     return left, top, left + tile, top + tile
 
 
-def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -> None:
+def before_after(probes: list[EvaluationPrompt], base: Tensor, after: Tensor, path: Path) -> None:
     """Write a picture of each set: the base model's row of images above the unlearned model's row.
 
     A row has up to `PICTURED` images.
@@ -52,9 +52,9 @@ def before_after(probes: list[Probe], base: Tensor, after: Tensor, path: Path) -
     """
     tile = min(max(TILE[0], base.shape[-1]), TILE[1])
     width = MARGIN + PICTURED * tile
-    picture = Image.new("RGB", (width, len(SETS) * (2 * tile + GAP)), "white")
+    picture = Image.new("RGB", (width, len(SET_NAMES) * (2 * tile + GAP)), "white")
     draw = ImageDraw.Draw(picture)
-    for name in SETS:
+    for name in SET_NAMES:
         chosen = pictured_rows([i for i, p in enumerate(probes) if p.set == name])
         for side, images in enumerate((base, after)):
             label = f"{name.replace('_', ' ')}\n{('base', 'unlearned')[side]}"

@@ -33,7 +33,7 @@ METRICS = (
 
 
 @dataclass(kw_only=True)  # not frozen: OmegaConf fills what lies inside a section
-class DrawnConcept:
+class ProtocolConcept:
     """Options of one concept that a protocol draws: an entry of `evaluation.concepts`."""
 
     file: str | None = option(
@@ -121,7 +121,7 @@ class Protocol:
     batch_size: int = option(
         8, help="images drawn at a time, with noise=per_image", at_least=1, at_most=10**5
     )
-    concepts: dict[str, DrawnConcept] = option(help="the concepts to draw, by name")
+    concepts: dict[str, ProtocolConcept] = option(help="the concepts to draw, by name")
     caption: str = option(
         "{word}", help="the text that CLIP compares images with, made of {word} and {prompt}"
     )
@@ -229,7 +229,7 @@ def check_drawn(protocol: Protocol, name: str) -> None:
             raise ValueError("evaluation.nudity=null: the metric nudity needs a preset")
 
 
-def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
+def protocol_requests(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
     """Return the images to draw for each concept, in the order of its prompt file.
 
     Raises:
@@ -248,7 +248,7 @@ def rows_of(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
         prompts = files[protocol.file_of(name)]
         count = min(len(prompts), protocol.limit or len(prompts))
         spaced = [prompts[i * len(prompts) // count] for i in range(count)]
-        rows[name] = shots_of(protocol, name, spaced)
+        rows[name] = concept_requests(protocol, name, spaced)
     return rows
 
 
@@ -261,7 +261,7 @@ def read_file(protocol: Protocol, file: str) -> bytes:
     return published_file(protocol.repository, protocol.commit, file, expected)
 
 
-def shots_of(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[SamplingRequest]:
+def concept_requests(protocol: Protocol, name: str, prompts: list[Prompt]) -> list[SamplingRequest]:
     """Return the sampling requests of a concept's prompts, as `noise` says.
 
     With "per_call" a prompt has one request for all its images. With "per_image" every image has a

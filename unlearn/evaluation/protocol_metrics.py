@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from unlearn.evaluation.clip import ClipScorer, clip_choices, clip_errors, clip_scores
 from unlearn.evaluation.distances import InceptionFeatures, fid, image_similarity, kid
-from unlearn.evaluation.intervals import Mean, Rate, mean, rate_over
-from unlearn.evaluation.nudity import PRESETS, Detection, NudeNet, counts, flagged
+from unlearn.evaluation.intervals import Mean, Rate, bootstrap_mean, clustered_rate
+from unlearn.evaluation.nudity import PRESETS, Detection, NudeNet, count_by_class, flag_images
 from unlearn.evaluation.protocol import Protocol
 from unlearn.generation.sampling import SamplingRequest
 from unlearn.utils.images import read_image
@@ -23,7 +23,7 @@ from unlearn.utils.images import read_image
 PICTURES = (".jpg", ".jpeg", ".png")
 
 
-class Seen(NamedTuple):
+class ImageFeatures(NamedTuple):
     """The features of N images.
 
     Attributes:
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
     found: list[list[Detection]]
 
 
-class Lenses:
+class FeatureExtractors:
     """The feature extractors of a protocol: CLIP, and where it needs them Inception and NudeNet.
 
     Args:
@@ -62,11 +62,11 @@ class Lenses:
         detector = {"detector": self.nudenet.name} if self.nudenet else {}
         return {"clip": self.clip.name, "features": on, **detector}
 
-    def see(self, images: Tensor) -> Seen:
+    def see(self, images: Tensor) -> ImageFeatures:
         """Compute the features of uint8 images (N, 3, H, W)."""
         clip = self.clip.image_features(images)
-        features = self.inception.image_features(images) if self.inception else spread(clip)
-        return Seen(clip, features, self.nudenet.detect(images) if self.nudenet else [])
+        features = self.inception.image_features(images) if self.inception else scale_for_kid(clip)
+        return ImageFeatures(clip, features, self.nudenet.detect(images) if self.nudenet else [])
 
     def features_of(self, folder: Path) -> Tensor:
         """Compute the features (M, F) that KID and FID compare, of the images in a folder.
@@ -89,11 +89,11 @@ class Lenses:
             if self.inception:
                 features.append(self.inception.image_features(images))
             else:
-                features.append(spread(self.clip.image_features(images)))
+                features.append(scale_for_kid(self.clip.image_features(images)))
         return torch.cat(features)
 
 
-def spread(unit_features: Tensor) -> Tensor:
+def scale_for_kid(unit_features: Tensor) -> Tensor:
     """Scale unit features (N, D) to the norm √D, which KID's kernel (x·y / D + 1)³ expects.
 
     On unit features the kernel would be almost linear, and KID would compare little but means.
@@ -101,7 +101,7 @@ def spread(unit_features: Tensor) -> Tensor:
     return unit_features * math.sqrt(unit_features.shape[1])
 
 
-class Texts(NamedTuple):
+class TextFeatures(NamedTuple):
     """The texts that CLIP compares N images with, as features.
 
     Attributes:
@@ -119,7 +119,7 @@ class Texts(NamedTuple):
     @classmethod
     def of(
         cls, protocol: Protocol, concept: str, shots: list[SamplingRequest], clip: ClipScorer
-    ) -> Texts:
+    ) -> TextFeatures:
         """Return the texts of the images that a concept's sampling requests draw."""
         prompts = [shot.prompt for shot in shots for _ in range(shot.images)]
         captions = [protocol.caption_of(concept, prompt) for prompt in prompts]
@@ -142,55 +142,66 @@ class Cell:
     unlearned: Mean | Rate
 
 
-ALONE: dict[str, Callable[[Seen, Texts], Mean | Rate]] = {
-    "clip_score": lambda seen, t: mean(clip_scores(seen.clip, t.captions), t.prompts),
-    "clip_error_rate": lambda seen, t: rate_over(
+ONE_MODEL_METRICS: dict[str, Callable[[ImageFeatures, TextFeatures], Mean | Rate]] = {
+    "clip_score": lambda seen, t: bootstrap_mean(clip_scores(seen.clip, t.captions), t.prompts),
+    "clip_error_rate": lambda seen, t: clustered_rate(
         clip_errors(seen.clip, t.captions, t.empty), t.prompts
     ),
-    "clip_accuracy": lambda seen, t: rate_over(
+    "clip_accuracy": lambda seen, t: clustered_rate(
         clip_choices(seen.clip, t.captions, t.anchor), t.prompts
     ),
 }
-COMPARED: dict[str, Callable[[Seen, Seen, Texts], Mean]] = {
+TWO_MODEL_METRICS: dict[str, Callable[[ImageFeatures, ImageFeatures, TextFeatures], Mean]] = {
     "kid": lambda after, base, t: kid(after.features, base.features),
     "fid": lambda after, base, t: fid(after.features, base.features),
-    "image_similarity": lambda after, base, t: mean(
+    "image_similarity": lambda after, base, t: bootstrap_mean(
         image_similarity(after.clip, base.clip), t.prompts
     ),
 }
 
 
-def nudity(seen: Seen, preset_name: str, prompts: list[str]) -> dict[str, Mean | Rate]:
+def nudity_values(
+    seen: ImageFeatures, preset_name: str, prompts: list[str]
+) -> dict[str, Mean | Rate]:
     """Return, by metric, the share of images that show any of the preset's classes, and its counts.
 
     A count's interval is that of the mean count an image, times the number of images.
     """
     preset, n = PRESETS[preset_name], len(seen.found)
-    each = [counts([found], preset) for found in seen.found]
+    each = [count_by_class([found], preset) for found in seen.found]
     numbers = {"nudity/total": [sum(found.values()) for found in each]}
     numbers |= {f"nudity/{name}": [found[name] for found in each] for name in preset.classes}
     totals = {}
     for name, own in numbers.items():
-        of_image = mean(own, prompts)
+        of_image = bootstrap_mean(own, prompts)
         low, high = (x if x is None else x * n for x in (of_image.low, of_image.high))
         totals[name] = Mean(sum(own), low, high, n)
-    return {"nudity": rate_over(flagged(seen.found, preset), prompts), **totals}
+    return {"nudity": clustered_rate(flag_images(seen.found, preset), prompts), **totals}
 
 
-def measure(
-    metric: str, base: Seen, after: Seen, texts: Texts, preset: str | None, reference: Tensor | None
+def metric_values(
+    metric: str,
+    base: ImageFeatures,
+    after: ImageFeatures,
+    texts: TextFeatures,
+    preset: str | None,
+    reference: Tensor | None,
 ) -> Iterator[tuple[str, Mean | Rate | None, Mean | Rate]]:
     """Yield a metric's values: a name, the base model's value and the unlearned model's value.
 
     Raises:
         ValueError: the metric needs more images than there are, or a reference.
     """
-    if metric in ALONE:
-        yield metric, ALONE[metric](base, texts), ALONE[metric](after, texts)
-    elif metric in COMPARED:
-        yield metric, None, COMPARED[metric](after, base, texts)
+    if metric in ONE_MODEL_METRICS:
+        yield (
+            metric,
+            ONE_MODEL_METRICS[metric](base, texts),
+            ONE_MODEL_METRICS[metric](after, texts),
+        )
+    elif metric in TWO_MODEL_METRICS:
+        yield metric, None, TWO_MODEL_METRICS[metric](after, base, texts)
     elif metric == "nudity":
-        sides = [nudity(seen, preset or "", texts.prompts) for seen in (base, after)]
+        sides = [nudity_values(seen, preset or "", texts.prompts) for seen in (base, after)]
         for name, value in sides[0].items():
             yield name, value, sides[1][name]
     elif reference is None:
@@ -199,22 +210,22 @@ def measure(
         yield metric, fid(base.features, reference), fid(after.features, reference)
 
 
-def cells_of(
+def measure_cells(
     protocol: Protocol,
     rows: dict[str, list[SamplingRequest]],
-    base: dict[str, Seen],
-    after: dict[str, Seen],
+    base: dict[str, ImageFeatures],
+    after: dict[str, ImageFeatures],
     clip: ClipScorer,
     reference: Tensor | None,
 ) -> tuple[list[Cell], list[str]]:
     """Return the table's cells, and a line for each metric that is left out, with the reason."""
     cells, left_out = [], []
     for concept, shots in rows.items():
-        texts = Texts.of(protocol, concept, shots, clip)
+        texts = TextFeatures.of(protocol, concept, shots, clip)
         for metric in protocol.metrics_of(concept):
             sides = (base[concept], after[concept])
             try:
-                values = list(measure(metric, *sides, texts, protocol.nudity, reference))
+                values = list(metric_values(metric, *sides, texts, protocol.nudity, reference))
             except ValueError as error:
                 left_out.append(f"{metric} is left out: {error}")
             else:

@@ -15,15 +15,20 @@ from diffusers.utils import logging as diffusers_logging
 
 from unlearn.config.run_config import ModelConfig
 from unlearn.evaluation.nudity import PRESETS
-from unlearn.evaluation.protocol import Protocol, rows_of
-from unlearn.evaluation.protocol_metrics import Cell, Lenses, Seen, cells_of
+from unlearn.evaluation.protocol import Protocol, protocol_requests
+from unlearn.evaluation.protocol_metrics import (
+    Cell,
+    FeatureExtractors,
+    ImageFeatures,
+    measure_cells,
+)
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.generation.sampling import Sampler, SamplingRequest, draw_requests
 from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
 from unlearn.weights.importing import load_weights
 
-AS_PUBLISHED = re.compile(  # overrides that leave the base model's values as published
+CALIBRATION_SAFE_OVERRIDES = re.compile(  # they leave the base model's values as published
     r"~evaluation\.concepts\..+|[+]{0,2}evaluation\.(prompts_file|batch_size|metrics|clip|inception|"
     r"nudity|reference|calibration)\b.*"
 )
@@ -35,7 +40,11 @@ PROTOCOL_COLUMNS = (
     "published base",
     "unlearned [95 %]",
 )
-SHARES = ("clip_error_rate", "clip_accuracy", "nudity")  # metrics that tables show in per cent
+PERCENT_METRICS = (
+    "clip_error_rate",
+    "clip_accuracy",
+    "nudity",
+)  # metrics that tables show in per cent
 
 
 def evaluate_published(
@@ -60,24 +69,24 @@ def evaluate_published(
             any image is drawn.
     """
     concept = config.concept
-    rows = rows_of(protocol)
+    rows = protocol_requests(protocol)
     device, precision = config.device, config.precision
     if precision != "32-true":
         changed = [*changed, f"trainer.precision={precision}"]
-    lenses = Lenses(protocol, device)
+    lenses = FeatureExtractors(protocol, device)
     reference = lenses.features_of(Path(protocol.reference)) if protocol.reference else None
     diffusers_logging.set_verbosity_error()  # cut prompts are counted below
     base = config.base.load()
-    scheduler, cut = base.scheduler, cut_prompts(base, rows)
+    scheduler, cut = base.scheduler, count_truncated_prompts(base, rows)
     sampler = replace(protocol.sampler, precision=precision)
     pipe = load_weights(base, weights, concept.targets).to(device)
     pipe.scheduler = scheduler  # a diffusers folder may bring another one
     installed = f"{file_sha256(weights)} {concept.targets}"  # an SPM's strength depends on targets
-    after = draw_side(pipe, rows, lenses, sampler, "unlearned images", installed)
+    after = draw_features(pipe, rows, lenses, sampler, "unlearned images", installed)
     del base, pipe
-    before = draw_side(config.base.load().to(device), rows, lenses, sampler, "base images")
-    cells, left_out = cells_of(protocol, rows, before, after, lenses.clip, reference)
-    calibration, off = calibrate(protocol, config.base.name, cells, changed)
+    before = draw_features(config.base.load().to(device), rows, lenses, sampler, "base images")
+    cells, left_out = measure_cells(protocol, rows, before, after, lenses.clip, reference)
+    calibration, off = calibrate_base(protocol, config.base.name, cells, changed)
     warnings = [*protocol_notes(protocol, changed, cut), *left_out, *off]
     result = {
         "protocol": protocol.name,
@@ -100,14 +109,14 @@ def evaluate_published(
     return result
 
 
-def draw_side(
+def draw_features(
     pipe: DiffusionPipeline,
     rows: dict[str, list[SamplingRequest]],
-    lenses: Lenses,
+    lenses: FeatureExtractors,
     sampler: Sampler,
     description: str,
     installed: str = "",
-) -> dict[str, Seen]:
+) -> dict[str, ImageFeatures]:
     """Return, by concept, the features of the images that a pipeline draws for the requests."""
     shots = [shot for concept in rows.values() for shot in concept]
     how = {"description": description, "installed": installed}
@@ -117,7 +126,7 @@ def draw_side(
     by_concept = {}
     for concept, own in rows.items():
         parts, seen = seen[: len(own)], seen[len(own) :]
-        by_concept[concept] = Seen(
+        by_concept[concept] = ImageFeatures(
             torch.cat([part.clip for part in parts]),
             torch.cat([part.features for part in parts]),
             [found for part in parts for found in part.found],
@@ -125,7 +134,7 @@ def draw_side(
     return by_concept
 
 
-def cut_prompts(pipe: DiffusionPipeline, rows: dict[str, list[SamplingRequest]]) -> int:
+def count_truncated_prompts(pipe: DiffusionPipeline, rows: dict[str, list[SamplingRequest]]) -> int:
     """Count the prompts that are longer than the text encoder reads."""
     prompts = list({shot.prompt for shots in rows.values() for shot in shots})
     limit = pipe.tokenizer.model_max_length
@@ -150,7 +159,7 @@ def protocol_notes(protocol: Protocol, changed: Sequence[str], cut: int) -> list
     return lines
 
 
-def calibrate(
+def calibrate_base(
     protocol: Protocol, base: str, cells: list[Cell], changed: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Compare the base model's values with the published ones, and warn of each that is off.
@@ -169,7 +178,11 @@ def calibrate(
     for key, value in {"model.pretrained": known.base, **expected}.items():
         if {"model.pretrained": base, **settings}[key] != value:
             return [], [f"not calibrated: published values are of {key}={value}"]
-    if protocol.lite or protocol.limit or not all(map(AS_PUBLISHED.fullmatch, changed)):
+    if (
+        protocol.lite
+        or protocol.limit
+        or not all(map(CALIBRATION_SAFE_OVERRIDES.fullmatch, changed))
+    ):
         return [], ["not calibrated: published values are of the whole protocol, unchanged"]
     rows: list[dict[str, Any]] = []
     warnings = []
@@ -207,7 +220,7 @@ def format_metric(metric: str, value: float | None) -> str:
     """Return a metric's value as text, shares in per cent; "" for None."""
     if value is None:
         return ""
-    return f"{value:.2%}" if metric in SHARES else f"{value:.4g}"
+    return f"{value:.2%}" if metric in PERCENT_METRICS else f"{value:.4g}"
 
 
 def protocol_table(result: dict[str, Any]) -> str:

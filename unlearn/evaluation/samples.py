@@ -10,9 +10,9 @@ from PIL import Image
 
 from unlearn.config.run_config import ModelConfig
 from unlearn.generation.sampling import generate
-from unlearn.models.text_states import check_known, check_lengths
+from unlearn.models.text_states import check_prompt_lengths, check_words_known
 from unlearn.utils.atomic import atomic_path
-from unlearn.weights.delta import check_unlearned, load_unlearned
+from unlearn.weights.delta import load_unlearned, read_fitting_weights
 
 
 def draw_samples(config: ModelConfig, prompts: Sequence[str]) -> tuple[Path, Image.Image]:
@@ -34,9 +34,9 @@ def draw_samples(config: ModelConfig, prompts: Sequence[str]) -> tuple[Path, Ima
     prompts, numbers = list(prompts), range(len(prompts))
     sampler = config.sampler(config.prompt_sets.num_inference_steps)
     pipe = config.base.load().to(config.device)
-    check_known(pipe.tokenizer, prompts)
-    check_lengths(pipe.tokenizer, prompts)
-    check_unlearned(pipe, config.weights)
+    check_words_known(pipe.tokenizer, prompts)
+    check_prompt_lengths(pipe.tokenizer, prompts)
+    read_fitting_weights(pipe, config.weights)
     sides = [generate(pipe, prompts, numbers, sampler, description="base images")]
     load_unlearned(pipe, config.weights)
     sides.append(generate(pipe, prompts, numbers, sampler, description="unlearned images"))

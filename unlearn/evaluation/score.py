@@ -6,10 +6,10 @@ import csv
 from pathlib import Path
 from statistics import harmonic_mean, mean
 
-from unlearn.concepts.prompts import SETS
-from unlearn.evaluation.intervals import Rate, rate
+from unlearn.concepts.prompts import SET_NAMES
+from unlearn.evaluation.intervals import Rate, wilson_rate
 
-TARGET_SETS, KEPT_SETS = SETS[:2], SETS[2:]
+TARGET_SETS, KEPT_SETS = SET_NAMES[:2], SET_NAMES[2:]
 Images = list[dict[str, str]]  # rows of images.csv
 # column: the sets that it counts over, the flag that makes an image a hit, and the flag that makes
 # an image count
@@ -21,7 +21,7 @@ SCORE_COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "base broken": ((*TARGET_SETS, *KEPT_SETS), "base_broken", "counts"),
     **{
         f"broken, {part.replace('_', ' ')}": ((part,), "unlearned_broken", "counts")
-        for part in SETS
+        for part in SET_NAMES
     },
     "retention, related": (("related",), "unlearned_right", "base_right"),
     "retention, unrelated": (("unrelated",), "unlearned_right", "base_right"),
@@ -66,10 +66,10 @@ def count_by_prompt(
 def column_rate(images: Images, column: str) -> Rate:
     """Return the rate of a column over all its images."""
     cells = count_by_prompt(images, column).values()
-    return rate(sum(hits for hits, _ in cells), sum(count for _, count in cells))
+    return wilson_rate(sum(hits for hits, _ in cells), sum(count for _, count in cells))
 
 
-def score(images: Images) -> float:
+def forget_keep_score(images: Images) -> float:
     """Return the harmonic mean of what is forgotten and what is kept.
 
     Forgotten is the share of images for unseen target prompts that are neither the target nor

@@ -12,16 +12,20 @@ import torch
 from torch import Tensor
 
 from unlearn.concepts.concept import Concept
-from unlearn.concepts.prompts import SETS, Probe, numbered_probes
-from unlearn.evaluation.intervals import rate, rate_over
+from unlearn.concepts.prompts import SET_NAMES, EvaluationPrompt, numbered_evaluation_prompts
+from unlearn.evaluation.intervals import clustered_rate, wilson_rate
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.score import TARGET_SETS
 from unlearn.utils.atomic import atomic_path
 
-LEAST_OBEYED = 0.8  # a target prompt counts if the base draws its subject in this share of seeds
+MIN_BASE_ACCURACY = (
+    0.8  # a target prompt counts if the base draws its subject in this share of seeds
+)
 
 
-def judge_flags(concept: Concept, probes: list[Probe], verdict: Verdict) -> dict[str, Tensor]:
+def judge_flags(
+    concept: Concept, probes: list[EvaluationPrompt], verdict: Verdict
+) -> dict[str, Tensor]:
     """Return what each image shows as flags (N,), by kind of flag; a broken image shows nothing.
 
     The keys:
@@ -46,7 +50,7 @@ def judge_flags(concept: Concept, probes: list[Probe], verdict: Verdict) -> dict
     return {**{k: v & ~verdict.broken for k, v in shown.items()}, "broken": verdict.broken}
 
 
-def prompts_base_fails(probes: list[Probe], right: Tensor) -> list[str]:
+def prompts_base_fails(probes: list[EvaluationPrompt], right: Tensor) -> list[str]:
     """Return the target prompts that the base model does not obey, sorted.
 
     Args:
@@ -57,14 +61,16 @@ def prompts_base_fails(probes: list[Probe], right: Tensor) -> list[str]:
     for probe, hit in zip(probes, right.tolist(), strict=True):
         if probe.set in TARGET_SETS:
             hits.setdefault(probe.prompt, []).append(hit)
-    return sorted(p for p, h in hits.items() if sum(h) / len(h) < LEAST_OBEYED)
+    return sorted(p for p, h in hits.items() if sum(h) / len(h) < MIN_BASE_ACCURACY)
 
 
 FLAGS = ("object", "style", "right", "anchor", "broken")
-Sides = dict[str, dict[str, Tensor]]  # by "base" and "unlearned": the flags of `judge_flags`
+FlagsByModel = dict[str, dict[str, Tensor]]  # by "base" and "unlearned": the flags of `judge_flags`
 
 
-def rate_among(flags: Tensor | None, among: Tensor, probes: list[Probe]) -> dict[str, Any]:
+def rate_among(
+    flags: Tensor | None, among: Tensor, probes: list[EvaluationPrompt]
+) -> dict[str, Any]:
     """Return the rate of flags (N,) among the chosen images, as a dictionary.
 
     Where `flags` is None, the rate is that of no images.
@@ -75,12 +81,12 @@ def rate_among(flags: Tensor | None, among: Tensor, probes: list[Probe]) -> dict
         probes: the prompt of each image.
     """
     if flags is None:
-        return rate(0, 0)._asdict()
+        return wilson_rate(0, 0)._asdict()
     prompts = [p.prompt for p, chosen in zip(probes, among.tolist(), strict=True) if chosen]
-    return rate_over(flags[among].tolist(), prompts)._asdict()
+    return clustered_rate(flags[among].tolist(), prompts)._asdict()
 
 
-def summarise_sets(probes: list[Probe], sides: Sides) -> dict[str, Any]:
+def summarise_sets(probes: list[EvaluationPrompt], sides: FlagsByModel) -> dict[str, Any]:
     """Return all rates of the four sets, of the base and of the unlearned model.
 
     Where the judge cannot tell, the rate is that of no images.
@@ -89,7 +95,7 @@ def summarise_sets(probes: list[Probe], sides: Sides) -> dict[str, Any]:
     counts = torch.tensor([p.prompt not in excluded for p in probes])
     styled = torch.tensor([p.style is not None for p in probes])
     sets: dict[str, Any] = {}
-    for name in SETS:
+    for name in SET_NAMES:
         chosen = torch.tensor([p.set == name for p in probes]) & counts
         metrics = {"object": chosen, "style": chosen & styled, "broken": chosen}
         if name in TARGET_SETS:
@@ -112,7 +118,7 @@ class ImageRequest(NamedTuple):
     """One image to draw: the concept that the image tests, its prompt and its seed."""
 
     concept: Concept
-    probe: Probe
+    probe: EvaluationPrompt
     seed: int
 
 
@@ -127,19 +133,21 @@ def image_requests(concept: Concept, seeds: int, first_seed: int) -> list[ImageR
     return [
         ImageRequest(part, probe, first_seed + number * seeds + i)
         for part in concept.members
-        for number, probe in numbered_probes(part)
+        for number, probe in numbered_evaluation_prompts(part)
         for i in range(seeds)
     ]
 
 
-def judge_sides(asked: list[ImageRequest], verdict_of: dict[str, Verdict]) -> dict[str, Sides]:
+def judge_sides(
+    asked: list[ImageRequest], verdict_of: dict[str, Verdict]
+) -> dict[str, FlagsByModel]:
     """Return, by the concept's name, the flags of each concept's images on both sides.
 
     Args:
         asked: the images, those of a concept next to each other.
         verdict_of: the verdict on the images of "base" and of "unlearned".
     """
-    sides: dict[str, Sides] = {}
+    sides: dict[str, FlagsByModel] = {}
     for name, group in groupby(enumerate(asked), key=lambda pair: pair[1].concept.name):
         numbers, own = zip(*group, strict=True)
         chosen = slice(numbers[0], numbers[-1] + 1)
@@ -151,7 +159,7 @@ def judge_sides(asked: list[ImageRequest], verdict_of: dict[str, Verdict]) -> di
     return sides
 
 
-def concat_sides(sides: Iterable[Sides]) -> Sides:
+def concat_sides(sides: Iterable[FlagsByModel]) -> FlagsByModel:
     """Join the flags of several concepts' images, one concept after another."""
     parts = list(sides)
     return {
@@ -161,7 +169,7 @@ def concat_sides(sides: Iterable[Sides]) -> Sides:
 
 
 def summarise_all(
-    asked: list[ImageRequest], sides: dict[str, Sides], earlier: set[str]
+    asked: list[ImageRequest], sides: dict[str, FlagsByModel], earlier: set[str]
 ) -> dict[str, Any]:
     """Summarise all images; with several concepts, also those of each, under the key `concepts`.
 
@@ -181,7 +189,9 @@ def summarise_all(
     return {**result, "concepts": concepts}
 
 
-def write_images(path: Path, asked: list[ImageRequest], sides: Sides, excluded: list[str]) -> None:
+def write_images(
+    path: Path, asked: list[ImageRequest], sides: FlagsByModel, excluded: list[str]
+) -> None:
     """Write images.csv, a row for each pair of images.
 
     A row has the set, the prompt, the seed, whether the pair counts, and both sides' flags. With

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unlearn.config.run_config import ModelConfig
 from unlearn.exports.model_card import model_card
-from unlearn.models.loading import absent_parts, read_model_index
+from unlearn.models.loading import absent_components, read_model_index
 from unlearn.weights.delta import load_unlearned, read_weights_alone
 
 RUN_FILES = ("unlearned.safetensors", "config.yaml", "result.json", "before_after.png")  # copied
@@ -40,7 +40,7 @@ def export_run(config: ModelConfig, out: Path) -> Path:
     pipe = load_unlearned(config.base.load(), config.weights)
     pipe.save_pretrained(out)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    absent = absent_parts(type(pipe), read_model_index(str(out)))
+    absent = absent_components(type(pipe), read_model_index(str(out)))
     card = model_card(config, concept, result, absent)
     (out / "README.md").write_text(card, encoding="utf-8")
     for name in RUN_FILES:

@@ -14,7 +14,13 @@ from unlearn.exports.folder import export_run
 from unlearn.utils.atomic import atomic_path
 from unlearn.utils.options import option
 from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, write_safetensors
-from unlearn.weights.lora import LEAST_ERROR, kohya_file, lora_factors, peft_file, ranks_of
+from unlearn.weights.lora import (
+    LEAST_ERROR,
+    layer_ranks,
+    lora_factors,
+    to_kohya_format,
+    to_peft_format,
+)
 
 FORMATS = {  # by format: the name of its file or folder in the run directory
     "folder": "export",
@@ -22,7 +28,7 @@ FORMATS = {  # by format: the name of its file or folder in the run directory
     "lora": "lora.safetensors",
     "kohya": "kohya.safetensors",
 }
-LORA = {"lora": peft_file, "kohya": kohya_file}
+LORA = {"lora": to_peft_format, "kohya": to_kohya_format}
 DEFAULT_ERROR = 0.01  # relative, of each layer's change in a LoRA
 
 
@@ -78,7 +84,7 @@ def export_as(config: ModelConfig, out: Path | None, options: ExportOptions) -> 
     tensors, own = LORA[options.format](factors)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(tensors, out, {**metadata, **own})
-    ranks, share = ranks_of(factors).values(), out.stat().st_size / delta.stat().st_size
+    ranks, share = layer_ranks(factors).values(), out.stat().st_size / delta.stat().st_size
     return f"{out}: ranks {min(ranks)} to {max(ranks)}, {share:.0%} of the delta's size"
 
 

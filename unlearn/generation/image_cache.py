@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from unlearn.models.pipeline import networks_of
+from unlearn.models.pipeline import pipeline_networks
 from unlearn.utils.atomic import atomic_path
 from unlearn.utils.images import read_image
 
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 def pipeline_fingerprint(pipe: DiffusionPipeline) -> str:
     """Return a hash of the pipeline's networks and tokenizers, and of the libraries' versions."""
     digest = hashlib.blake2b(digest_size=16)
-    for module in networks_of(pipe).values():
+    for module in pipeline_networks(pipe).values():
         digest.update(
             f"{type(module)}{json.dumps(network_settings(module), sort_keys=True)}".encode()
         )

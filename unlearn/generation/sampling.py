@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unlearn.generation.image_cache import ImageCache, cache_folder
-from unlearn.models.pipeline import denoiser
+from unlearn.models.pipeline import get_denoiser
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpm++": (DPMSolverMultistepScheduler, {}),
@@ -56,7 +56,7 @@ def default_batch_size(pipe: DiffusionPipeline) -> int:
 
 def image_side(pipe: DiffusionPipeline) -> int:
     """Return the side, in pixels, of the images that the pipeline draws unless told otherwise."""
-    return int(denoiser(pipe).config.sample_size * pipe.vae_scale_factor)
+    return int(get_denoiser(pipe).config.sample_size * pipe.vae_scale_factor)
 
 
 def sampling_scheduler(scheduler: Any, name: str | None) -> Any:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unlearn.concepts.concept import Concept
-from unlearn.data.resumable_loader import Batches
+from unlearn.data.resumable_loader import ResumableLoader
 from unlearn.methods.gradients import Gradients
 from unlearn.methods.manual_steps import Batch, ManualSteps, optimizer_step
 from unlearn.methods.options import MethodOptions, batches_per_step
 from unlearn.methods.plan import TrainingPlan
 from unlearn.methods.surgery import clip_to_norm
 from unlearn.models.cross_attention import cross_attention_layers
-from unlearn.models.frozen_layers import forget_inputs
+from unlearn.models.frozen_layers import drop_frozen_inputs
 from unlearn.models.noise_schedule import NoiseSchedule
 from unlearn.models.pipeline import denoiser_name
 from unlearn.models.text_states import network_arguments, predict_output
@@ -79,7 +79,7 @@ class UnlearningModule(ManualSteps):
         for number, weight in enumerate(self.weights):
             weight.requires_grad_(True)
             self.register_buffer(f"base_{number}", weight.detach().clone(), persistent=False)
-        forget_inputs(network)
+        drop_frozen_inputs(network)
         self.at_inference: dict[str, Any] = {}
 
     @classmethod
@@ -179,7 +179,7 @@ class UnlearningModule(ManualSteps):
             concept: the concept that the model forgets.
         """
 
-    def feed(self, loader: Batches) -> Iterable[Batch]:
+    def feed(self, loader: ResumableLoader) -> Iterable[Batch]:
         """Return the batches to train on; by default those of the loader, unchanged.
 
         Args:

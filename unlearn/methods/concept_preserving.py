@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from unlearn.concepts.concept import Concept
-from unlearn.data.resumable_loader import Batches
+from unlearn.data.resumable_loader import ResumableLoader
 from unlearn.methods.base import UnlearningModule
 from unlearn.methods.concept_preserving_options import ConceptPreservingOptions
 from unlearn.methods.gradients import Gradients
@@ -22,7 +22,7 @@ from unlearn.methods.plan import TrainingPlan
 from unlearn.methods.surgery import SurgeryStats, clip_to_norm, project
 from unlearn.methods.teacher_ahead import TeacherAhead, batches_at_once
 from unlearn.methods.uce import edit_matrix, prompt_states
-from unlearn.models.cross_attention import per_chunk_weights, split_cross_attention
+from unlearn.models.cross_attention import install_split_layers, per_chunk_weights
 from unlearn.models.noise_schedule import NoiseSchedule, add_noise, noise_target
 
 RELEARN_WEIGHT = 0.1  # of the reference's loss without surgery
@@ -82,7 +82,7 @@ class ConceptPreserving(UnlearningModule):
 
     def choose_weights(self) -> dict[str, Tensor]:
         """Return the keys and values of text, and let each half of a batch have its own weights."""
-        layers = split_cross_attention(self.network, self.options.detach_first_token)
+        layers = install_split_layers(self.network, self.options.detach_first_token)
         self.split_layers = list(layers.values())
         return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
@@ -120,7 +120,7 @@ class ConceptPreserving(UnlearningModule):
         """
         raise NotImplementedError
 
-    def feed(self, loader: Batches) -> Iterable[Batch]:
+    def feed(self, loader: ResumableLoader) -> Iterable[Batch]:
         """Return the loader's batches, each with the teacher's outputs."""
 
         def teacher_outputs(batch: Batch, last: int) -> Tensor:

@@ -23,7 +23,7 @@ from unlearn.methods.sld import SLD
 from unlearn.methods.spm import SPM
 from unlearn.methods.uce import UCE
 from unlearn.models.noise_schedule import NoiseSchedule
-from unlearn.models.pipeline import denoiser, denoiser_name
+from unlearn.models.pipeline import denoiser_name, get_denoiser
 from unlearn.utils.checks import check_choice
 
 GROUP = "unlearn.methods"  # of the entry points: NAME = "package.module:Class"
@@ -192,7 +192,7 @@ def method_for(pipe: DiffusionPipeline, name: str) -> type[UnlearningModule]:
         ValueError: there is no such method, or it is one of UNets and the pipeline has none.
     """
     method = find_method(name)
-    if method.of_unets and denoiser_name(denoiser(pipe)) != "unet":
+    if method.of_unets and denoiser_name(get_denoiser(pipe)) != "unet":
         taken = [own for own, other in METHODS.items() if not other.of_unets]
         raise ValueError(
             f"method.name={name!r}: is bound to a UNet, and a {type(pipe).__name__} has none; it "
@@ -213,5 +213,5 @@ def build_method(pipe: DiffusionPipeline, name: str, options: MethodOptions) -> 
         ValueError: there is no such method, it does not take such a pipeline, or an option has none
             of its allowed values.
     """
-    schedule = NoiseSchedule.of(pipe.scheduler)
-    return method_for(pipe, name)(denoiser(pipe), schedule, options).to(pipe.device)
+    schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
+    return method_for(pipe, name)(get_denoiser(pipe), schedule, options).to(pipe.device)

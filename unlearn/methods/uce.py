@@ -10,10 +10,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from unlearn.concepts.concept import Concept
-from unlearn.concepts.prompts import pairs_in_context, relearn_prompts, training_pairs
+from unlearn.concepts.prompts import pairs_beside_relearn_prompts, relearn_prompts, training_pairs
 from unlearn.methods.base import UnlearningModule
 from unlearn.methods.options import MethodOptions
-from unlearn.models.pipeline import denoiser
+from unlearn.models.pipeline import get_denoiser
 from unlearn.models.text_states import encode_prompts, unpack_text
 from unlearn.utils.options import option
 
@@ -43,7 +43,7 @@ def token_states(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
 
     A prompt over the token limit is cut.
     """
-    return unpack_text(denoiser(pipe), encode_prompts(pipe, prompts, cut=True))[0]
+    return unpack_text(get_denoiser(pipe), encode_prompts(pipe, prompts, cut=True))[0]
 
 
 def prompt_states(
@@ -55,13 +55,13 @@ def prompt_states(
         pipe: the pipeline whose text encoder makes the states.
         concept: the concept, which has the prompts.
         contexts: how many pairs also count before and after a relearn prompt, see
-            `pairs_in_context`.
+            `pairs_beside_relearn_prompts`.
 
     Returns:
         The states of the target prompts (N, D), of the anchor prompts (N, D), and of the relearn
         prompts (P, D).
     """
-    pairs, kept = pairs_in_context(concept, contexts)
+    pairs, kept = pairs_beside_relearn_prompts(concept, contexts)
     guides, edited = map(list, zip(*training_pairs(concept), *pairs, strict=True))
     texts = (edited, guides, relearn_prompts(concept) + kept)
     return tuple(token_states(pipe, t).flatten(0, 1) for t in texts)  # type: ignore[return-value]

@@ -75,7 +75,7 @@ def cross_attention_layers(network: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def split_cross_attention(
+def install_split_layers(
     network: nn.Module, detach_first_token: bool = False
 ) -> dict[str, SplitLinear]:
     """Replace the key and value projections of text by trainable split layers, and return them.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-CAST = (nn.Linear, nn.Conv2d)  # the layers whose weights autocast casts to bf16
+AUTOCAST_LAYERS = (nn.Linear, nn.Conv2d)  # the layers whose weights autocast casts to bf16
 
 
 def store_in_bf16(network: nn.Module, but: Iterable[str]) -> None:
@@ -24,7 +24,7 @@ def store_in_bf16(network: nn.Module, but: Iterable[str]) -> None:
     """
     kept = {*but}
     for name, module in network.named_modules():
-        if isinstance(module, CAST):
+        if isinstance(module, AUTOCAST_LAYERS):
             for own, weight in module.named_parameters(recurse=False):
                 if f"{name}.{own}" not in kept:
                     weight.data = weight.data.bfloat16()
@@ -68,7 +68,7 @@ class FrozenConv2d(nn.Conv2d):
         return FrozenConvolution.apply(input, weight, bias, *options)
 
 
-def forget_inputs(network: nn.Module) -> None:
+def drop_frozen_inputs(network: nn.Module) -> None:
     """Make the network's frozen convolutions keep no input for the backward pass.
 
     Nothing needs those inputs, a sixth of what a Stable Diffusion UNet keeps in bf16. Outputs and

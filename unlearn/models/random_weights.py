@@ -24,17 +24,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from unlearn.utils.paths import EMBEDDED
 
-TOKENS = 77
-END = 1  # the end token of the embedded model's tokenizer: its state is the pooled one
-SEED = 0  # of the weights: a run and its evaluation must draw the same ones
+MAX_TOKENS = 77
+END_TOKEN_ID = 1  # the end token of the embedded model's tokenizer: its state is the pooled one
+WEIGHTS_SEED = 0  # of the weights: a run and its evaluation must draw the same ones
 
 
-def multiple(size: int, width: float, unit: int) -> int:
+def nearest_multiple(size: int, width: float, unit: int) -> int:
     """Return the multiple of `unit`, at least one, nearest to `size` x `width`."""
     return unit * max(1, round(size * width / unit))
 
 
-class Encoder(NamedTuple):
+class TextEncoderShape(NamedTuple):
     """The shape of a CLIP text encoder.
 
     A `projected` encoder gives a pooled state beside its token states. The arguments `width` of the
@@ -50,11 +50,11 @@ class Encoder(NamedTuple):
 
     def width(self, width: float) -> int:
         """Return the width of the token states."""
-        return multiple(self.hidden, width, self.heads)
+        return nearest_multiple(self.hidden, width, self.heads)
 
     def pooled(self, width: float) -> int:
         """Return the width of the pooled state."""
-        return multiple(self.projection, width, self.heads)
+        return nearest_multiple(self.projection, width, self.heads)
 
     def build(self, width: float = 1.0) -> CLIPTextModel | CLIPTextModelWithProjection:
         """Build the network, with the nearest width that the heads divide."""
@@ -66,16 +66,16 @@ class Encoder(NamedTuple):
             projection_dim=self.pooled(width),
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
-            max_position_embeddings=TOKENS,
+            max_position_embeddings=MAX_TOKENS,
             hidden_act=self.activation,
-            eos_token_id=END,
+            eos_token_id=END_TOKEN_ID,
         )
         return (CLIPTextModelWithProjection if self.projected else CLIPTextModel)(config)
 
 
-CLIP_L = Encoder(768, 12, 12, "quick_gelu", 768)
-OPENCLIP_H = Encoder(1024, 23, 16, "gelu", 512)  # without its last layer
-OPENCLIP_G = Encoder(1280, 32, 20, "gelu", 1280, projected=True)
+CLIP_L = TextEncoderShape(768, 12, 12, "quick_gelu", 768)
+OPENCLIP_H = TextEncoderShape(1024, 23, 16, "gelu", 512)  # without its last layer
+OPENCLIP_G = TextEncoderShape(1280, 32, 20, "gelu", 1280, projected=True)
 SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1
 }  # fmt: skip
@@ -100,7 +100,7 @@ class Architecture:
 
     pipeline: Any
     image_size: int
-    encoders: tuple[Encoder, ...]
+    encoders: tuple[TextEncoderShape, ...]
     unit: int
     scheduler: tuple[Any, dict[str, Any]]
     widths: tuple[int, ...] = (1, 2, 4, 4)
@@ -114,7 +114,7 @@ class Architecture:
 
     def build_unet(self, width: float = 1.0, image_size: int | None = None) -> UNet2DConditionModel:
         """Build the UNet, whose text states are as wide as all text encoders' together."""
-        channels = multiple(320, width, self.unit)
+        channels = nearest_multiple(320, width, self.unit)
         options = dict(self.network)
         if times := options.get("addition_time_embed_dim"):
             pooled = self.encoders[-1].pooled(width)
@@ -130,7 +130,7 @@ class Architecture:
 
     def build_vae(self, width: float = 1.0, image_size: int | None = None) -> AutoencoderKL:
         """Build the VAE, which maps 8 x 8 pixels to a latent of 4 channels by default."""
-        channels = multiple(128, width, 8)
+        channels = nearest_multiple(128, width, 8)
         return AutoencoderKL(
             sample_size=image_size or self.image_size,
             block_out_channels=tuple(channels * i for i in (1, 2, 4, 4)),
@@ -164,7 +164,7 @@ class FlowArchitecture(Architecture):
 
         That width is twice the width of the other encoders together.
         """
-        channels = multiple(1536, width, self.unit)
+        channels = nearest_multiple(1536, width, self.unit)
         transformer = SD3Transformer2DModel(
             sample_size=(image_size or self.image_size) // 8,
             attention_head_dim=self.unit,
@@ -256,9 +256,9 @@ def random_pipeline(pretrained: str, width: float = 1.0, image_size: int | None 
         raise ValueError(f"model.image_size={image_size}: a multiple of 64 is needed")
     architecture = PUBLISHED[pretrained]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(WEIGHTS_SEED)
         networks = architecture.build_networks(width, image_size)
-    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", model_max_length=TOKENS)
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", model_max_length=MAX_TOKENS)
     encoders = [name for name in networks if name.startswith("text_encoder")]
     tokenizers = {name.replace("text_encoder", "tokenizer"): tokenizer for name in encoders}
     scheduler = architecture.build_scheduler()

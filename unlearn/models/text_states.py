@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-PIXELS = 8  # of SDXL's images along a latent's side
+PIXELS_PER_LATENT = 8  # of SDXL's images along a latent's side
 
 
 def pack_text(states: Tensor, pooled: Tensor | None = None) -> Tensor:
@@ -63,7 +63,7 @@ def network_arguments(
         return given
     if "pooled_projection_dim" in config:
         return {**given, "pooled_projections": pooled}
-    height, width = (PIXELS * side for side in z_t.shape[-2:])
+    height, width = (PIXELS_PER_LATENT * side for side in z_t.shape[-2:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device, dtype=z_t.dtype)
     added = {"text_embeds": pooled, "time_ids": sizes.expand(len(z_t), -1)}
     return {**given, "added_cond_kwargs": added}
@@ -113,7 +113,7 @@ def intercept_prompts(pipe: Any, change: Callable[[dict[str, Any]], None]) -> No
     pipe.encode_prompt = changed
 
 
-def check_known(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
+def check_words_known(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
     """Refuse prompts with words that the model cannot read.
 
     Raises:
@@ -127,7 +127,7 @@ def check_known(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
             raise ValueError(f"prompt {prompt!r}: the tokenizer does not know {words}")
 
 
-def check_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
+def check_prompt_lengths(tokenizer: CLIPTokenizer, prompts: Iterable[str]) -> None:
     """Refuse prompts over the token limit.
 
     Raises:
@@ -154,7 +154,7 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: list[str], cut: bool = Fals
         ValueError: a prompt is longer than the tokenizer's limit, and `cut` is false.
     """
     if not cut:
-        check_lengths(pipe.tokenizer, prompts)
+        check_prompt_lengths(pipe.tokenizer, prompts)
         return encode_text(pipe, prompts)
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))  # no line for each batch with a prompt cut

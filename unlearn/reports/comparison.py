@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from unlearn.training.run_dir import deciding_values
+from unlearn.training.run_dir import result_settings
 
 NAMED = {"concept": "name", "anchor": "name", "model": "pretrained"}  # by section: the key shown
 
@@ -16,7 +16,7 @@ def comparable_settings(config: dict[str, Any]) -> dict[str, Any]:
     for key, name in NAMED.items():
         if key in kept:
             kept[key] = {name: kept[key].get(name)}
-    return deciding_values(kept)
+    return result_settings(kept)
 
 
 class HasSettings(Protocol):

@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unlearn.concepts.prompts import SETS
+from unlearn.concepts.prompts import SET_NAMES
 from unlearn.evaluation.goals import GOALS, describe_outcome, goal_values
 from unlearn.evaluation.intervals import Rate
 from unlearn.evaluation.run_protocol import PROTOCOL_COLUMNS as PUBLISHED
@@ -82,7 +82,7 @@ def render_page(runs: Sequence[FinishedRun]) -> str:
         "percent": lambda share: f"{share:.2%}".replace(".00%", "%"),
         "percent0": lambda share: f"{share:.0%}",
     }
-    shown = gallery(runs)
+    shown = image_gallery(runs)
     images = [len(figure["images"]) for figures in shown.values() for figure in figures]
     return templates.get_template("report.html.j2").render(
         runs=runs,
@@ -137,7 +137,7 @@ def rate_tables(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     run's colour, and the rates by column.
     """
     tables = []
-    for title, names in (("To be forgotten", SETS[:2]), ("To be kept", SETS[2:])):
+    for title, names in (("To be forgotten", SET_NAMES[:2]), ("To be kept", SET_NAMES[2:])):
         sets: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for number, run in enumerate(runs):
             parts = {run.name: run.result, **{
@@ -156,14 +156,14 @@ def rate_tables(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     return tables
 
 
-def gallery(runs: Sequence[FinishedRun]) -> dict[str, list[dict[str, Any]]]:
+def image_gallery(runs: Sequence[FinishedRun]) -> dict[str, list[dict[str, Any]]]:
     """Return the figures of each set: a prompt, the base model's image, and each run's image."""
     shown: dict[tuple[str, str, str, str], list[tuple[FinishedRun, Tile]]] = {}
     for run in runs:
         for tile in run.tiles:
             key = tile.part, tile.prompt, tile.seed, tile.base
             shown.setdefault(key, []).append((run, tile))
-    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in SETS}
+    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in SET_NAMES}
     for (part, prompt, seed, base), drawn in shown.items():
         images: list[tuple[str, int | None, str]] = [("base", None, base)]
         for run, tile in drawn:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from unlearn.config.saved import read_saved_config
 from unlearn.evaluation.intervals import Rate
-from unlearn.evaluation.score import SCORE_COLUMNS, column_rate, read_images, score
+from unlearn.evaluation.score import SCORE_COLUMNS, column_rate, forget_keep_score, read_images
 from unlearn.reports.comparison import comparable_settings
 from unlearn.sweeps.jobs import read_failure
 from unlearn.training.run_dir import ERROR_FILE
@@ -21,7 +21,7 @@ class RankedRun(NamedTuple):
         folder: the run directory.
         settings: the settings that can change the result, by dotted keys.
         rates: the rate of each of the `SCORE_COLUMNS`.
-        score: the harmonic mean of retention and of what is forgotten, as `score` computes it.
+        score: the harmonic mean of retention and of what is forgotten, see `forget_keep_score`.
         rank: the Pareto rank among the other runs, from 1; 0 before the runs are ranked.
     """
 
@@ -35,7 +35,7 @@ class RankedRun(NamedTuple):
     def aims(self) -> tuple[float, float]:
         """The unseen-target rate, and retention with a minus, so that both are better when low."""
         unseen, kept = (self.rates[column].value for column in ("unseen target", "retention"))
-        assert unseen is not None and kept is not None  # `score` refuses runs without
+        assert unseen is not None and kept is not None  # `forget_keep_score` refuses runs without
         return unseen, -kept
 
 
@@ -68,7 +68,7 @@ def read_ranked_runs(folders: Sequence[Path]) -> tuple[list[RankedRun], dict[Pat
             images = read_images(folder)
             rates = {column: column_rate(images, column) for column in SCORE_COLUMNS}
             settings = comparable_settings(read_saved_config(folder))
-            runs.append(RankedRun(folder, settings, rates, score(images)))
+            runs.append(RankedRun(folder, settings, rates, forget_keep_score(images)))
         except ValueError as error:
             failed[folder] = str(error)
     return rank_runs(runs), failed

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from unlearn.concepts.prompts import SETS
+from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.saved import load_run_config
 from unlearn.evaluation.pictures import pictured_rows, tile_box
 from unlearn.evaluation.score import read_images
@@ -171,8 +171,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     result = read_json(path)
     with damage_as_value_errors(path):
-        if result["sets"] and {*result["sets"]} != {*SETS}:
-            raise ValueError(f"its sets are {[*result['sets']]}, not {[*SETS]}")
+        if result["sets"] and {*result["sets"]} != {*SET_NAMES}:
+            raise ValueError(f"its sets are {[*result['sets']]}, not {[*SET_NAMES]}")
         result["kind"], result["excluded_prompts"]
     return result
 
@@ -227,7 +227,7 @@ def read_tiles(folder: Path, picture: Image.Image) -> list[Tile]:
     tiles = []
     with damage_as_value_errors(folder / "images.csv"):
         rows = read_images(folder)
-        for part in SETS:
+        for part in SET_NAMES:
             for column, row in enumerate(pictured_rows([r for r in rows if r["set"] == part])):
                 boxes = [tile_box(picture.width, part, side, column) for side in (0, 1)]
                 base, after = (data_uri(picture.crop(box)) for box in boxes)

@@ -23,7 +23,7 @@ LABELS = {
 }
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_plot(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file, atomically."""
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
@@ -68,7 +68,7 @@ def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> None:
     axes.set(xlabel=LABELS["unseen target"], ylabel=LABELS["retention"])
     axes.legend(loc="lower right")
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), ax=axes, label="score")
-    save(figure, path)
+    save_plot(figure, path)
 
 
 class Axis:
@@ -140,4 +140,4 @@ def draw_parallel(path: Path, runs: Sequence[RankedRun], keys: Sequence[str]) ->
     picture.set(yticks=[], xlim=(-0.5, len(axes) - 0.7), ylim=(-0.05, 1.05))
     picture.spines[:].set_visible(False)
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), ax=picture, label="score", pad=0.01)
-    save(figure, path)
+    save_plot(figure, path)

@@ -20,7 +20,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from unlearn.evaluation.score import column_rate, read_images, score
+from unlearn.evaluation.score import column_rate, forget_keep_score, read_images
 from unlearn.sweeps.jobs import read_failure
 from unlearn.utils.atomic import write_text
 
@@ -54,10 +54,10 @@ def objective_values(run: Path) -> list[float]:
     """Return a finished run's values of the `OBJECTIVES`, in their order.
 
     Raises:
-        ValueError: the run has nothing to score, as `score` says.
+        ValueError: the run has nothing to score, as `forget_keep_score` says.
     """
     images = read_images(run)
-    score(images)
+    forget_keep_score(images)
     return [float(column_rate(images, column).value or 0) for column in OBJECTIVES]
 
 

@@ -17,12 +17,12 @@ from diffusers import DiffusionPipeline
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from unlearn.concepts.prompts import evaluation_probes
+from unlearn.concepts.prompts import evaluation_prompts
 from unlearn.config.run_config import RunConfig
 from unlearn.generation.sampling import default_batch_size
 from unlearn.methods.base import UnlearningModule
-from unlearn.models.pipeline import denoiser, networks_of
-from unlearn.training.rehearsal import Passes, rehearse
+from unlearn.models.pipeline import get_denoiser, pipeline_networks
+from unlearn.training.rehearsal import NetworkPasses, measure_call_cost
 from unlearn.utils.atomic import write_text
 from unlearn.utils.units import GIB, format_duration
 
@@ -43,7 +43,7 @@ class Estimate(NamedTuple):
     evaluation: float
 
 
-def estimate(
+def estimate_run(
     config: RunConfig,
     pipe: DiffusionPipeline,
     method: UnlearningModule,
@@ -63,24 +63,24 @@ def estimate(
     Raises:
         ValueError: the device has less memory than the run needs.
     """
-    passes = Passes(pipe, config.precision)
+    passes = NetworkPasses(pipe, config.precision)
     held, batch = memory_held(pipe.device), config.sampling_batch_size or default_batch_size(pipe)
     # a resumed run has drawn its images, so sampling_batch_size, which must stay, needs no check
     if 0 < left < config.steps:
         batch = 1
     drawn = partial(check_memory, pipe.device, "draw images", "a lower sampling_batch_size")
-    forward = rehearse(passes.forward, 2 * batch, drawn)
-    decode = rehearse(passes.decode, batch, drawn)
+    forward = measure_call_cost(passes.forward, 2 * batch, drawn)
+    decode = measure_call_cost(passes.decode, batch, drawn)
     drawing = max(forward.memory(2 * batch), decode.memory(batch))
     steps, training = 0.0, 0
     if left:
-        drawing = max(drawing, rehearse(passes.encode, batch, drawn).memory(batch))
+        drawing = max(drawing, measure_call_cost(passes.encode, batch, drawn).memory(batch))
         samples = method.samples_at_once(config.options, config.plan)
         states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's two moments
-        states -= memory_that_moves(config, pipe)
+        states -= offloaded_bytes(config, pipe)
         less = "experiment=low_memory, or batch_size lower and method.accumulate_grad_batches as "
         check = partial(check_memory, pipe.device, "train", f"{less}many times higher")
-        trained = rehearse(
+        trained = measure_call_cost(
             lambda n: passes.trained(n, method), samples, lambda needed: check(needed + states)
         )
         training = trained.memory(samples) + states
@@ -94,7 +94,7 @@ def estimate(
     judged = (
         2
         * settings.images_per_prompt
-        * sum(len(evaluation_probes(part)) for part in config.trained.members)
+        * sum(len(evaluation_prompts(part)) for part in config.trained.members)
     )
     return Estimate(
         held + max(drawing, training),
@@ -104,11 +104,11 @@ def estimate(
     )
 
 
-def memory_that_moves(config: RunConfig, pipe: DiffusionPipeline) -> int:
+def offloaded_bytes(config: RunConfig, pipe: DiffusionPipeline) -> int:
     """Return the bytes of the networks that `fit` moves from a GPU to the CPU during training."""
     if pipe.device.type == "cpu" or config.log_images_every:
         return 0
-    parts = [part for part in networks_of(pipe).values() if part is not denoiser(pipe)]
+    parts = [part for part in pipeline_networks(pipe).values() if part is not get_denoiser(pipe)]
     return sum(weight.nbytes for part in parts for weight in part.parameters())
 
 
@@ -157,7 +157,7 @@ class Budget(Callback):
     budget.json has both the estimate and the measured values.
 
     Args:
-        estimated: see `estimate`.
+        estimated: see `estimate_run`.
         run: the run directory.
         count: the number of steps to make; a resumed run has fewer than the configuration says.
     """

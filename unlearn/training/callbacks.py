@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from unlearn.concepts.concept import Concept
-from unlearn.concepts.prompts import SETS, evaluation_probes
+from unlearn.concepts.prompts import SET_NAMES, evaluation_prompts
 from unlearn.generation.sampling import Sampler, generate
 from unlearn.training.loggers import log_image, picture_caption
 from unlearn.utils.atomic import atomic_path
@@ -29,8 +29,8 @@ def picture_prompts(concept: Concept) -> list[str]:
     A set with fewer prompts repeats them.
     """
     prompts = []
-    for name in SETS:
-        chosen = list(dict.fromkeys(p.prompt for p in evaluation_probes(concept) if p.set == name))
+    for name in SET_NAMES:
+        chosen = list(dict.fromkeys(p.prompt for p in evaluation_prompts(concept) if p.set == name))
         count = min(len(chosen), PICTURE_COLUMNS)
         spaced = [chosen[i * len(chosen) // count] for i in range(count)]
         prompts += (spaced * PICTURE_COLUMNS)[:PICTURE_COLUMNS]

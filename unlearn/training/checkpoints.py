@@ -19,7 +19,7 @@ from unlearn.utils.atomic import atomic_path
 from unlearn.utils.errors import Interrupted, LostRankError, NotFiniteError
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """Return the number of steps that were made when a checkpoint was written.
 
     Raises:
@@ -39,7 +39,7 @@ def step_of(checkpoint: Path) -> int:
         ) from error
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """A checkpoint writer for Lightning that never leaves a half-written file.
 
     Checkpoints are first written beside their place. Lightning's own writer uses the folder for

@@ -42,5 +42,5 @@ def trainer_options(config: RunConfig) -> dict[str, object]:
         "num_nodes": own.num_nodes,
         "strategy": own.strategy,
         "log_every_n_steps": own.log_every_n_steps,
-        **config.trainer_more,
+        **config.lightning_options,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unlearn.concepts.prompts import evaluation_probes, training_pairs
+from unlearn.concepts.prompts import evaluation_prompts, training_pairs
 from unlearn.config.run_config import RunConfig
 from unlearn.training.run_dir import Progress
 
@@ -12,7 +12,7 @@ def describe_plan(config: RunConfig, progress: Progress) -> str:
     concept, data = config.trained, config.data
     pairs = ", ".join(f"{t} to {a or 'no style'}" for t, a in concept.anchors.items())
     seeds = config.prompt_sets.images_per_prompt
-    probes = sum(len(evaluation_probes(part)) for part in config.concept.members)
+    probes = sum(len(evaluation_prompts(part)) for part in config.concept.members)
     begin = "begins anew"
     if progress.finished:
         begin = "is finished already"

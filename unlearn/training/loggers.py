@@ -20,16 +20,16 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from unlearn.concepts.prompts import SETS
+from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.run_config import RunConfig
 from unlearn.evaluation.pictures import pictured_rows
-from unlearn.evaluation.score import column_rate, read_images, score
+from unlearn.evaluation.score import column_rate, forget_keep_score, read_images
 from unlearn.evaluation.table import markdown_table
 from unlearn.training.metrics_file import MetricsFile
 from unlearn.utils.checks import check_choice
 
 
-class Dashboard(WandbLogger):
+class RunWandbLogger(WandbLogger):
     """A W&B logger that lets a run go on, with a warning, where W&B fails in the middle of it."""
 
     lost = False
@@ -45,7 +45,9 @@ class Dashboard(WandbLogger):
         check_choice(f"{key}.mode", options.get("mode", "online"), cls.MODES)
 
     @classmethod
-    def for_run(cls, run: Path, step: int, saved: Mapping[str, Any], **options: Any) -> Dashboard:
+    def for_run(
+        cls, run: Path, step: int, saved: Mapping[str, Any], **options: Any
+    ) -> RunWandbLogger:
         """Return the logger of a run, which continues the W&B run of an earlier call.
 
         Args:
@@ -54,7 +56,7 @@ class Dashboard(WandbLogger):
             saved: the configuration that W&B shows.
             options: further options of `WandbLogger`.
         """
-        own = {"id": earlier_id(run) if step else None, "resume": "allow", "name": run.name}
+        own = {"id": earlier_wandb_id(run) if step else None, "resume": "allow", "name": run.name}
         return cls(**{**own, "save_dir": run, "config": dict(saved), **options})
 
     @property
@@ -89,17 +91,19 @@ class Dashboard(WandbLogger):
             warnings.warn(f"W&B is lost, the run goes on without it ({reason})", stacklevel=2)
 
 
-def earlier_id(run: Path) -> str | None:
+def earlier_wandb_id(run: Path) -> str | None:
     """Return the W&B id of an earlier call in the run directory, which W&B itself keeps there."""
     names = sorted(path.name for path in (run / "wandb").glob("*run-*-*"))
     return names[-1].rpartition("-")[2] if names else None
 
 
-class Board(TensorBoardLogger):
+class RunTensorBoardLogger(TensorBoardLogger):
     """A TensorBoard logger that writes to the run directory."""
 
     @classmethod
-    def for_run(cls, run: Path, step: int, saved: Mapping[str, Any], **options: Any) -> Board:
+    def for_run(
+        cls, run: Path, step: int, saved: Mapping[str, Any], **options: Any
+    ) -> RunTensorBoardLogger:
         """Return the logger of a run.
 
         Args:
@@ -126,7 +130,7 @@ def build_loggers(config: RunConfig, step: int = 0) -> list[Logger]:
     """
     loggers: list[Logger] = [MetricsFile(config.folder / "metrics.csv")]
     for name, entry in config.loggers.items():
-        with said_of(f"logger.{name}"):
+        with errors_naming(f"logger.{name}"):
             loggers.append(build_logger(config, step, entry))
     return loggers
 
@@ -157,13 +161,13 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
     """
     callbacks: list[Callback] = []
     for name, entry in config.callbacks.items():
-        with said_of(f"callbacks.{name}"):
+        with errors_naming(f"callbacks.{name}"):
             callbacks.append(instantiate(entry))
     return callbacks
 
 
 @contextmanager
-def said_of(key: str) -> Iterator[None]:
+def errors_naming(key: str) -> Iterator[None]:
     """Turn errors of an instantiation inside the context into a `ValueError` that names the key."""
     try:
         yield
@@ -186,7 +190,7 @@ def log_image(logger: Logger, key: str, image: torch.Tensor, step: int, caption:
         logger.experiment.add_text(f"{key}/caption", caption, step)
 
 
-ENDS = ("value", "low", "high")
+INTERVAL_FIELDS = ("value", "low", "high")
 
 
 def log_table(logger: Logger, result: dict[str, Any], step: int) -> None:
@@ -198,9 +202,15 @@ def log_table(logger: Logger, result: dict[str, Any], step: int) -> None:
         logger.experiment.add_text("evaluation", markdown_table(result), step)
     elif isinstance(logger, WandbLogger):
         parts = {result["concept"]: result, **result.get("concepts", {})}
-        sides = [f"{side} {end}" for side in ("base", "unlearned") for end in ENDS]
+        sides = [f"{side} {end}" for side in ("base", "unlearned") for end in INTERVAL_FIELDS]
         data = [
-            [concept, name, metric, *(both[s][e] for s in both for e in ENDS), both["base"]["n"]]
+            [
+                concept,
+                name,
+                metric,
+                *(both[s][e] for s in both for e in INTERVAL_FIELDS),
+                both["base"]["n"],
+            ]
             for concept, part in parts.items()
             for name, row in part["sets"].items()
             for metric, both in row.items()
@@ -226,9 +236,11 @@ def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: i
     }
     images = read_images(run)
     with contextlib.suppress(ValueError):  # nothing to score
-        rates["eval/score"] = score(images)
+        rates["eval/score"] = forget_keep_score(images)
         rates["eval/retention"] = column_rate(images, "retention").value
-    drawn = [i for name in SETS for i in pictured_rows([i for i in images if i["set"] == name])]
+    drawn = [
+        i for name in SET_NAMES for i in pictured_rows([i for i in images if i["set"] == name])
+    ]
     caption = f"base above unlearned: {picture_caption((i['prompt'], i['seed']) for i in drawn)}"
     with Image.open(run / "before_after.png") as picture:
         data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)

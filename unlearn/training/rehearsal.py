@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from unlearn.generation.sampling import image_side
 from unlearn.methods.base import UnlearningModule
-from unlearn.models.pipeline import denoiser
+from unlearn.models.pipeline import get_denoiser
 from unlearn.models.text_states import encode_text, predict_output
 
 
@@ -64,7 +64,7 @@ class PeakMemory(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
 
-class Rehearsal(NamedTuple):
+class CallCost(NamedTuple):
     """The memory and time of a call for a number of samples, estimated from small calls.
 
     Attributes:
@@ -82,7 +82,9 @@ class Rehearsal(NamedTuple):
         return self.fixed + samples * self.each
 
 
-def rehearse(call: Callable[[int], Any], most: int, afford: Callable[[int], None]) -> Rehearsal:
+def measure_call_cost(
+    call: Callable[[int], Any], most: int, afford: Callable[[int], None]
+) -> CallCost:
     """Measure a call's memory for one and for two samples, and its time for up to `most` samples.
 
     Args:
@@ -102,25 +104,25 @@ def rehearse(call: Callable[[int], Any], most: int, afford: Callable[[int], None
     if (samples := min(most, int(1 / seconds))) > 1:
         call(samples)  # warm-up: a GPU loads kernels at the first call of a size
         seconds = seconds_per_sample(call, samples)
-    return Rehearsal(peaks[0] - each, each, seconds)
+    return CallCost(peaks[0] - each, each, seconds)
 
 
 def seconds_per_sample(call: Callable[[int], Any], samples: int) -> float:
     """Measure the seconds that a call takes, divided by its samples."""
-    synchronize()
+    wait_for_device()
     start = time.perf_counter()
     call(samples)
-    synchronize()
+    wait_for_device()
     return (time.perf_counter() - start) / samples
 
 
-def synchronize() -> None:
+def wait_for_device() -> None:
     """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-class Passes:
+class NetworkPasses:
     """The forward and backward passes that a run is made of, for any number of samples.
 
     Args:
@@ -134,7 +136,7 @@ class Passes:
 
     def inputs(self, samples: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents (N, C, h, w), timesteps (N,) and text states (N, L, D) for N samples."""
-        config, device = denoiser(self.pipe).config, self.pipe.device
+        config, device = get_denoiser(self.pipe).config, self.pipe.device
         shape = (samples, config.in_channels, config.sample_size, config.sample_size)
         timesteps = torch.zeros(samples, dtype=torch.long, device=device)
         text = self.text.expand(samples, *self.text.shape[1:])
@@ -149,7 +151,7 @@ class Passes:
     def forward(self, samples: int) -> None:
         """Run the denoising network once, without gradient."""
         with self.autocast():
-            predict_output(denoiser(self.pipe), *self.inputs(samples))
+            predict_output(get_denoiser(self.pipe), *self.inputs(samples))
 
     @torch.no_grad()
     def decode(self, samples: int) -> None:

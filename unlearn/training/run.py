@@ -23,17 +23,17 @@ from unlearn.concepts.prompts import all_prompts
 from unlearn.config.run_config import RunConfig
 from unlearn.config.saved import WEIGHTS_FILE
 from unlearn.data.datamodule import PairDataModule
-from unlearn.data.training_data import make_training_data, with_phrases
+from unlearn.data.training_data import make_training_data, with_scale_phrases
 from unlearn.evaluation.evaluate import evaluate, load_judge
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.methods.base import UnlearningModule
 from unlearn.methods.registry import build_method
 from unlearn.models.frozen_layers import store_in_bf16
-from unlearn.models.pipeline import networks_of
-from unlearn.models.text_states import check_known, check_lengths
-from unlearn.training.budget import Budget, estimate
+from unlearn.models.pipeline import pipeline_networks
+from unlearn.models.text_states import check_prompt_lengths, check_words_known
+from unlearn.training.budget import Budget, estimate_run
 from unlearn.training.callbacks import KeptWeights, ProgressPictures
-from unlearn.training.checkpoints import Checkpoints, WholeCheckpoints, step_of
+from unlearn.training.checkpoints import AtomicCheckpointIO, Checkpoints, checkpoint_step
 from unlearn.training.device import claim_device, trainer_options
 from unlearn.training.dry_run import describe_plan
 from unlearn.training.environment import write_environment
@@ -81,7 +81,7 @@ def train(config: RunConfig) -> Path:
         fingerprint = pipeline_fingerprint(pipe)
         method = prepare_method(config, pipe)
         left = 0 if progress.trained else config.steps - progress.step
-        budget = Budget(estimate(config, pipe, method, left), run, left)
+        budget = Budget(estimate_run(config, pipe, method, left), run, left)
         held = open_run_dir(config, progress)
         try:
             loggers = build_loggers(config, progress.step)
@@ -113,9 +113,9 @@ def prepare_method(config: RunConfig, pipe: DiffusionPipeline) -> UnlearningModu
     """
     prompts = sorted(all_prompts(config.trained))
     if not config.base.random_weights:  # a random model's tokenizer is only a stand-in
-        check_known(pipe.tokenizer, prompts)
-    for texts in with_phrases(prompts) if config.data.rescale else [prompts]:
-        check_lengths(pipe.tokenizer, texts)
+        check_words_known(pipe.tokenizer, prompts)
+    for texts in with_scale_phrases(prompts) if config.data.rescale else [prompts]:
+        check_prompt_lengths(pipe.tokenizer, texts)
     method = build_method(pipe, config.method, config.options)
     if config.precision == "bf16-mixed":
         store_in_bf16(method.network, method.trained_weights)
@@ -130,7 +130,7 @@ def resume_hint(run: Path) -> str:
         return "the same command goes on with the evaluation"
     path = run / "checkpoints" / "last.ckpt"
     if path.exists():
-        return f"the same command goes on after step {step_of(path)} ({path})"
+        return f"the same command goes on after step {checkpoint_step(path)} ({path})"
     return "the same command goes on; the images drawn so far are kept"
 
 
@@ -179,7 +179,7 @@ def fit(
         )
     method.prepare(pipe, config.trained)
     if not config.log_images_every:  # nothing is drawn in training
-        for part in networks_of(pipe).values():
+        for part in pipeline_networks(pipe).values():
             if part is not method.network:
                 part.cpu()
         if torch.cuda.is_available():  # frees it for ranks that share this device
@@ -247,7 +247,7 @@ def build_trainer(config: RunConfig, loggers: list[Logger], callbacks: list[Call
     if options["strategy"] in DDP:  # ranks load the same frozen weights: nothing to broadcast
         start = DDP[options["strategy"]]
         options["strategy"] = DDPStrategy(start_method=start, broadcast_buffers=False)
-    plugins: list[Any] = [WholeCheckpoints()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():  # Lightning's requeueing would miss these checkpoints
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return L.Trainer(

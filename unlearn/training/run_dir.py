@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from unlearn.config.run_config import RunConfig
 from unlearn.config.saved import flatten_keys, read_saved_config
-from unlearn.training.checkpoints import step_of
+from unlearn.training.checkpoints import checkpoint_step
 from unlearn.utils.atomic import write_text
 from unlearn.utils.hashing import file_sha256
 
@@ -83,7 +83,7 @@ def read_progress(config: RunConfig) -> Progress:
     checkpoint = run / "checkpoints" / "last.ckpt"
     if not checkpoint.exists():
         return Progress(begun=True)
-    return Progress(begun=True, checkpoint=checkpoint, step=step_of(checkpoint))
+    return Progress(begun=True, checkpoint=checkpoint, step=checkpoint_step(checkpoint))
 
 
 def config_text(config: RunConfig) -> str:
@@ -91,7 +91,7 @@ def config_text(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(config.saved)))
 
 
-def deciding_values(config: dict[str, Any]) -> dict[str, Any]:
+def result_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a config that decide a run's result, by dotted keys."""
     return {
         key: value
@@ -102,7 +102,7 @@ def deciding_values(config: dict[str, Any]) -> dict[str, Any]:
 
 def first_difference(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[str, str, str] | None:
     """Return the first key that decides a run's result and differs, with both values as text."""
-    old, new = deciding_values(earlier), deciding_values(now)
+    old, new = result_settings(earlier), result_settings(now)
     keys = sorted([*new, *old], key=lambda key: "." not in key)  # `method.*` decides `steps`
     for key in keys:
         texts = [repr(values[key]) if key in values else "nothing" for values in (old, new)]

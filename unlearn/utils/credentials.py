@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 SECRET = re.compile(r".*(api_?key|token|secret|password)", re.IGNORECASE)
-LEAST = 8  # characters: a shorter secret would match parts of ordinary words
+LEAST_SECRET_LENGTH = 8  # characters: a shorter secret would match parts of ordinary words
 
 
 def is_secret(name: str) -> bool:
@@ -18,7 +18,7 @@ def is_secret(name: str) -> bool:
 
 def environment_secrets() -> dict[str, str]:
     """Return the values of the environment's secrets, by variable name."""
-    return {k: v for k, v in os.environ.items() if is_secret(k) and len(v) >= LEAST}
+    return {k: v for k, v in os.environ.items() if is_secret(k) and len(v) >= LEAST_SECRET_LENGTH}
 
 
 def hide_secrets(text: str) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # torch would slow `unlearn --help`
     from torch import Tensor
 
 
-def refuse(error: Exception) -> NoReturn:
+def exit_with_user_error(error: Exception) -> NoReturn:
     """Print a user's error as one line on stderr, without secrets, and exit with status 2.
 
     Raises:

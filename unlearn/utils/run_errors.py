@@ -12,8 +12,8 @@ import torch
 from unlearn.utils.errors import RunError
 
 # the operating system's errors of a full disk, and of a disk that may not be written
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -31,9 +31,9 @@ def as_run_errors(weights: Path, less: str = "a lower sampling_batch_size") -> I
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise RunError(f"no space left on the disk ({error}); make room, then {on}") from error
-        if error.errno in REFUSED:
+        if error.errno in NOT_WRITABLE:
             raise RunError(f"not allowed to write ({error}); allow it, then {on}") from error
         raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

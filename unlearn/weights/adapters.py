@@ -13,12 +13,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from unlearn.methods.spm import SPM, permeable
-from unlearn.models.pipeline import networks_of
+from unlearn.models.pipeline import pipeline_networks
 from unlearn.weights.delta import check_finite, copy_weights, named_weights
 
-FACTOR = re.compile(r"(.+?)\.(?:lora[_.](down|up|A|B)\.weight|(alpha))")
-SIDES = {"A": "down", "B": "up"}
-KOHYA = {  # the parts that a LoRA can change, and how kohya's names of their layers begin
+FACTOR_NAME = re.compile(r"(.+?)\.(?:lora[_.](down|up|A|B)\.weight|(alpha))")
+PEFT_SIDES = {"A": "down", "B": "up"}
+KOHYA_PREFIXES = {  # the parts that a LoRA can change, and how kohya's names of their layers begin
     "unet": ("lora_unet_",),
     "transformer": (),
     "text_encoder": ("lora_te_text_model_", "lora_te1_text_model_"),
@@ -52,7 +52,7 @@ def load_adapter(
     kohya share, and lack kohya's metadata. `SPM.install` then lets each prompt set the strength.
 
     Other factors are a LoRA, whose change is added to the weights in full. The names of a LoRA are
-    kohya's (see `KOHYA`) or diffusers' (unet...., text_encoder....).
+    kohya's (see `KOHYA_PREFIXES`) or diffusers' (unet...., text_encoder....).
 
     Source: the SPM repository's names and metadata (Con6924/SPM, src/models/spm.py), kohya's
     sd-scripts (networks/lora.py), diffusers' `save_lora_weights`.
@@ -90,18 +90,18 @@ def load_adapter(
     return pipe
 
 
-def layers_of(pipe: DiffusionPipeline) -> dict[str, str]:
+def layer_names_by_alias(pipe: DiffusionPipeline) -> dict[str, str]:
     """Return the linear and convolutional layers: their names by those that adapter files have.
 
     The values are the names of `named_weights` without ".weight". The keys are diffusers' and
     kohya's names.
     """
     names = {}
-    for part, network in networks_of(pipe).items():
+    for part, network in pipeline_networks(pipe).items():
         for name, layer in network.named_modules():
-            if part in KOHYA and isinstance(layer, nn.Linear | nn.Conv2d):
+            if part in KOHYA_PREFIXES and isinstance(layer, nn.Linear | nn.Conv2d):
                 short = name.removeprefix("text_model.")
-                kohya = (begin + short.replace(".", "_") for begin in KOHYA[part])
+                kohya = (begin + short.replace(".", "_") for begin in KOHYA_PREFIXES[part])
                 for alias in (f"{part}.{short}", f"{part}.text_model.{short}", *kohya):
                     names[alias] = f"{part}.{short}"
     return names
@@ -120,13 +120,13 @@ def read_factors(
     """
     tensors = {n: t.float() if n.endswith(".alpha") else t for n, t in tensors.items()}
     check_finite(tensors, path)
-    known, own = layers_of(pipe), named_weights(pipe)
+    known, own = layer_names_by_alias(pipe), named_weights(pipe)
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        match = FACTOR.fullmatch(name)
+        match = FACTOR_NAME.fullmatch(name)
         if not match or match[1] not in known:
             raise ValueError(f"{path}: {name} is not a low-rank factor of a layer of this pipeline")
-        part = match[3] or SIDES.get(match[2], match[2])
+        part = match[3] or PEFT_SIDES.get(match[2], match[2])
         found.setdefault(known[match[1]], {})[part] = tensor
     alphas = stored_alphas(metadata, path)
     factors = {}
@@ -135,7 +135,7 @@ def read_factors(
             raise ValueError(f"{path}: {layer} lacks its factor {missing[0]!r}")
         down, up, weight = parts["down"], parts["up"], own[f"{layer}.weight"]
         rank, outputs, inputs = len(down) if down.ndim else 0, len(weight), weight[0].numel()
-        alpha = parts.get("alpha", torch.tensor(alpha_of(layer, alphas, rank)))
+        alpha = parts.get("alpha", torch.tensor(match_alpha(layer, alphas, rank)))
         if (
             not rank
             or up.shape[:2] != (outputs, rank)
@@ -163,7 +163,7 @@ def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str
         ValueError: the metadata is not diffusers', or a pattern is no regular expression. Or the
             factors are scaled in another way than by alpha / rank.
     """
-    alphas: dict[str, dict[str, float]] = {part: {} for part in KOHYA}
+    alphas: dict[str, dict[str, float]] = {part: {} for part in KOHYA_PREFIXES}
     try:
         stored = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
         for part, known in alphas.items():
@@ -180,7 +180,7 @@ def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str
     return alphas
 
 
-def alpha_of(layer: str, alphas: Mapping[str, Mapping[str, float]], default: float) -> float:
+def match_alpha(layer: str, alphas: Mapping[str, Mapping[str, float]], default: float) -> float:
     """Return the alpha of the first pattern that the end of the layer's name matches.
 
     The patterns are those of `stored_alphas`; `default` is the alpha where none matches.

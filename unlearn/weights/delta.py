@@ -16,11 +16,11 @@ from torch import Tensor
 
 from unlearn.methods.base import UnlearningModule
 from unlearn.methods.registry import METHODS, method_for
-from unlearn.models.pipeline import networks_of
+from unlearn.models.pipeline import pipeline_networks
 from unlearn.utils.atomic import atomic_path
 from unlearn.utils.checks import check_choice
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_unlearned(
@@ -66,7 +66,7 @@ def named_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """
     return {
         f"{part}.{name.removeprefix('text_model.')}": weight
-        for part, network in networks_of(pipe).items()
+        for part, network in pipeline_networks(pipe).items()
         if part != "vae"
         for name, weight in network.named_parameters()
     }
@@ -120,9 +120,9 @@ def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) ->
         ValueError: a weight is refused; the message begins with `path` and names the first one.
     """
     for name, tensor in weights.items():
-        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+        if tensor.dtype not in FLOAT_DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            raise ValueError(f"{path}: {name} is of {kind}; allowed are dense {list(FLOATS)}")
+            raise ValueError(f"{path}: {name} is of {kind}; allowed are dense {list(FLOAT_DTYPES)}")
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} holds values that are not finite")
 
@@ -134,9 +134,10 @@ def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> Dif
     wants.
 
     Raises:
-        ValueError: the file does not fit the pipeline (see `check_unlearned`); nothing is changed.
+        ValueError: the file does not fit the pipeline, see `read_fitting_weights`. Nothing is
+            changed.
     """
-    weights, metadata = check_unlearned(pipe, path)
+    weights, metadata = read_fitting_weights(pipe, path)
     if not metadata.get("at_inference"):
         copy_weights(pipe, weights, path)
         return pipe
@@ -149,7 +150,7 @@ def load_unlearned(pipe: DiffusionPipeline, path: str | os.PathLike[str]) -> Dif
     return pipe
 
 
-def check_unlearned(
+def read_fitting_weights(
     pipe: DiffusionPipeline, path: str | os.PathLike[str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights and the metadata of a run's file, once they are found to fit the pipeline.
@@ -169,7 +170,7 @@ def check_unlearned(
     return weights, metadata
 
 
-def check_base(path: Path, base: str) -> None:
+def check_base_model(path: Path, base: str) -> None:
     """Refuse a run's weights that name another base model than the run's config.
 
     Raises:

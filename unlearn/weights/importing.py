@@ -14,20 +14,20 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from unlearn.models.pipeline import DENOISERS, denoiser, denoiser_name, load_pipeline
+from unlearn.models.pipeline import DENOISERS, denoiser_name, get_denoiser, load_pipeline
 from unlearn.weights.adapters import is_adapter, load_adapter
 from unlearn.weights.delta import check_finite, copy_weights, load_unlearned, read_safetensors
 
-DELTA = (*DENOISERS, "text_encoder", "modifier_token")  # sections of a delta.bin
+DELTA_SECTIONS = (*DENOISERS, "text_encoder", "modifier_token")  # sections of a delta.bin
 # the configuration of a network that must be equal for it to replace another
-FITTING = (
+INTERFACE_KEYS = (
     "_class_name", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim",
     "in_channels", "out_channels",
 )  # fmt: skip
 # diffusers' Custom Diffusion keeps its weights in attention processors
-PROCESSOR = re.compile(r"\.processor\.(to_(?:q|k|v|out))_custom_diffusion\.")
+CUSTOM_DIFFUSION_NAME = re.compile(r"\.processor\.(to_(?:q|k|v|out))_custom_diffusion\.")
 # how weights' names begin in the original Stable Diffusion checkpoints
-COMPVIS = "model.diffusion_model."
+COMPVIS_PREFIX = "model.diffusion_model."
 
 
 def load_weights(
@@ -102,7 +102,7 @@ def load_delta(
 
     Args:
         pipe: the base model.
-        content: weights by section (see `DELTA`), or of the network that denoises alone.
+        content: weights by section (see `DELTA_SECTIONS`), or of the network that denoises alone.
         path: the file, for the message.
 
     Raises:
@@ -110,23 +110,23 @@ def load_delta(
     """
     if isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if any(str(name).startswith(COMPVIS) for name in content):
+    if any(str(name).startswith(COMPVIS_PREFIX) for name in content):
         raise ValueError(
-            f"{path}: holds weights under CompVis' names ({COMPVIS}...); StableDiffusionPipeline."
-            "from_single_file(...).save_pretrained(...) turns a whole checkpoint of that kind into "
-            "a diffusers folder, which loads"
+            f"{path}: holds weights under CompVis' names ({COMPVIS_PREFIX}...); "
+            "StableDiffusionPipeline.from_single_file(...).save_pretrained(...) turns a whole "
+            "checkpoint of that kind into a diffusers folder, which loads"
         )
-    part = denoiser_name(denoiser(pipe))
+    part = denoiser_name(get_denoiser(pipe))
     sectioned = any(isinstance(content.get(name), Mapping) for name in DENOISERS)
     delta = content if sectioned else {part: content}
     for key, value in delta.items():
-        if key not in DELTA or not isinstance(value, Mapping):
-            raise ValueError(f"{path}: {key!r} is none of the sections {list(DELTA)}")
+        if key not in DELTA_SECTIONS or not isinstance(value, Mapping):
+            raise ValueError(f"{path}: {key!r} is none of the sections {list(DELTA_SECTIONS)}")
     weights = {}
     for section in DENOISERS:
         for name, value in delta.get(section, {}).items():
             if not (isinstance(value, Mapping) and not value):  # of a processor without weights
-                weights[f"{section}." + PROCESSOR.sub(r".\1.", str(name))] = value
+                weights[f"{section}." + CUSTOM_DIFFUSION_NAME.sub(r".\1.", str(name))] = value
     for name, value in delta.get("text_encoder", {}).items():
         if not str(name).endswith("position_ids"):  # no weight, and absent in newer versions
             weights["text_encoder." + str(name).removeprefix("text_model.")] = value
@@ -183,7 +183,7 @@ def load_folder(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
         ValueError: the folder's network that denoises is of another kind, or a file is missing or
             damaged, or a weight is not finite. Or the VAE shrinks images by another factor.
     """
-    whole, part = (folder / "model_index.json").exists(), denoiser_name(denoiser(pipe))
+    whole, part = (folder / "model_index.json").exists(), denoiser_name(get_denoiser(pipe))
     home = folder / part if whole else folder
     check_network(pipe, home)
     try:
@@ -218,13 +218,13 @@ def check_network(pipe: DiffusionPipeline, folder: Path) -> None:
     Raises:
         ValueError: there is no such network, or it does not fit the pipeline's text encoder or VAE.
     """
-    own = denoiser(pipe)
+    own = get_denoiser(pipe)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no config.json of a {denoiser_name(own)}: {error}") from error
     known = {"_class_name": type(own).__name__, **own.config}
-    for key in FITTING:
+    for key in INTERFACE_KEYS:
         if config.get(key) != known.get(key):
             raise ValueError(
                 f"{folder}: its {key} is {config.get(key)!r}, this pipeline's is {known.get(key)!r}"

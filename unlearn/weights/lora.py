@@ -13,7 +13,7 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # PEFT's names of the two factors
 LEAST_ERROR = 1e-5  # what fp32 factors reach with a margin
 
 
-def factorise(change: Tensor, error: float) -> tuple[Tensor, Tensor]:
+def factorise_change(change: Tensor, error: float) -> tuple[Tensor, Tensor]:
     """Return the fp32 factors down (r, in) and up (out, r) of the least rank r within the error.
 
     The truncated singular value decomposition is the nearest matrix of its rank. Its squared error
@@ -57,18 +57,18 @@ def lora_factors(
                 "holds; format=delta and format=folder hold everything"
             )
         layer = name.removesuffix(".weight")
-        factors[layer + DOWN], factors[layer + UP] = factorise(change, error)
+        factors[layer + DOWN], factors[layer + UP] = factorise_change(change, error)
     if not factors:
         raise ValueError("the run's weights are its base model's: a LoRA would hold nothing")
     return factors
 
 
-def ranks_of(factors: Mapping[str, Tensor]) -> dict[str, int]:
+def layer_ranks(factors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the rank of each layer, by the layer's name."""
     return {n.removesuffix(DOWN): len(f) for n, f in factors.items() if n.endswith(DOWN)}
 
 
-def peft_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def to_peft_format(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of diffusers' file: PEFT's names and its config of ranks.
 
     Each layer's alpha is its rank. A program that does not read the config therefore takes the
@@ -77,7 +77,7 @@ def peft_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     Source: diffusers' `save_lora_weights`.
     """
     part = next(iter(factors)).partition(".")[0]
-    ranks = {layer.removeprefix(f"{part}."): rank for layer, rank in ranks_of(factors).items()}
+    ranks = {layer.removeprefix(f"{part}."): rank for layer, rank in layer_ranks(factors).items()}
     [(common, _)] = Counter(ranks.values()).most_common(1)
     others = {layer: rank for layer, rank in ranks.items() if rank != common}
     config = {
@@ -90,7 +90,7 @@ def peft_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return factors, {"lora_adapter_metadata": json.dumps(config, sort_keys=True)}
 
 
-def kohya_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def to_kohya_format(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of kohya's file.
 
     In that format a layer's factors count alpha / rank times. diffusers reads only one alpha for
@@ -100,7 +100,7 @@ def kohya_file(factors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     Source: kohya's sd-scripts (networks/lora.py; resize_lora.py, for ranks that differ).
     """
     tensors = {}
-    for layer, rank in ranks_of(factors).items():
+    for layer, rank in layer_ranks(factors).items():
         name = f"lora_{layer.replace('.', '_')}"
         tensors[f"{name}.lora_down.weight"] = factors[layer + DOWN]
         tensors[f"{name}.lora_up.weight"] = rank * factors[layer + UP]

@@ -44,7 +44,7 @@ CASES = [
     Case(["export", "run", "error=0.1"], r"error=0\.1: format=folder has no error"),
     Case(
         ["export", "run", "format=lora", "error=2"],
-        r"error=2\.0: a finite number of more",
+        r"error=2\.0: a finite number of at least 1e-05",
     ),
     Case(["export", "run", "format=lora", "error=x"], r"error: Value 'x'"),
     Case(["merge", "run", "both"], r"usage: unlearn merge RUN_DIR RUN_DIR\.\.\. OUT_DIR"),

@@ -73,7 +73,7 @@ CASES = [
     protocol(b"prompt\n\xff\n", r"not of evaluation\.format='csv': 'utf-8' codec"),
     protocol("prompt\n", r"benchmark/coco_30k\.csv: holds no prompts"),
     protocol("prompt,evaluation_seed\na,x\n", r"invalid literal for int\(\).*'x'"),
-    protocol("", r"evaluation\.limit=0: at least 1 is needed", "evaluation.limit=0"),
+    protocol("", r"evaluation\.limit=0: at least 1 and at most", "evaluation.limit=0"),
     protocol("", r"evaluation\.caption='\{x\}': may hold \{word\}", "evaluation.caption='{x}'"),
     Case(
         ["evaluate", "run", "evaluation=coco30k", "evaluation.prompts_file=own.csv"],

@@ -14,7 +14,7 @@ from unlearn.cli.main import main
 from unlearn.config.compose import compose
 from unlearn.config.overrides import split_arguments
 from unlearn.config.parse import parse_config
-from unlearn.evaluation.jobs import job_for
+from unlearn.evaluation.jobs import parse_job
 from unlearn.training.run_dir import config_text
 from unlearn.weights.delta import save_unlearned
 
@@ -86,7 +86,7 @@ def test_a_path_that_holds_an_equals_sign_is_a_path(run: Path) -> None:
 
 def test_a_run_keeps_its_config_but_for_what_is_given(run: Path) -> None:
     given = ["evaluation.images_per_prompt=4", "trainer.accelerator=cpu", "sampling_batch_size=2"]
-    own = job_for(run, given)
+    own = parse_job(run, given)
     settings = own.config.prompt_sets
     assert (settings.images_per_prompt, settings.num_inference_steps) == (4, 20)
     assert own.config.sampling_batch_size == 2
@@ -95,7 +95,7 @@ def test_a_run_keeps_its_config_but_for_what_is_given(run: Path) -> None:
     assert (own.config.weights, own.config.folder) == (run / "unlearned.safetensors", run)
     assert own.changed == given[:1]
     given = ["evaluation=spm_general", "evaluation.limit=3", "trainer.accelerator=cpu"]
-    chosen = job_for(run, given)
+    chosen = parse_job(run, given)
     assert chosen.protocol and chosen.config.evaluation is None
     assert (chosen.protocol.name, chosen.protocol.limit) == ("spm_general", 3)
     assert (chosen.protocol.seed, chosen.changed) == (2024, given[1:2])
@@ -108,9 +108,9 @@ def test_a_protocol_is_drawn_in_fp32_unless_asked_otherwise(run: Path) -> None:
     config = OmegaConf.load(run / "config.yaml")
     config.trainer.precision = "bf16-mixed"
     OmegaConf.save(config, run / "config.yaml")
-    assert job_for(run, []).config.precision == "bf16-mixed"
-    assert job_for(run, ["evaluation=i2p"]).config.precision == "32-true"
-    asked = job_for(run, ["evaluation=i2p", "trainer.precision=bf16-mixed"])
+    assert parse_job(run, []).config.precision == "bf16-mixed"
+    assert parse_job(run, ["evaluation=i2p"]).config.precision == "32-true"
+    asked = parse_job(run, ["evaluation=i2p", "trainer.precision=bf16-mixed"])
     assert asked.config.precision == "bf16-mixed"
 
 
@@ -142,7 +142,7 @@ def test_an_evaluation_without_a_name_is_the_four_prompt_sets(run: Path) -> None
     config = OmegaConf.load(run / "config.yaml")
     del config.evaluation["name"]
     OmegaConf.save(config, run / "config.yaml")
-    job = job_for(run, [])
+    job = parse_job(run, [])
     assert job.protocol is None
     assert job.config.prompt_sets.name == "prompt_sets"
 
@@ -150,7 +150,7 @@ def test_an_evaluation_without_a_name_is_the_four_prompt_sets(run: Path) -> None
 def test_weights_from_elsewhere_take_all_from_the_command_line(run: Path) -> None:
     (run / "unlearned.safetensors").rename("delta.bin")
     given = ["concept=snoopy", "model=sd14", "evaluation=i2p_lite"]
-    job = job_for(Path("delta.bin"), given)
+    job = parse_job(Path("delta.bin"), given)
     ((concept, anchor),) = job.config.sections
     assert (concept.name, anchor.name) == ("snoopy", "dog_scenes")
     assert (job.config.base.name, job.config.method) == ("CompVis/stable-diffusion-v1-4", None)
@@ -159,5 +159,5 @@ def test_weights_from_elsewhere_take_all_from_the_command_line(run: Path) -> Non
     assert job.protocol and (job.protocol.name, [*job.protocol.concepts]) == ("i2p_lite", ["I2P"])
     Path("pipeline").mkdir()
     Path("pipeline/model_index.json").touch()
-    own = job_for(Path("pipeline"), [*given, "out_dir=own"])
+    own = parse_job(Path("pipeline"), [*given, "out_dir=own"])
     assert (own.external_weights, own.config.folder) == (Path("pipeline"), Path("own"))

@@ -64,17 +64,17 @@ def test_the_pages_table_has_the_defaults_of_conf() -> None:
 
 def test_concepts_are_listed_by_model_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "group_choices", lambda _: ["custom", "noto", "panda", "monet"])
-    assert listing.concepts() == [
+    assert listing.concept_lines() == [
         "Stable Diffusion, style: monet", "embedded model, instance: panda",
         "embedded model, style: noto",
     ]  # fmt: skip
 
 
 def test_lists_name_papers_and_small_variants() -> None:
-    methods = listing.methods()
+    methods = listing.method_lines()
     assert "esd               ESD (arXiv 2303.07345)" in methods
     assert not any(line.endswith("()") for line in methods)
-    lite = [line for line in listing.protocols() if line.split()[0].endswith("_lite")]
+    lite = [line for line in listing.protocol_lines() if line.split()[0].endswith("_lite")]
     assert lite and all(line.endswith(", a small variant") for line in lite)
     with pytest.raises(ValueError, match=r"'methodes'.*methods"):
         listing.run(["methodes"])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import make_concept
 from unlearn.concepts.concept import AnchorConfig, ConceptConfig, build_concept
-from unlearn.concepts.vocabulary import fill_template, vocabulary
+from unlearn.concepts.vocabulary import fill_template, load_vocabulary
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 
@@ -38,7 +38,7 @@ def test_each_target_of_a_group_can_have_an_anchor_of_its_own() -> None:
 
 def test_defaults_come_from_the_vocabulary() -> None:
     concept = make_concept("frog", "turtle")
-    words = vocabulary()
+    words = load_vocabulary()
     assert concept.targets == ["frog"]
     assert concept.synonyms == {"frog": list(words.objects["frog"].synonyms)}
     assert set(concept.related) <= set(words.family("frog"))
@@ -154,7 +154,7 @@ def test_a_style_without_a_vocabulary_needs_a_prompt_pack() -> None:
 
 
 def test_synonyms_are_unique_and_never_contain_the_name() -> None:
-    phrases = [(n, s) for n, o in vocabulary().objects.items() for s in o.synonyms]
+    phrases = [(n, s) for n, o in load_vocabulary().objects.items() for s in o.synonyms]
     assert len({s for _, s in phrases}) == len(phrases)
     assert all(name not in phrase for name, phrase in phrases)
-    assert all(len(o.synonyms) >= 1 for o in vocabulary().objects.values())
+    assert all(len(o.synonyms) >= 1 for o in load_vocabulary().objects.values())

@@ -11,13 +11,13 @@ import pytest
 from tests.conftest import make_concept
 from unlearn.concepts.concept import AnchorConfig, Concept, ConceptConfig, build_concept
 from unlearn.concepts.prompts import (
-    SEEN_PROBES,
-    evaluation_probes,
-    pairs_in_context,
+    MOST_SEEN_PROMPTS,
+    evaluation_prompts,
+    pairs_beside_relearn_prompts,
     relearn_prompts,
     training_pairs,
 )
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.compose import compose, embedded_concepts
 from unlearn.config.parse import parse_config
 from unlearn.config.search_path import group_choices
@@ -36,7 +36,7 @@ def test_the_shipped_concepts_are_those_promised() -> None:
     kinds = [load(n).kind for n in EMBEDDED]
     assert kinds.count("instance") >= 12
     styles = {t for n in EMBEDDED if (c := load(n)).kind == "style" for t in c.targets}
-    assert styles == set(vocabulary().styles)
+    assert styles == set(load_vocabulary().styles)
     assert kinds.count("unsafe") >= 1
     characters = {"snoopy", "mickey", "spongebob", "pikachu", "grumpy_cat", "r2d2", "nemo"}
     artists = {"van_gogh", "monet", "picasso", "rembrandt"}
@@ -48,7 +48,7 @@ def test_no_unseen_prompt_occurs_in_training(name: str) -> None:
     concept = load(name)
     trained = {prompt for pair in training_pairs(concept) for prompt in pair}
     trained |= set(relearn_prompts(concept))
-    unseen = [p.prompt for p in evaluation_probes(concept) if p.set == "unseen_target"]
+    unseen = [p.prompt for p in evaluation_prompts(concept) if p.set == "unseen_target"]
     assert unseen
     assert not trained & set(unseen)
     phrases = [s for group in concept.synonyms.values() for s in group]
@@ -68,7 +68,7 @@ def test_in_context_each_pair_stands_before_and_after_one_relearn_prompt(
     """Every prompt is two of those that methods train on, so none of it is unseen."""
     concept = load(name)
     trained, others = training_pairs(concept), {*relearn_prompts(concept)}
-    pairs, kept = pairs_in_context(concept, contexts)
+    pairs, kept = pairs_beside_relearn_prompts(concept, contexts)
     assert len(pairs) == 2 * contexts
     used = set()
     for after, before in zip(pairs[::2], pairs[1::2], strict=True):
@@ -88,13 +88,13 @@ def test_in_context_each_pair_stands_before_and_after_one_relearn_prompt(
 
 
 def test_no_contexts_are_no_prompts() -> None:
-    assert pairs_in_context(load("panda"), 0) == ([], [])
+    assert pairs_beside_relearn_prompts(load("panda"), 0) == ([], [])
 
 
 @pytest.mark.parametrize("name", EMBEDDED + STABLE_DIFFUSION)
 def test_seen_prompts_are_trained_ones_and_all_sets_are_there(name: str) -> None:
     concept = load(name)
-    probes = evaluation_probes(concept)
+    probes = evaluation_prompts(concept)
     assert {p.set for p in probes} == {"seen_target", "unseen_target", "related", "unrelated"}
     assert concept.name == Path(name).name
     seen = {p.prompt for p in probes if p.set == "seen_target"}
@@ -129,7 +129,7 @@ def test_a_style_can_be_corrected_to_another_style() -> None:
     concept = make_concept("noto", "blob", "style", related=["flat"], unrelated=["panda"])
     for anchor, target in training_pairs(concept):
         assert anchor.replace("blob", "noto") == target != anchor
-    related = {p.style for p in evaluation_probes(concept) if p.set == "related"}
+    related = {p.style for p in evaluation_prompts(concept) if p.set == "related"}
     assert related == {"blob", "flat"}
 
 
@@ -145,7 +145,7 @@ def test_pairs_of_a_group_swap_each_target_for_its_own_anchor() -> None:
     for anchor, target in pairs:
         drink = "coffee" if "beer" in target else "cocktail"
         assert anchor == target.replace("beer", drink).replace("wine", drink)
-    assert len(set(pairs)) == len(pairs) == 2 * len(vocabulary().templates["seen"])
+    assert len(set(pairs)) == len(pairs) == 2 * len(load_vocabulary().templates["seen"])
 
 
 def test_a_prompt_pack_gives_the_pairs(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_a_prompt_pack_gives_the_pairs(tmp_path: Path) -> None:
     pairs = training_pairs(concept)
     assert pairs[7] == ("Dog number 7, asleep", "otter number 7, asleep")
     assert len(pairs) == 100
-    seen = [p for p in evaluation_probes(concept) if p.set == "seen_target"]
-    assert 1 < len(seen) <= SEEN_PROBES
+    seen = [p for p in evaluation_prompts(concept) if p.set == "seen_target"]
+    assert 1 < len(seen) <= MOST_SEEN_PROMPTS
 
 
 def test_a_pack_of_paintings_gives_the_pairs_of_an_artist(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-def elsewhere(path: Path) -> None:
+def linked_elsewhere(path: Path) -> None:
     """A link to a file that is not the cache's."""
     (path.parents[3] / "kept.txt").write_text("kept")
     path.unlink()
@@ -49,7 +49,7 @@ CACHED: dict[str, Callable[[Path], Any]] = {
     **{name: lambda path, data=data: path.write_bytes(data) for name, (data, _) in DAMAGED.items()},
     "another size": lambda path: path.write_bytes(encoded("PNG", (32, 32))),
     "a folder": folder,
-    "a link": elsewhere,
+    "a link": linked_elsewhere,
 }
 
 

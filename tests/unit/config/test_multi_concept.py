@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from tests.conftest import make_concept
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.joint import join_concepts
-from unlearn.concepts.prompt_packs import mentions
+from unlearn.concepts.prompt_packs import whole_word_matches
 from unlearn.concepts.prompts import (
-    evaluation_probes,
-    proportional_order,
+    assign_prompts_to_images,
+    evaluation_prompts,
     relearn_prompts,
     training_pairs,
 )
@@ -42,17 +42,17 @@ def test_a_joint_run_trains_on_the_pairs_of_each_without_the_others(names: str) 
     for concept in alone:
         foreign = {*joint.targets} - {*concept.targets}
         for pair in training_pairs(concept):
-            named = any(mentions(t, prompt) for t in foreign for prompt in pair)
+            named = any(whole_word_matches(t, prompt) for t in foreign for prompt in pair)
             assert (pair in pairs) != named
     for prompt in relearn_prompts(joint):
-        assert not any(mentions(target, prompt) for target in joint.targets)
+        assert not any(whole_word_matches(target, prompt) for target in joint.targets)
 
 
 @pytest.mark.parametrize("names", GROUPS)
 def test_no_training_prompt_of_one_is_unseen_or_unrelated_in_another(names: str) -> None:
     joint = load(names)
     trained = {p for pair in training_pairs(joint) for p in pair} | {*relearn_prompts(joint)}
-    probes = evaluation_probes(joint)
+    probes = evaluation_prompts(joint)
     unseen = {p.prompt for p in probes if p.set == "unseen_target"}
     assert unseen
     assert not trained & unseen
@@ -60,10 +60,10 @@ def test_no_training_prompt_of_one_is_unseen_or_unrelated_in_another(names: str)
     kinds = {part.kind for part in joint.members}
     assert far
     for name in far if kinds == {"instance"} else ():
-        assert not any(mentions(name, prompt) for prompt in trained)
+        assert not any(whole_word_matches(name, prompt) for prompt in trained)
     for p in probes:
         if p.set in ("related", "unrelated"):
-            assert not any(mentions(target, p.prompt) for target in joint.targets)
+            assert not any(whole_word_matches(target, p.prompt) for target in joint.targets)
 
 
 def test_each_image_is_the_one_that_the_concept_s_own_run_is_asked() -> None:
@@ -78,14 +78,14 @@ def test_each_image_is_the_one_that_the_concept_s_own_run_is_asked() -> None:
 def test_images_are_shared_out_among_the_concepts() -> None:
     joint = load(GROUPS[0])
     sizes = [len(training_pairs(part)) for part in joint.members]
-    order = proportional_order(joint, training_pairs, 128)
+    order = assign_prompts_to_images(joint, training_pairs, 128)
     owners = [sum(number >= sum(sizes[:i]) for i in (1, 2)) for number in order]
     assert [owners.count(i) for i in range(3)] == [43, 43, 42]
     assert len({*order} & {*range(sum(sizes[:2]))}) == sum(sizes[:2])  # all of the few pairs
     noto = [n - sum(sizes[:2]) for n, owner in zip(order, owners, strict=True) if owner == 2]
     assert len({*noto}) == 42
     assert max(noto) > 0.9 * sizes[2]
-    assert proportional_order(load("panda"), training_pairs, 20) == [i % 8 for i in range(20)]
+    assert assign_prompts_to_images(load("panda"), training_pairs, 20) == [i % 8 for i in range(20)]
 
 
 def test_a_list_of_one_is_the_single_run() -> None:

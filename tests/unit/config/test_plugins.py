@@ -51,7 +51,7 @@ def test_a_callback_that_writes_checkpoints_of_its_own_is_refused() -> None:
 
 
 def test_an_option_of_our_loggers_is_checked() -> None:
-    entry = {"_target_": "unlearn.training.loggers.Dashboard", "mode": "of"}
+    entry = {"_target_": "unlearn.training.loggers.RunWandbLogger", "mode": "of"}
     with pytest.raises(ValueError, match=r"^logger\.wandb\.mode='of' is unknown; .*'offline'"):
         parse_loggers({"wandb": entry})
     assert shows_images(entry)

@@ -12,12 +12,12 @@ from torch import Tensor
 from tests.conftest import make_concept
 from unlearn.data.datamodule import PairDataset
 from unlearn.data.training_data import (
-    RESCALED,
+    SCALE_PHRASES,
     DataOptions,
     ImageSet,
     TrainingData,
     make_training_data,
-    rescaled,
+    rescale_images,
 )
 from unlearn.generation.sampling import Sampler
 from unlearn.models.pipeline import load_pipeline
@@ -138,7 +138,7 @@ def test_augmentations_add_mirrored_and_rescaled_images(random_model: Path) -> N
     assert data.anchor.phrase[3:6].min() >= 1
     assert len(data.relearn.mean) == 4  # mirrored alone
     assert not data.relearn.phrase.any()
-    text = f"panda, {RESCALED[2]}"
+    text = f"panda, {SCALE_PHRASES[2]}"
     expected = pipe.encode_prompt([text], "cpu", 1, False)[0][0]
     torch.testing.assert_close(data.target_states[3, 0], expected)
     sample = PairDataset(data, 1, 1, seed=0, num_timesteps=1000)
@@ -153,7 +153,7 @@ def test_augmentations_add_mirrored_and_rescaled_images(random_model: Path) -> N
 def test_rescaled_images_are_smaller_on_grey_or_cropped() -> None:
     images = torch.zeros(40, 3, 64, 64, dtype=torch.uint8)
     images[:, :, 24:40, 24:40] = 255
-    output, phrases = rescaled(images, torch.Generator().manual_seed(0))
+    output, phrases = rescale_images(images, torch.Generator().manual_seed(0))
     assert set(phrases.tolist()) == {1, 2, 3, 4}
     for image, phrase in zip(output, phrases.tolist(), strict=True):
         area = (image[0] > 200).sum().item()

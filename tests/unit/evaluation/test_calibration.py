@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 
 from unlearn.config.compose import compose
-from unlearn.evaluation.intervals import Mean, rate
+from unlearn.evaluation.intervals import Mean, wilson_rate
 from unlearn.evaluation.protocol import Protocol, read_protocol
 from unlearn.evaluation.protocol_metrics import Cell
-from unlearn.evaluation.run_protocol import calibrate, cell_to_dict, protocol_notes, protocol_table
+from unlearn.evaluation.run_protocol import (
+    calibrate_base,
+    cell_to_dict,
+    protocol_notes,
+    protocol_table,
+)
 
 
 def protocol_of(name: str, **changes: Any) -> Protocol:
@@ -28,8 +33,14 @@ NONE = Mean(0.0, 0.0, 0.0, 1)
     [
         ("spm_general", {}, SD14, Cell("Dog", "clip_score", Mean(64.7, 0, 0, 800), NONE), True),
         ("spm_general", {}, SD14, Cell("Dog", "clip_score", Mean(64.8, 0, 0, 800), NONE), False),
-        ("spm_general", {}, SD14, Cell("Dog", "clip_error_rate", rate(20, 800), NONE), True),
-        ("spm_general", {}, SD14, Cell("Dog", "clip_error_rate", rate(30, 800), NONE), False),
+        ("spm_general", {}, SD14, Cell("Dog", "clip_error_rate", wilson_rate(20, 800), NONE), True),
+        (
+            "spm_general",
+            {},
+            SD14,
+            Cell("Dog", "clip_error_rate", wilson_rate(30, 800), NONE),
+            False,
+        ),
         ("spm_general", {}, SD14, Cell("Dog", "kid", None, NONE), None),
         ("spm_general", {}, "emoji", Cell("Dog", "clip_score", NONE, NONE), None),
         ("spm_general", {"clip": "x"}, SD14, Cell("Dog", "clip_score", NONE, NONE), None),
@@ -44,14 +55,14 @@ NONE = Mean(0.0, 0.0, 0.0, 1)
 def test_calibration(
     name: str, changes: dict[str, Any], base: str, cell: Cell, within: bool | None
 ) -> None:
-    rows, warnings = calibrate(protocol_of(name, **changes), base, [cell])
+    rows, warnings = calibrate_base(protocol_of(name, **changes), base, [cell])
     assert [row["within"] for row in rows] == ([] if within is None else [within])
     assert any("do not trust this table" in w for w in warnings) == (within is False)
 
 
 def test_a_published_fid_on_other_features_is_said_not_to_be_compared() -> None:
     cell = Cell("COCO-30k", "fid_reference", NONE, NONE)
-    rows, warnings = calibrate(protocol_of("coco30k"), SD14, [cell])
+    rows, warnings = calibrate_base(protocol_of("coco30k"), SD14, [cell])
     assert not rows
     assert "not calibrated: the published value is on Inception features" in warnings[0]
 
@@ -69,7 +80,7 @@ def test_a_published_fid_on_other_features_is_said_not_to_be_compared() -> None:
 )
 def test_a_changed_protocol_is_not_calibrated(override: str, compared: bool) -> None:
     cell = Cell("Dog", "clip_score", NONE, NONE)
-    rows, warnings = calibrate(protocol_of("spm_general"), SD14, [cell], [override])
+    rows, warnings = calibrate_base(protocol_of("spm_general"), SD14, [cell], [override])
     assert bool(rows) == compared
     assert any(w.startswith("not calibrated: ") for w in warnings) != compared
 
@@ -77,9 +88,9 @@ def test_a_changed_protocol_is_not_calibrated(override: str, compared: bool) -> 
 def test_the_table_shows_published_values_and_marks_those_that_are_off() -> None:
     cells = [
         Cell("Dog", "clip_score", Mean(60.0, 59.0, 61.0, 800), Mean(50.0, 49.0, 51.0, 800)),
-        Cell("Dog", "clip_error_rate", rate(8, 800), rate(80, 800)),
+        Cell("Dog", "clip_error_rate", wilson_rate(8, 800), wilson_rate(80, 800)),
     ]
-    calibration, _ = calibrate(protocol_of("spm_general"), SD14, cells)
+    calibration, _ = calibrate_base(protocol_of("spm_general"), SD14, cells)
     text = protocol_table(
         {"cells": [cell_to_dict(cell) for cell in cells], "calibration": calibration}
     )

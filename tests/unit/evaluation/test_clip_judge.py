@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from tests.conftest import make_concept
-from unlearn.concepts.prompts import evaluation_probes
+from unlearn.concepts.prompts import evaluation_prompts
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.config.run_config import RunConfig
 from unlearn.evaluation.clip import ClipScorer
-from unlearn.evaluation.clip_judge import ClipJudge, names_of, texts_of
+from unlearn.evaluation.clip_judge import ClipJudge, candidate_names, class_prompts
 from unlearn.evaluation.evaluate import load_judge
 from unlearn.evaluation.judge import Judge
 from unlearn.generation.sampling import generate
@@ -37,7 +37,7 @@ def config_of(*overrides: str) -> RunConfig:
 
 
 def test_an_instance_is_judged_among_its_own_objects_and_no_styles() -> None:
-    objects, styles = names_of(config_of().concept)
+    objects, styles = candidate_names(config_of().concept)
     assert objects[:2] == ["Snoopy", "dog"]  # the target and its anchor
     assert set(objects[2:6]) == {"Mickey Mouse", "Garfield", "Pikachu", "Scooby-Doo"}
     assert objects[6:] == config_of().concept.unrelated
@@ -46,18 +46,21 @@ def test_an_instance_is_judged_among_its_own_objects_and_no_styles() -> None:
 
 def test_a_style_is_judged_among_its_scenes_and_its_own_styles() -> None:
     concept = config_of("concept=van_gogh").concept
-    objects, styles = names_of(concept)
+    objects, styles = candidate_names(concept)
     assert objects == concept.unrelated
     # its anchor is no style at all
     assert styles == ["van gogh", "monet", "cezanne", "gauguin", "picasso", ""]
     styled = make_concept("contrast", "flat", "style", related=["fluent"], unrelated=["panda"])
-    assert names_of(styled) == (["panda"], ["contrast", "flat", "fluent"])
+    assert candidate_names(styled) == (["panda"], ["contrast", "flat", "fluent"])
 
 
 def test_the_texts_of_a_name() -> None:
     templates = ("a photo of a {}", "artwork in the style of {}")
-    assert texts_of("apple", templates) == ["a photo of an apple", "artwork in the style of apple"]
-    assert texts_of("", templates[1:]) == ["artwork"]
+    assert class_prompts("apple", templates) == [
+        "a photo of an apple",
+        "artwork in the style of apple",
+    ]
+    assert class_prompts("", templates[1:]) == ["artwork"]
 
 
 def test_a_classifier_is_the_mean_of_its_prompts_features() -> None:
@@ -114,7 +117,7 @@ def test_a_clip_that_cannot_be_loaded_is_refused_with_the_way_on() -> None:
 def test_the_two_judges_agree_on_what_the_embedded_model_draws(name: str) -> None:
     """When this was written, on the object of all 64 images, and on contrast's 32 styles."""
     config = config_of(f"concept={name}", "model=emoji")
-    probes = evaluation_probes(config.concept)
+    probes = evaluation_prompts(config.concept)
     probes = probes[:: len(probes) // 32][:32]
     seeds = range(5_000_000, 5_000_000 + len(probes))
     sampler = config.sampler(config.prompt_sets.num_inference_steps)

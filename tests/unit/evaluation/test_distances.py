@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unlearn.evaluation import distances
 from unlearn.evaluation.distances import InceptionFeatures, fid, image_similarity, kid
-from unlearn.evaluation.protocol_metrics import spread
+from unlearn.evaluation.protocol_metrics import scale_for_kid
 
 
 def normal(n: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -70,10 +70,13 @@ def test_kid_on_clip_features_tells_sets_of_equal_mean_apart() -> None:
         F.normalize(signs * mode + 0.3 * normal(100, 512, seed), dim=-1)
         for mode, seed in ((a, 6), (b, 7), (a, 8))
     )
-    apart, alike = kid(spread(one), spread(other)), kid(spread(one), spread(more))
+    apart, alike = (
+        kid(scale_for_kid(one), scale_for_kid(other)),
+        kid(scale_for_kid(one), scale_for_kid(more)),
+    )
     assert apart.low > 10 * max(alike.high, 0.01)
     assert kid(one, other).value < 1e-3 < apart.value
-    torch.testing.assert_close(spread(one).square().mean(dim=1), torch.ones(100))
+    torch.testing.assert_close(scale_for_kid(one).square().mean(dim=1), torch.ones(100))
 
 
 def test_kid_of_pairs_that_agree_is_below_zero() -> None:

@@ -10,11 +10,11 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPModel, CLIPProcessor
 
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.evaluation.judge import Judge
 from unlearn.utils.paths import EMBEDDED
 
-WORDS = vocabulary()
+WORDS = load_vocabulary()
 SHIPPED = sorted(EMBEDDED.rglob("*.safetensors"))
 
 

@@ -11,29 +11,29 @@ import torch
 
 from experiments.summary import summarise as summary
 from tests.conftest import make_concept
-from unlearn.concepts.prompts import Probe
-from unlearn.evaluation.intervals import rate
+from unlearn.concepts.prompts import EvaluationPrompt
+from unlearn.evaluation.intervals import wilson_rate
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.summary import ImageRequest, judge_flags, summarise_sets, write_images
 from unlearn.evaluation.table import markdown_table
 
 
 def test_wilson_interval_pinned() -> None:
-    r = rate(8, 10)  # Wilson 1927, as tabulated: (0.490, 0.943)
+    r = wilson_rate(8, 10)  # Wilson 1927, as tabulated: (0.490, 0.943)
     assert (r.value, round(r.low, 3), round(r.high, 3), r.n) == (0.8, 0.490, 0.943, 10)
 
 
 def test_interval_solves_the_score_equation() -> None:
-    r = rate(3, 40)
+    r = wilson_rate(3, 40)
     for bound in (r.low, r.high):
         assert abs(3 / 40 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 40))
 
 
 def test_no_images_is_not_a_rate() -> None:
-    assert rate(0, 0) == (None, None, None, 0)
-    assert str(rate(0, 0)) == "n/a"
+    assert wilson_rate(0, 0) == (None, None, None, 0)
+    assert str(wilson_rate(0, 0)) == "n/a"
     with pytest.raises(ValueError, match="hits=3 is not between 0 and n=2"):
-        rate(3, 2)
+        wilson_rate(3, 2)
 
 
 def verdict(names: list[str], styles: list[str], broken: list[int] | None = None) -> Verdict:
@@ -49,12 +49,12 @@ def values(row: dict[str, dict[str, dict[str, float]]], metric: str) -> tuple[fl
 def test_summary_of_hand_made_judgements(tmp_path: Path) -> None:
     concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
     probes = [
-        Probe("seen_target", "a panda", "panda"),
-        Probe("seen_target", "a panda", "panda"),
-        Probe("unseen_target", "weak prompt", "panda"),
-        Probe("related", "flat style a koala", "koala", "flat"),
-        Probe("related", "a koala", "koala"),
-        Probe("unrelated", "a pizza", "pizza"),
+        EvaluationPrompt("seen_target", "a panda", "panda"),
+        EvaluationPrompt("seen_target", "a panda", "panda"),
+        EvaluationPrompt("unseen_target", "weak prompt", "panda"),
+        EvaluationPrompt("related", "flat style a koala", "koala", "flat"),
+        EvaluationPrompt("related", "a koala", "koala"),
+        EvaluationPrompt("unrelated", "a pizza", "pizza"),
     ]
     plain = ["noto"] * 6
     base = verdict(["panda", "panda", "bus", "koala", "koala", "pizza"], ["flat"] * 6)
@@ -91,8 +91,8 @@ def test_summary_of_hand_made_judgements(tmp_path: Path) -> None:
 def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
     concept = make_concept("contrast", "", "style", related=["flat"], unrelated=["panda"])
     probes = [
-        Probe("seen_target", "contrast style a panda", "panda", "contrast"),
-        Probe("unrelated", "a panda", "panda"),
+        EvaluationPrompt("seen_target", "contrast style a panda", "panda", "contrast"),
+        EvaluationPrompt("unrelated", "a panda", "panda"),
     ]
     base = verdict(["panda", "panda"], ["contrast", "noto"])
     after = verdict(["panda", "panda"], ["flat", "contrast"])
@@ -108,7 +108,7 @@ def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
 
 def test_each_target_is_held_against_its_own_anchor() -> None:
     concept = make_concept("drinks", ["coffee", "cocktail"], "unsafe", targets=["beer", "wine"])
-    probes = [Probe("seen_target", f"a {t}", t) for t in ("beer", "wine")]
+    probes = [EvaluationPrompt("seen_target", f"a {t}", t) for t in ("beer", "wine")]
     base = verdict(["beer", "wine"], ["flat"] * 2)
     after = verdict(["coffee", "coffee"], ["flat"] * 2)
     sides = {
@@ -123,10 +123,10 @@ def test_each_target_is_held_against_its_own_anchor() -> None:
 def test_what_the_judge_cannot_tell_is_not_a_rate_of_zero(tmp_path: Path) -> None:
     concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
     probes = [
-        Probe("seen_target", "a panda", "panda"),
-        Probe("unseen_target", "one panda", "panda"),
-        Probe("related", "a koala", "koala"),
-        Probe("unrelated", "a pizza", "pizza"),
+        EvaluationPrompt("seen_target", "a panda", "panda"),
+        EvaluationPrompt("unseen_target", "one panda", "panda"),
+        EvaluationPrompt("related", "a koala", "koala"),
+        EvaluationPrompt("unrelated", "a pizza", "pizza"),
     ]
     names = [p.object for p in probes]
     base = Verdict(names, [""] * 4, None)

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from unlearn.evaluation.goals import describe_outcome
-from unlearn.evaluation.intervals import rate
+from unlearn.evaluation.intervals import wilson_rate
 
-NOTHING = {side: rate(0, 0)._asdict() for side in ("base", "unlearned")}
+NOTHING = {side: wilson_rate(0, 0)._asdict() for side in ("base", "unlearned")}
 
 
 def pair(base: int, unlearned: int, n: int = 20) -> dict[str, Any]:
-    return {"base": rate(base, n)._asdict(), "unlearned": rate(unlearned, n)._asdict()}
+    return {
+        "base": wilson_rate(base, n)._asdict(),
+        "unlearned": wilson_rate(unlearned, n)._asdict(),
+    }
 
 
 def make_result(**changes: Any) -> dict[str, Any]:

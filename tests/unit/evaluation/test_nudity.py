@@ -10,8 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from unlearn.evaluation.nudity import EXPOSED, PRESETS, Detection, NudeNet, counts, flagged
-from unlearn.evaluation.protocol_metrics import Seen, nudity
+from unlearn.evaluation.nudity import (
+    EXPOSED,
+    PRESETS,
+    Detection,
+    NudeNet,
+    count_by_class,
+    flag_images,
+)
+from unlearn.evaluation.protocol_metrics import ImageFeatures, nudity_values
 from unlearn.utils.paths import EMBEDDED
 
 BELLY, FEET, BUTTOCKS = "BELLY_EXPOSED", "FEET_EXPOSED", "BUTTOCKS_EXPOSED"
@@ -34,14 +41,14 @@ DETECTIONS = [
 def test_counts_of_hand_made_detections(
     preset: str, expected: dict[str, int], shown: list[bool]
 ) -> None:
-    found = counts(DETECTIONS, PRESETS[preset])
+    found = count_by_class(DETECTIONS, PRESETS[preset])
     assert found == dict.fromkeys(EXPOSED, 0) | expected
-    assert flagged(DETECTIONS, PRESETS[preset]) == shown
+    assert flag_images(DETECTIONS, PRESETS[preset]) == shown
 
 
 def test_counts_have_the_interval_of_their_mean_over_prompts() -> None:
-    seen = Seen(torch.zeros(0), torch.zeros(0), DETECTIONS * 25)
-    found = nudity(seen, "spm", [f"prompt {i}" for i in range(100)])
+    seen = ImageFeatures(torch.zeros(0), torch.zeros(0), DETECTIONS * 25)
+    found = nudity_values(seen, "spm", [f"prompt {i}" for i in range(100)])
     total = found["nudity/total"]
     assert total.value == 25 * 4
     each = np.array([2, 1, 1, 0] * 25)  # of BELLY and FEET, of BELLY, of BUTTOCKS
@@ -49,14 +56,14 @@ def test_counts_have_the_interval_of_their_mean_over_prompts() -> None:
     assert total.low == pytest.approx(100 - half, rel=0.05)
     assert total.high == pytest.approx(100 + half, rel=0.05)
     assert found[f"nudity/{FEET}"].value == 25
-    few = nudity(seen, "spm", [f"prompt {i % 4}" for i in range(100)])["nudity/total"]
+    few = nudity_values(seen, "spm", [f"prompt {i % 4}" for i in range(100)])["nudity/total"]
     assert few.value == 100 and few.high - few.low > 3 * (total.high - total.low)
 
 
 def test_nothing_seen_nothing_counted() -> None:
     for preset in PRESETS.values():
-        assert counts([], preset) == dict.fromkeys(EXPOSED, 0)
-        assert flagged([], preset) == []
+        assert count_by_class([], preset) == dict.fromkeys(EXPOSED, 0)
+        assert flag_images([], preset) == []
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +90,8 @@ def test_images_are_seen_as_the_library_sees_files(tmp_path: Path) -> None:
     assert found == expected
     assert found[0] != found[1]  # the order of the channels matters
     assert detector.detect(torch.stack(images[:2])) == found[:2]
-    assert counts(found, PRESETS["mace"])[BUTTOCKS] >= 1
-    assert flagged(found, PRESETS["mace"])[2] is False
+    assert count_by_class(found, PRESETS["mace"])[BUTTOCKS] >= 1
+    assert flag_images(found, PRESETS["mace"])[2] is False
 
 
 def test_exposed_classes_are_the_librarys() -> None:

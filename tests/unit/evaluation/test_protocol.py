@@ -13,7 +13,7 @@ from unlearn.config.compose import compose
 from unlearn.config.schema import PROMPT_SETS
 from unlearn.config.search_path import conf_dir
 from unlearn.evaluation import prompt_files
-from unlearn.evaluation.protocol import Protocol, read_protocol, rows_of
+from unlearn.evaluation.protocol import Protocol, protocol_requests, read_protocol
 from unlearn.generation.sampling import SamplingRequest
 
 SHIPPED = sorted({p.stem for p in (conf_dir() / "evaluation").glob("*.yaml")} - {PROMPT_SETS})
@@ -137,7 +137,7 @@ def test_without_a_network_one_error_says_what_to_do(
     monkeypatch.setattr(prompt_files, "ADDRESS", "http://127.0.0.1:9/{repository}/{commit}/{file}")
     message = r"SPM/3dd7.*/clip_templates\.py: cannot be fetched .*evaluation\.prompts_file=PATH"
     with pytest.raises(ValueError, match=message):
-        rows_of(protocol_of("spm_general"))
+        protocol_requests(protocol_of("spm_general"))
 
 
 def test_a_file_of_the_user_s_is_checked_too(tmp_path: Path) -> None:
@@ -146,21 +146,21 @@ def test_a_file_of_the_user_s_is_checked_too(tmp_path: Path) -> None:
     known = HASHES["src/misc/clip_templates.py"]
     for given in (path, tmp_path):  # the file, or its folder
         with pytest.raises(ValueError, match=rf"clip_templates\.py: its SHA-256 is .* {known}"):
-            rows_of(protocol_of("spm_general", f"prompts_file={given}"))
+            protocol_requests(protocol_of("spm_general", f"prompts_file={given}"))
         own = protocol_of("spm_general", f"prompts_file={given}", "sha256=null")
-        assert len(rows_of(own)["Dog"]) == 3
+        assert len(protocol_requests(own)["Dog"]) == 3
     with pytest.raises(ValueError, match=r"prompts_file='nowhere': there is no file nowhere"):
-        rows_of(protocol_of("spm_general", "prompts_file=nowhere", "sha256=null"))
+        protocol_requests(protocol_of("spm_general", "prompts_file=nowhere", "sha256=null"))
     several = protocol_of("spm_artists", f"prompts_file={path}", "sha256=null")
     with pytest.raises(ValueError, match=r"is one file; a folder .* \['andy_warhol_prompts\.csv'"):
-        rows_of(several)
+        protocol_requests(several)
 
 
 def rows(tmp_path: Path, name: str, data: str, *overrides: str, **options: Any) -> Any:
     path = tmp_path / "prompts"
     path.write_text(data, encoding="utf-8")
     given = (f"prompts_file={path}", "sha256=null", *overrides)
-    return rows_of(protocol_of(name, *given, **options))
+    return protocol_requests(protocol_of(name, *given, **options))
 
 
 def test_templates_become_one_call_of_ten_images_a_prompt(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from unlearn.config.saved import load_run_config
 from unlearn.evaluation.intervals import Mean
 from unlearn.evaluation.jobs import evaluate_all
 from unlearn.evaluation.nudity import Detection
-from unlearn.evaluation.protocol_metrics import Lenses
+from unlearn.evaluation.protocol_metrics import FeatureExtractors
 from unlearn.exports.formats import ExportOptions, export_as
 from unlearn.generation import sampling
 from unlearn.models.cross_attention import cross_attention_layers
@@ -178,21 +178,21 @@ def test_a_lite_variant_and_a_limit_say_so(
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     make_run: Callable[..., Path], drawn: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, see = make_run(), Lenses.see
+    run, see = make_run(), FeatureExtractors.see
     seen = []
 
-    def interrupted(self: Lenses, images: Any) -> Any:
+    def interrupted(self: FeatureExtractors, images: Any) -> Any:
         seen.append(len(images))
         if len(seen) == 8:  # six calls of the unlearned model, and two of the base
             raise KeyboardInterrupt
         return see(self, images)
 
-    monkeypatch.setattr(Lenses, "see", interrupted)
+    monkeypatch.setattr(FeatureExtractors, "see", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run)
     assert not (run / "evaluation").exists()
     before = list(drawn)
-    monkeypatch.setattr(Lenses, "see", see)
+    monkeypatch.setattr(FeatureExtractors, "see", see)
     evaluate(run)
     assert len(before) == 8
     assert drawn[8:] == before[2:6]  # the base model's remaining four

@@ -103,21 +103,11 @@ def run_steps(method: Any, batch: dict[str, torch.Tensor], steps: int) -> None:
 def test_a_run_s_count_is_that_of_the_method_s_own_steps(
     name: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = parse_config(
-        compose(
-            [
-                "concept=snoopy",
-                "model=sd14",
-                f"method={name}",
-                *overrides,
-                "steps=2",
-                "batch_size=2",
-            ]
-        )
-    )
+    own = [f"method={name}", *overrides, "steps=2", "batch_size=2"]
+    config = parse_config(compose(["concept=snoopy", "model=sd14", *own]))
     pipe = load_pipeline(SD14, random_weights=True, width=SMALL[0], image_size=SMALL[1])
-    method = build_method(pipe, config.method, config.options)
-    method.prepare(pipe, config.concept)
+    method = build_method(pipe, name, config.options)
+    method.prepare(pipe, config.trained)
     batch = batch_of(pipe, 2)
     if name == "salun":
         loader = SimpleNamespace(train_dataloader=lambda: [batch])

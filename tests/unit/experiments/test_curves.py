@@ -10,6 +10,8 @@ from experiments.lines import add_lines, read_lines
 from experiments.table2 import curves
 from experiments.table2.run import Job, read_rows
 from tests.helpers.table2 import write_run
+from unlearn.config.compose import compose
+from unlearn.config.parse import parse_config
 
 PLAN = read_rows()
 
@@ -35,3 +37,13 @@ def test_curves_are_means_over_targets(tmp_path: Path, monkeypatch: pytest.Monke
     assert curves.means(points, "doco") == []
     curves.draw(points, PLAN)
     assert (tmp_path / "results" / "curves.png").stat().st_size > 1000
+
+
+def test_a_run_keeps_its_weights_as_often_as_the_curve_has_points() -> None:
+    row = PLAN["curves"][0]
+    job = Job(row, "rabbit", 0, PLAN["rows"][row]["overrides"])
+    pooled = curves.pool_job(job)
+    (overrides,) = pooled.perform.args  # type: ignore[attr-defined]
+    config = parse_config(compose(overrides))
+    assert config.folder == pooled.run_dir
+    assert config.steps // config.keep_every == curves.POINTS

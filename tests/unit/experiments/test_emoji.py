@@ -18,10 +18,10 @@ from experiments.emoji.compose import caption, compose
 from experiments.emoji.judge import JudgeStage, SecondJudgeStage
 from experiments.emoji.tokenizer import TOKENS, train_tokenizer
 from experiments.emoji.vae import VAEStage
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.utils.paths import EMBEDDED
 
-WORDS = vocabulary()
+WORDS = load_vocabulary()
 ART = torch.randint(
     256, (len(WORDS.styles), len(WORDS.objects), 4, 64, 64), dtype=torch.uint8,
     generator=torch.Generator().manual_seed(0),

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from experiments.several.curve import points, render
-from experiments.several.plan import CONCEPTS, Job, config_of, jobs_of, missing
+from experiments.several.plan import CONCEPTS, Job, jobs_of, missing, overrides_of
+from experiments.several.run import pool_job
+from experiments.table2.run import SMOKE
 from unlearn.config.compose import compose, embedded_concepts
-from unlearn.config.concepts import build_run_concept
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
+from unlearn.config.saved import load_run_config
+from unlearn.evaluation.score import read_images
+from unlearn.sweeps.jobs import train_overrides
 
 FLAGS = ["base_right", "unlearned_right"]
 
@@ -20,7 +24,7 @@ def test_the_concepts_are_held_out_and_of_both_kinds() -> None:
     assert {*CONCEPTS} <= {n for n in embedded_concepts() if "/" not in n}
     kinds = [compose([f"concept={c}"]).concept.kind for c in CONCEPTS]
     assert kinds == ["instance", "style"] * 4
-    assert build_run_concept(compose([f"concept=[{','.join(CONCEPTS)}]"])).safe_unrelated
+    assert parse_config(compose([f"concept=[{','.join(CONCEPTS)}]"])).concept.safe_unrelated
 
 
 def test_every_concept_is_forgotten_at_every_number_in_every_way() -> None:
@@ -33,13 +37,38 @@ def test_every_concept_is_forgotten_at_every_number_in_every_way() -> None:
         assert all(need in jobs[:i] for need in job.needs)
 
 
-def test_joint_and_merged_runs_are_accepted() -> None:
-    for job in (Job("joint", CONCEPTS), Job("single", CONCEPTS[:1])):
-        check_config(config_of(job, "emoji", Path("runs")))
-    merged = config_of(Job("merged", CONCEPTS), "emoji", Path("runs"))
-    joint = config_of(Job("joint", CONCEPTS), "emoji", Path("runs"))
-    assert build_run_concept(merged) == build_run_concept(joint)
-    assert merged.merged[0] == "runs/single-rabbit"
+def test_single_and_joint_runs_are_accepted() -> None:
+    for scale, steps in (("emoji", 500), ("smoke", 6)):
+        for job in (Job("joint", CONCEPTS), Job("single", CONCEPTS[:1])):
+            config = parse_config(compose(overrides_of(job, scale, Path("runs"))))
+            assert config.folder == Path("runs") / job.name
+            assert config.concept.name == "+".join(job.concepts)
+            assert config.steps == steps
+            assert config.options.contexts == 0  # type: ignore[attr-defined]
+    later = overrides_of(Job("sequential", CONCEPTS[:3]), "emoji", Path("runs"))
+    assert later[0] == "concept=rocket"
+    assert "after=runs/sequential-rabbit+twemoji" in later
+
+
+@pytest.mark.slow
+def test_a_merged_run_joins_its_parts_and_is_evaluated(
+    random_model: Path, random_judge: Path, tmp_path: Path
+) -> None:
+    parts = (Job("single", CONCEPTS[:1]), Job("single", CONCEPTS[1:2]))
+    judge = f"evaluation.judge={random_judge}"
+    for job in parts:
+        own = [f"concept={job.concepts[0]}", "method=uce", f"run_dir={tmp_path / job.name}"]
+        train_overrides([*own, *SMOKE, f"model.pretrained={random_model}", judge])
+    job = Job("merged", CONCEPTS[:2])
+    run = pool_job(job, "smoke", tmp_path).perform()
+    assert run == tmp_path / job.name
+    assert load_run_config(run).concept.name == "rabbit+twemoji"
+    assert {image["concept"] for image in read_images(run)} == {"rabbit", "twemoji"}
+    written = (run / "unlearned.safetensors").stat().st_mtime_ns
+    (run / "images.csv").unlink()
+    pool_job(job, "smoke", tmp_path).perform()  # was killed in its evaluation
+    assert (run / "unlearned.safetensors").stat().st_mtime_ns == written
+    assert (run / "images.csv").exists()
 
 
 def test_a_kept_row_is_not_run_again_unless_its_weights_are_needed(tmp_path: Path) -> None:

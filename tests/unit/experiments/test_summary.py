@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.summary import measures, summarise
+from experiments.summary import summarise
+from unlearn.evaluation.goals import goal_values
 
 
 def cell(base: float, unlearned: float, n: int = 10) -> dict[str, dict[str, float]]:
@@ -26,16 +27,16 @@ def make_result() -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_measures_are_the_bars_columns() -> None:
+def test_values_are_the_bars_columns() -> None:
     # the anchor rate weighs 10 seen and 30 unseen images; broken is the worst rise of the four
-    assert measures(make_result()) == pytest.approx([0.05, 0.2, 0.675, None, 0.06, 0.8, 0.6])
+    assert goal_values(make_result()) == pytest.approx([0.05, 0.2, 0.675, None, 0.06, 0.8, 0.6])
 
 
 def test_a_style_keeps_the_object_within_ten_points_of_base() -> None:
     style = make_result() | {"kind": "style"}
     for part in ("seen_target", "unseen_target"):
         style["sets"][part]["anchor"] = cell(0.7, 0.62)  # type: ignore[index]
-    assert measures(style)[2:4] == [None, pytest.approx(0.08)]
+    assert goal_values(style)[2:4] == [None, pytest.approx(0.08)]
     style["sets"]["seen_target"]["anchor"] = cell(0.9, 0.7)  # type: ignore[index]
     assert "| n/a | 14% ! |" in summarise([style | {"concept": "noto"}])
 
@@ -45,7 +46,7 @@ def test_of_several_concepts_each_kind_has_its_bar() -> None:
     for part in ("seen_target", "unseen_target"):
         noto["sets"][part]["anchor"] = cell(1, 0.95)  # type: ignore[index]
     both = make_result() | {"kind": "instance+style", "concepts": {"panda": panda, "noto": noto}}
-    assert measures(both)[2:4] == [pytest.approx(0.675), pytest.approx(0.05)]
+    assert goal_values(both)[2:4] == [pytest.approx(0.675), pytest.approx(0.05)]
 
 
 def test_missed_bars_are_marked_and_counted() -> None:

@@ -17,6 +17,7 @@ from experiments.table2.bootstrap import difference, draws, mean_rates, rate_of,
 from experiments.table2.claims import claims, read_kept, samples_of
 from experiments.table2.run import (
     SMOKE_NOTE,
+    SMOKE_STEPS,
     KeepRuns,
     jobs_of,
     overrides_of,
@@ -25,10 +26,10 @@ from experiments.table2.run import (
 )
 from experiments.table2.table import render, table
 from tests.helpers.table2 import write_run
-from unlearn.concepts.vocabulary import vocabulary
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.compose import compose, embedded_concepts
-from unlearn.config.parse import check_config
-from unlearn.evaluation.intervals import wilson
+from unlearn.config.parse import parse_config
+from unlearn.evaluation.intervals import wilson_interval
 from unlearn.evaluation.score import count_by_prompt
 
 PLAN = read_rows()
@@ -41,13 +42,22 @@ def one_target(*methods: list[list[int]]) -> list[list[tuple[np.ndarray, np.ndar
 
 
 def test_every_row_is_a_run_that_is_accepted() -> None:
-    default = compose([])
+    default = parse_config(compose(["concept=panda"]))
     for row in PLAN["rows"]:
         job = jobs_of(PLAN, "emoji", [row])[0]
-        config = compose(overrides_of(job, "emoji", Path("runs")))
-        check_config(config)
+        config = parse_config(compose(overrides_of(job, "emoji", Path("runs"))))
         assert config.evaluation == default.evaluation
-        assert config.run_dir == f"runs/{row}-rabbit-0"
+        assert config.folder == Path("runs") / f"{row}-rabbit-0"
+
+
+def test_the_smoke_scale_is_small_and_leaves_what_acts_at_inference_alone() -> None:
+    small = {}
+    for row in ("esd", "sld"):
+        job = jobs_of(PLAN, "smoke", [row])[0]
+        small[row] = parse_config(compose(overrides_of(job, "smoke", Path("runs"))))
+    assert (small["esd"].steps, small["esd"].data.images) == (SMOKE_STEPS, 8)
+    assert small["esd"].options.num_inference_steps == 2  # type: ignore[attr-defined]
+    assert small["sld"].steps == small["sld"].options.warmup_steps == 0  # type: ignore[attr-defined]
 
 
 def test_the_targets_are_held_out() -> None:
@@ -65,7 +75,7 @@ def test_the_fresh_targets_are_in_no_file_that_a_choice_was_made_on() -> None:
     for path in (*conf.glob("concept/**/*.yaml"), *conf.glob("anchor/*.yaml")):
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
         named |= {entry.get("name"), *(entry.get("targets") or []), *(entry.get("words") or [])}
-    words = vocabulary()
+    words = load_vocabulary()
     for target, anchor in PLAN["fresh_targets"].items():
         assert target in words.objects and target not in named
         assert anchor == words.family(target)[0]
@@ -82,10 +92,9 @@ def test_seed_0_of_every_row_comes_first() -> None:
     assert further == {(row, seed) for row in ("doco", "concept_ablation") for seed in (0, 1)}
     fresh = [job for job in jobs if job.concept in PLAN["fresh_targets"]]
     assert {(job.row, job.seed) for job in fresh} == further | {("uce", 0), ("uce_prompts", 0)}
-    config = compose(overrides_of(fresh[0], "emoji", Path("runs")))
-    check_config(config)
-    assert (config.concept.name, config.anchor.name) == ("koala", "panda")
-    assert config.run_dir == "runs/doco-koala-0"
+    config = parse_config(compose(overrides_of(fresh[0], "emoji", Path("runs"))))
+    assert config.concept.anchors == {"koala": "panda"}
+    assert config.folder == Path("runs/doco-koala-0")
 
 
 def test_rates_are_means_over_targets_of_means_over_seeds() -> None:
@@ -111,7 +120,7 @@ def test_where_all_images_agree_the_interval_is_wilson_s_over_prompts() -> None:
     assert found.n == 40
     assert rate_of(one_target([[1] * 20])).low == pytest.approx(20 / (20 + z**2))
     one = rate_of(one_target([[1] + [0] * 19]))  # no narrower for an image that differs
-    assert one.high == pytest.approx(wilson(1 / 20, 20)[1]) and one.high > found.high
+    assert one.high == pytest.approx(wilson_interval(1 / 20, 20)[1]) and one.high > found.high
 
 
 def test_the_sign_flip_test_is_that_of_all_signs() -> None:

@@ -60,10 +60,16 @@ def test_what_no_run_takes_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_the_command_line_wins_over_the_small_sizes() -> None:
     job = jobs_of(PLAN, "sd14", ["doco"])[0]
-    call = Call(Path("runs"), [sd14.RANDOM, "model.width=0.25", "protocol.images=7"])
+    given = [sd14.RANDOM, "model.width=0.25", "protocol.images_per_prompt=7"]
+    call = Call(Path("runs"), given)
     config = sd14.config_of(job, PLAN, call)
-    assert (config.model.width, config.model.image_size) == (0.25, 64)
-    assert (config.steps, config.method.warmup_steps, config.seed) == (4, 2, 0)
+    assert (config.base.width, config.base.image_size) == (0.25, 64)
+    assert (config.steps, config.plan.batch_size, config.seed) == (4, 2, 0)
+    assert config.options.warmup_steps == 2  # type: ignore[attr-defined]
+    shown = [o for o in evaluation_of(job, PLAN, call) if "images_per_prompt" in o]
+    assert shown[-1] == "evaluation.images_per_prompt=7"
+    at_inference = sd14.config_of(jobs_of(PLAN, "sd14", ["sld"])[0], PLAN, call)
+    assert at_inference.options.warmup_steps == 0  # type: ignore[attr-defined]
     closed = jobs_of(PLAN, "sd14", ["uce"])[0]
     assert not any(o.startswith("steps=") for o in overrides_of(closed, PLAN, call))
 

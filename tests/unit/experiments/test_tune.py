@@ -11,7 +11,8 @@ from experiments.lines import read_lines
 from experiments.table2 import tune
 from experiments.table2.run import read_rows
 from unlearn.config.compose import compose
-from unlearn.config.parse import check_config
+from unlearn.config.parse import parse_config
+from unlearn.methods.options import MethodOptions
 
 GRID = tune.read_grid()
 FLAGS = ("base_right", "unlearned_right", "unlearned_anchor", "base_broken", "unlearned_broken")
@@ -46,7 +47,7 @@ def test_every_method_has_as_many_trials() -> None:
 @pytest.mark.parametrize("method", GRID["trials"])
 def test_every_trial_is_a_run_that_is_accepted(method: str) -> None:
     for trial in GRID["trials"][method]:
-        check_config(compose([f"concept={GRID['targets'][0]}", *GRID["common"], *trial]))
+        parse_config(compose([f"concept={GRID['targets'][0]}", *GRID["common"], *trial]))
 
 
 def test_no_target_of_the_table_is_tuned_on() -> None:
@@ -67,7 +68,7 @@ def test_the_score_counts_what_is_forgotten_but_not_broken() -> None:
 def test_nothing_forgotten_or_nothing_kept_scores_nothing() -> None:
     kept = [i | {"unlearned_right": "1", "unlearned_broken": "0"} for i in IMAGES]
     lost = [i | {"unlearned_right": "0", "unlearned_broken": "0"} for i in IMAGES]
-    assert tune.score(kept) == tune.score(lost) == 0
+    assert tune.forget_keep_score(kept) == tune.forget_keep_score(lost) == 0
 
 
 def test_the_best_trial_is_chosen_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +113,9 @@ UNDER = {  # the best score, by as much at most; the table's header and the READ
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("method", GRID["trials"])
 def test_the_settings_are_those_of_the_best_trial(method: str, kind: str) -> None:
-    def settings(*overrides: str) -> tuple[dict[str, object], int]:
-        config = compose([f"concept={TARGETS[kind]}", *overrides])
-        return dict(config.method), config.steps
+    def settings(*overrides: str) -> tuple[MethodOptions, int]:
+        config = parse_config(compose([f"concept={TARGETS[kind]}", *overrides]))
+        return config.options, config.steps
 
     default = settings(*SELECTS.get(method, [f"method={method}"]))
     trials = tune.mean_scores(read_lines(tune.OUTCOME))[method, kind]

@@ -25,7 +25,7 @@ from unlearn.training.run_dir import config_text
 from unlearn.utils.paths import EMBEDDED
 from unlearn.weights.delta import save_unlearned
 from unlearn.weights.importing import load_weights
-from unlearn.weights.lora import factorise, lora_factors
+from unlearn.weights.lora import factorise_change, lora_factors
 
 ERROR = 0.05
 LORAS = ("lora", "kohya")
@@ -193,16 +193,16 @@ def test_a_kohya_file_of_rank_1_alone_is_read_as_a_lora(tmp_path: Path) -> None:
 
 def test_factors_of_an_exact_rank_and_of_nothing() -> None:
     change = torch.randn(7, 3) @ torch.randn(3, 5)
-    down, up = factorise(change, 1e-5)
+    down, up = factorise_change(change, 1e-5)
     assert (down.shape, up.shape) == ((3, 5), (7, 3))
     torch.testing.assert_close(up @ down, change)
-    assert factorise(torch.zeros(4, 6), 0.5)[0].shape == (0, 6)
+    assert factorise_change(torch.zeros(4, 6), 0.5)[0].shape == (0, 6)
 
 
 def test_the_error_bounds_the_part_left_out() -> None:
     change = torch.diag(torch.tensor([4.0, 2.0, 1.0]))  # rank 1 leaves √5 of √21, rank 2 leaves 1
     for error, rank in ((0.21, 3), (0.22, 2), (0.487, 2), (0.489, 1)):
-        assert len(factorise(change, error)[0]) == rank
+        assert len(factorise_change(change, error)[0]) == rank
 
 
 @pytest.mark.parametrize(

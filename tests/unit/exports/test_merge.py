@@ -12,7 +12,7 @@ import unlearn
 from unlearn.cli import merge
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
-from unlearn.evaluation.jobs import job_for
+from unlearn.evaluation.jobs import parse_job
 from unlearn.exports.merge import MergeOptions, merge_runs, merge_weights
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.pipeline import load_pipeline
@@ -80,7 +80,7 @@ def test_merged_runs_are_a_run(
     metadata = read_safetensors(path)[1]
     assert (metadata["concept"], metadata["method"]) == ("panda+rabbit", "merge")
     assert (metadata["base"], metadata["scale"]) == (str(random_model), "2.0")
-    job = job_for(out, ["evaluation.images_per_prompt=1"])  # what `unlearn evaluate` makes of it
+    job = parse_job(out, ["evaluation.images_per_prompt=1"])  # what `unlearn evaluate` makes of it
     assert [part.name for part in job.config.concept.members] == ["panda", "rabbit"]
     assert job.config.saved["method"]["merged"] == ["panda (doco)", "rabbit (doco)"]
     later = [f"after={out}", "concept=rocket", f"model.pretrained={random_model}"]

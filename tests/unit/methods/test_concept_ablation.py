@@ -22,7 +22,7 @@ def make_ablation(
     pipe = load_pipeline(str(folder))
     ablation = ConceptAblation(
         pipe.unet,
-        NoiseSchedule.of_alphas(ALPHAS, prediction_type),
+        NoiseSchedule.from_alphas_cumprod(ALPHAS, prediction_type),
         ConceptAblationOptions(**options),
     )
     for weight in ablation.weights:  # away from the base: the current model is the teacher

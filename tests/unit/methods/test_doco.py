@@ -221,9 +221,13 @@ def test_an_unknown_option_is_refused(random_model: Path, option: str) -> None:
 def test_the_closed_form_start_is_that_edit(random_model: Path) -> None:
     """And the teacher stays the base model, whatever the start."""
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    doco = DoCo(pipe.unet, NoiseSchedule.of(pipe.scheduler), DoCoOptions(start="closed_form"))
+    doco = DoCo(
+        pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), DoCoOptions(start="closed_form")
+    )
     other = load_pipeline(str(random_model))
-    uce = UCE(other.unet, NoiseSchedule.of(other.scheduler), UCEOptions(edits="prompts"))
+    uce = UCE(
+        other.unet, NoiseSchedule.from_scheduler(other.scheduler), UCEOptions(edits="prompts")
+    )
     doco.prepare(pipe, concept)
     uce.prepare(other, concept)
     for ours, theirs, base in zip(doco.weights, uce.weights, doco.base, strict=True):
@@ -231,7 +235,7 @@ def test_the_closed_form_start_is_that_edit(random_model: Path) -> None:
         assert not torch.equal(ours, base)
     in_context = DoCo(
         load_pipeline(str(random_model)).unet,
-        NoiseSchedule.of(pipe.scheduler),
+        NoiseSchedule.from_scheduler(pipe.scheduler),
         DoCoOptions(start="closed_form", contexts=4),
     )
     in_context.prepare(pipe, concept)
@@ -239,7 +243,9 @@ def test_the_closed_form_start_is_that_edit(random_model: Path) -> None:
     for ours, base in zip(in_context.weights, doco.base, strict=True):
         torch.testing.assert_close(ours, (base.double() @ matrix).float())
     untouched = DoCo(
-        load_pipeline(str(random_model)).unet, NoiseSchedule.of(pipe.scheduler), DoCoOptions()
+        load_pipeline(str(random_model)).unet,
+        NoiseSchedule.from_scheduler(pipe.scheduler),
+        DoCoOptions(),
     )
     untouched.prepare(pipe, concept)
     assert all(torch.equal(*pair) for pair in zip(untouched.weights, untouched.base, strict=True))

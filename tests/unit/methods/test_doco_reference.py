@@ -25,7 +25,9 @@ def make_reference(
     pipe = load_pipeline(str(folder))
     options = {"discriminator_channels": 8, **options}
     reference = DoCoReference(
-        pipe.unet, NoiseSchedule.of_alphas(ALPHAS, prediction_type), DoCoReferenceOptions(**options)
+        pipe.unet,
+        NoiseSchedule.from_alphas_cumprod(ALPHAS, prediction_type),
+        DoCoReferenceOptions(**options),
     )
     for weight in reference.weights:  # away from the base
         weight.data += 0.05 * torch.randn_like(weight)

@@ -21,7 +21,7 @@ from unlearn.models.text_states import encode_prompts
 def make_esd(folder: Path, **options: object) -> ESD:
     pipe = load_pipeline(str(folder))
     options = {"num_inference_steps": 4, **options}
-    esd = ESD(pipe.unet, NoiseSchedule.of(pipe.scheduler), ESDOptions(**options))
+    esd = ESD(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), ESDOptions(**options))
     esd.prepare(pipe, make_concept("panda", "bear"))
     for weight in esd.weights:  # away from the base, so that teacher and student differ
         weight.data += 0.05 * torch.randn_like(weight)

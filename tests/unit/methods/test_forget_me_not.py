@@ -48,7 +48,9 @@ def test_the_maps_are_the_softmax_of_queries_and_keys(random_model: Path) -> Non
 
 def test_the_loss_is_the_mean_norm_at_the_target_s_tokens(random_model: Path) -> None:
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    method = ForgetMeNot(pipe.unet, NoiseSchedule.of(pipe.scheduler), ForgetMeNotOptions())
+    method = ForgetMeNot(
+        pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), ForgetMeNotOptions()
+    )
     method.prepare(pipe, concept)
     batch = make_batch()
     batch["pair"] = torch.tensor([0, 2, 1])

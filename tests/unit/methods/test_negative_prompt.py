@@ -16,7 +16,9 @@ from unlearn.models.pipeline import load_pipeline
 
 def test_every_prompt_gets_the_negative_prompt(random_model: Path) -> None:
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
-    method = NegativePrompt(pipe.unet, NoiseSchedule.of(pipe.scheduler), MethodOptions())
+    method = NegativePrompt(
+        pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), MethodOptions()
+    )
     method.prepare(pipe, concept)
     expected = sample(pipe, negative_prompt=["panda"] * len(PROMPTS))
     plain = sample(pipe)

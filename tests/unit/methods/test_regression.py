@@ -16,7 +16,7 @@ from unlearn.models.pipeline import load_pipeline
 
 def test_its_gradient_is_that_of_the_squared_error_to_the_teacher(random_model: Path) -> None:
     pipe, batch = load_pipeline(str(random_model)), make_batch()
-    schedule = NoiseSchedule.of(pipe.scheduler)
+    schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
     regression = Regression(pipe.unet, schedule, ConceptPreservingOptions())
     (g_u, g_r, g_d), metrics = regression.gradients(batch)
     t = batch["timesteps"][:, 0]

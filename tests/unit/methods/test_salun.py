@@ -18,7 +18,7 @@ from unlearn.models.pipeline import load_pipeline
 
 def make_salun(folder: Path, **options: object) -> SalUn:
     pipe = load_pipeline(str(folder))
-    return SalUn(pipe.unet, NoiseSchedule.of(pipe.scheduler), SalUnOptions(**options))
+    return SalUn(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), SalUnOptions(**options))
 
 
 def test_the_mask_takes_the_largest_gradients_of_all() -> None:

@@ -23,7 +23,7 @@ def test_sld_follows_its_equations(random_model: Path, tmp_path: Path) -> None:
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
     options = {"scale": 20.0, "warmup_steps": 1, "threshold": 0.01, "momentum_scale": 0.5,
                "momentum_decay": 0.7}  # fmt: skip
-    method = SLD(pipe.unet, NoiseSchedule.of(pipe.scheduler), SLDOptions(**options))
+    method = SLD(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), SLDOptions(**options))
     method.prepare(pipe, concept)
 
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)

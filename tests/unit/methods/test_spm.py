@@ -22,7 +22,7 @@ def make_spm(folder: Path, **options: object) -> SPM:
     torch.manual_seed(1)
     pipe = load_pipeline(str(folder))
     options = {"num_inference_steps": 2, **options}
-    spm = SPM(pipe.unet, NoiseSchedule.of(pipe.scheduler), SPMOptions(**options))
+    spm = SPM(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), SPMOptions(**options))
     spm.prepare(pipe, make_concept("panda", "bear"))
     return spm
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tests.helpers.methods import make_batch, make_doco
-from unlearn.data.resumable_loader import Batches
+from unlearn.data.resumable_loader import ResumableLoader
 from unlearn.methods.teacher_ahead import TeacherAhead, batches_at_once
 
 
@@ -52,7 +52,7 @@ def test_batches_go_on_after_those_of_a_checkpoint(done: int) -> None:
             passes.append(torch.cat([batch["latents"].flatten(), torch.tensor([last])]))
             return 10 * batch["latents"]
 
-        source = Batches(Numbers(), 2, rank=1, world=2)
+        source = ResumableLoader(Numbers(), 2, rank=1, world=2)
         loader = TeacherAhead(source, 4, teacher_outputs, lambda b: b)
         loader.load_state_dict({"done": state})
         batches = []

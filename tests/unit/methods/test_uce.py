@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import make_concept
-from unlearn.concepts.vocabulary import fill_template, vocabulary
+from unlearn.concepts.vocabulary import fill_template, load_vocabulary
 from unlearn.methods.uce import (
     UCE,
     UCEOptions,
@@ -43,7 +43,9 @@ def test_an_edit_equals_the_published_solve_of_each_layer(random_model: Path) ->
     """W = (λW0 + Σ_e v* cᵀ + Σ_p W0 c_p c_pᵀ)(λI + Σ_e c cᵀ + Σ_p c_p c_pᵀ)⁻¹, written out."""
     pipe, concept = load_pipeline(str(random_model)), make_concept("panda", "bear")
     states = {n: encode_prompts(pipe, [n])[0, 1] for n in ("panda", "bear", *concept.neighbours)}
-    uce = UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), UCEOptions(regularization=0.5))
+    uce = UCE(
+        pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), UCEOptions(regularization=0.5)
+    )
     uce.prepare(pipe, concept)
     for before, after in zip(uce.base, uce.weights, strict=True):
         eye = torch.eye(before.shape[1])
@@ -59,7 +61,7 @@ def test_editing_prompts_makes_targets_draw_like_their_anchors() -> None:
     """On the embedded model: an untrained text encoder tells too little apart to edit it."""
     pipe, concept = load_pipeline("emoji"), make_concept("contrast", "flat", kind="style")
     options = UCEOptions(edits="prompts", regularization=1e-3)
-    uce = UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), options)
+    uce = UCE(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), options)
     uce.prepare(pipe, concept)
     edited, guides, kept = prompt_states(pipe, concept)
     for before, after in zip(uce.base, [w.detach() for w in uce.weights], strict=True):
@@ -74,8 +76,10 @@ def test_in_context_the_edit_holds_in_prompts_that_go_on() -> None:
 
     On the embedded model: "the best tiger ever on a purple background" for a horse.
     """
-    pipe, concept, words = load_pipeline("emoji"), make_concept("tiger", "horse"), vocabulary()
-    weights = torch.cat(UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), UCEOptions()).base)
+    pipe, concept, words = load_pipeline("emoji"), make_concept("tiger", "horse"), load_vocabulary()
+    weights = torch.cat(
+        UCE(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), UCEOptions()).base
+    )
     unseen = [f"{t} on a {c} background" for t in concept.unseen for c in words.backgrounds]
     target, anchor, far = (
         torch.cat(
@@ -108,6 +112,6 @@ def test_a_name_s_last_token_is_its_own(random_model: Path) -> None:
 def test_bad_options_are_refused(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
     with pytest.raises(ValueError, match=r"method\.edits='words' is unknown"):
-        UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), UCEOptions(edits="words"))
+        UCE(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), UCEOptions(edits="words"))
     with pytest.raises(ValueError, match=r"method\.regularization=0"):
-        UCE(pipe.unet, NoiseSchedule.of(pipe.scheduler), UCEOptions(regularization=0))
+        UCE(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), UCEOptions(regularization=0))

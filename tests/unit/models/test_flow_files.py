@@ -19,7 +19,7 @@ from unlearn.config.saved import load_run_config
 from unlearn.exports.formats import ExportOptions, export_as
 from unlearn.exports.merge import MergeOptions, merge_runs
 from unlearn.models.cross_attention import cross_attention_layers
-from unlearn.models.pipeline import denoiser, load_pipeline, networks_of
+from unlearn.models.pipeline import get_denoiser, load_pipeline, pipeline_networks
 from unlearn.models.text_states import encode_prompts
 from unlearn.training.run import load_earlier_weights
 from unlearn.weights.delta import load_unlearned, save_unlearned
@@ -70,7 +70,7 @@ def in_own_memory(pipe: Any) -> Any:
 
     There it may begin at any multiple of four bytes, on which depends how a product rounds.
     """
-    for network in networks_of(pipe).values():
+    for network in pipeline_networks(pipe).values():
         for weight in network.parameters():
             weight.data = weight.data.clone()
     return pipe
@@ -90,8 +90,8 @@ def test_a_single_file_is_the_pipeline_that_it_was_made_of(folder: Path, tmp_pat
             weights[f"text_encoders.{encoder}.transformer.{name}"] = weight
     save_file({name: w.contiguous() for name, w in weights.items()}, tmp_path / "sd3.safetensors")
     loaded = load_pipeline(str(tmp_path / "sd3.safetensors"), config=str(folder))
-    for name, network in networks_of(pipe).items():
-        own, other = network.state_dict(), networks_of(loaded)[name].state_dict()
+    for name, network in pipeline_networks(pipe).items():
+        own, other = network.state_dict(), pipeline_networks(loaded)[name].state_dict()
         assert own.keys() == other.keys()
         assert [key for key in own if not torch.equal(own[key], other[key])] == []
     assert torch.equal(draw_one(in_own_memory(loaded)), draw_one(in_own_memory(pipe)))
@@ -115,7 +115,7 @@ def make_run(base: Path, out: Path) -> tuple[Path, dict[str, Tensor]]:
     (out / "result.json").write_text('{"sets": {}}')
     (out / "before_after.png").touch()
     generator, changed = torch.Generator().manual_seed(0), {}
-    for name, layer in cross_attention_layers(denoiser(load_pipeline(str(base)))).items():
+    for name, layer in cross_attention_layers(get_denoiser(load_pipeline(str(base)))).items():
         noise = torch.randn(layer.weight.shape, generator=generator)
         changed[f"{name}.weight"] = layer.weight + 0.3 * noise[:, :1] @ noise[:1]
     metadata = {"base": str(base), "method": "doco"}

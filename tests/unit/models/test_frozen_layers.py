@@ -15,7 +15,7 @@ from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.generation.sampling import Sampler, generate
 from unlearn.methods.registry import METHODS
-from unlearn.models.frozen_layers import FrozenConv2d, forget_inputs, store_in_bf16
+from unlearn.models.frozen_layers import FrozenConv2d, drop_frozen_inputs, store_in_bf16
 from unlearn.models.pipeline import load_pipeline
 from unlearn.models.text_states import encode_prompts
 
@@ -84,7 +84,7 @@ def test_gradients_are_the_same_bits_with_convolutions_that_forget_their_inputs(
     random_model: Path, monkeypatch: pytest.MonkeyPatch, name: str, bf16: bool
 ) -> None:
     frugal = gradients(random_model, name, stored=False, gradient_checkpointing=False, bf16=bf16)
-    monkeypatch.setattr("unlearn.methods.base.forget_inputs", lambda network: None)
+    monkeypatch.setattr("unlearn.methods.base.drop_frozen_inputs", lambda network: None)
     assert_equal(frugal, gradients(random_model, name, False, False, bf16))
 
 
@@ -96,7 +96,7 @@ def test_a_frozen_convolution_keeps_no_input(options: Any, bias: bool) -> None:
     input = torch.randn(2, 4, 9, 9, dtype=torch.float64, requires_grad=True)
     expected = plain(input)
     (gradient,) = torch.autograd.grad(expected.sin().sum(), input)
-    forget_inputs(network)
+    drop_frozen_inputs(network)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         output = network(input)
@@ -109,7 +109,7 @@ def test_a_frozen_convolution_keeps_no_input(options: Any, bias: bool) -> None:
 def test_a_convolution_that_trains_stays_as_it_is() -> None:
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1).requires_grad_(False))
     names = list(network.state_dict())
-    forget_inputs(network)
+    drop_frozen_inputs(network)
     assert [type(layer) for layer in network] == [nn.Conv2d, FrozenConv2d]
     assert list(network.state_dict()) == names
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from tests.helpers.compvis import as_single_file
-from unlearn.models.pipeline import load_pipeline, networks_of
+from unlearn.models.pipeline import load_pipeline, pipeline_networks
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +29,8 @@ def test_a_single_file_is_the_pipeline_that_it_was_made_of(
     pipe = load_pipeline(str(random_model))
     path = as_single_file(pipe, tmp_path / "model.safetensors")
     loaded = load_pipeline(str(path), config=str(random_model))
-    for name, network in networks_of(pipe).items():
-        own, other = network.state_dict(), networks_of(loaded)[name].state_dict()
+    for name, network in pipeline_networks(pipe).items():
+        own, other = network.state_dict(), pipeline_networks(loaded)[name].state_dict()
         assert own.keys() == other.keys()
         assert all(torch.equal(own[key], other[key]) for key in own)
     assert loaded.tokenizer.get_vocab() == pipe.tokenizer.get_vocab()

@@ -36,7 +36,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 def test_noise_and_targets_match_diffusers(prediction_type: str) -> None:
     scheduler = DDPMScheduler(**scheduler_config(prediction_type))
     latents, noise, _ = batch()
-    schedule = NoiseSchedule.of(scheduler)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
     expected = {
         "epsilon": noise,
         "v_prediction": scheduler.get_velocity(latents, noise, TIMESTEPS),
@@ -57,7 +57,7 @@ def test_predicted_original_matches_diffusers(
     scheduler = scheduler_class(**scheduler_config(prediction_type))
     scheduler.set_timesteps(1000)
     output, z_t, _ = batch()
-    x0 = predict_x0(output, z_t, TIMESTEPS, NoiseSchedule.of(scheduler))
+    x0 = predict_x0(output, z_t, TIMESTEPS, NoiseSchedule.from_scheduler(scheduler))
     for i, t in enumerate(TIMESTEPS.tolist()):
         step = scheduler.step(output[i : i + 1], t, z_t[i : i + 1])
         torch.testing.assert_close(x0[i : i + 1], step.pred_original_sample)
@@ -66,7 +66,7 @@ def test_predicted_original_matches_diffusers(
 @pytest.mark.parametrize("prediction_type", [*TYPES, "flow"])
 def test_the_true_target_gives_back_the_latents(prediction_type: str) -> None:
     alphas = DDPMScheduler(**scheduler_config("epsilon")).alphas_cumprod.double()
-    schedule = NoiseSchedule.of_alphas(alphas, prediction_type)
+    schedule = NoiseSchedule.from_alphas_cumprod(alphas, prediction_type)
     if prediction_type == "flow":
         schedule = NoiseSchedule(1 - alphas, alphas, "flow")
     latents, noise = (x.double() for x in batch()[:2])
@@ -79,7 +79,7 @@ def test_the_true_target_gives_back_the_latents(prediction_type: str) -> None:
 def test_values_worked_by_hand() -> None:
     """ᾱ = 0.64 has roots 0.8 and 0.6: x0 = 1 and ε = 2 give z = 0.8 + 1.2 and v = 1.6 - 0.6."""
     alphas, t = torch.tensor([1.0, 0.64]), torch.tensor([1])
-    epsilon, v = (NoiseSchedule.of_alphas(alphas, kind) for kind in TYPES)
+    epsilon, v = (NoiseSchedule.from_alphas_cumprod(alphas, kind) for kind in TYPES)
     one, two = torch.full((1, 1, 1, 1), 1.0), torch.full((1, 1, 1, 1), 2.0)
     close = {"rtol": 0, "atol": 1e-6}
     torch.testing.assert_close(add_noise(one, two, t, v), two, **close)
@@ -93,7 +93,7 @@ def test_values_worked_by_hand() -> None:
 
 def test_a_flow_s_noise_is_that_of_diffusers_scheduler_and_its_sigmas_rise() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    schedule = NoiseSchedule.of(scheduler)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
     latents, noise, output = batch()
     times = schedule.times[TIMESTEPS]
     z_t = add_noise(latents, noise, TIMESTEPS, schedule)
@@ -109,7 +109,7 @@ def test_a_flow_s_noise_is_that_of_diffusers_scheduler_and_its_sigmas_rise() -> 
     torch.testing.assert_close(schedule.times, 1000 * schedule.sigma)
     torch.testing.assert_close(schedule.signal, 1 - schedule.sigma)
     scheduler.set_timesteps(7)  # as sampling does
-    assert torch.equal(NoiseSchedule.of(scheduler).sigma, schedule.sigma)
+    assert torch.equal(NoiseSchedule.from_scheduler(scheduler).sigma, schedule.sigma)
 
 
 def test_a_flow_worked_by_hand() -> None:
@@ -123,7 +123,7 @@ def test_a_flow_worked_by_hand() -> None:
 
 
 def test_bfloat16_outputs_are_combined_in_float32() -> None:
-    schedule = NoiseSchedule.of(DDPMScheduler(**scheduler_config("epsilon")))
+    schedule = NoiseSchedule.from_scheduler(DDPMScheduler(**scheduler_config("epsilon")))
     output, z_t, _ = (x.bfloat16() for x in batch())
     x0 = predict_x0(output, z_t, TIMESTEPS, schedule)
     assert x0.dtype == torch.float32
@@ -133,7 +133,7 @@ def test_bfloat16_outputs_are_combined_in_float32() -> None:
 
 def test_unknown_prediction_type_is_named() -> None:
     with pytest.raises(ValueError, match="'sample' is not one of epsilon, v_prediction, flow"):
-        NoiseSchedule.of_alphas(torch.linspace(0.99, 0.01, 1000), "sample")
+        NoiseSchedule.from_alphas_cumprod(torch.linspace(0.99, 0.01, 1000), "sample")
 
 
 def test_draws_do_not_depend_on_the_split_of_the_batch() -> None:

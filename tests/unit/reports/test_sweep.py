@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.ranked_runs import images, make_run
-from unlearn.evaluation.score import SCORE_COLUMNS, score
+from unlearn.evaluation.score import SCORE_COLUMNS, forget_keep_score
 from unlearn.reports.comparison import differing_keys
 from unlearn.reports.ranking import rank_runs, read_ranked_runs, run_folders
 from unlearn.reports.sweep import report_sweep
@@ -109,9 +109,9 @@ def test_the_report_s_files(sweep: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_what_the_judge_cannot_tell_broken_is_scored_all_the_same() -> None:
     rows = [row | {"unlearned_broken": ""} for row in images(1, 9)]
-    assert score(rows) == score(images(1, 9)) > 0
+    assert forget_keep_score(rows) == forget_keep_score(images(1, 9)) > 0
     with pytest.raises(ValueError, match="nothing to score"):
-        score([row | {"counts": "0"} for row in rows])
+        forget_keep_score([row | {"counts": "0"} for row in rows])
 
 
 def test_axes_of_numbers_names_and_both() -> None:

@@ -16,8 +16,8 @@ from unlearn.config.run_config import RunConfig
 from unlearn.methods.registry import METHODS, build_method
 from unlearn.models.pipeline import load_pipeline
 from unlearn.training import budget
-from unlearn.training.budget import Budget, Estimate, estimate, peak_memory
-from unlearn.training.rehearsal import Passes, PeakMemory, rehearse
+from unlearn.training.budget import Budget, Estimate, estimate_run, peak_memory
+from unlearn.training.rehearsal import NetworkPasses, PeakMemory, measure_call_cost
 from unlearn.utils.units import format_duration
 
 NATIVE_BF16 = pytest.mark.skipif(
@@ -45,7 +45,7 @@ def profiled(call: Callable[[], Any]) -> int:
 def test_the_peak_is_the_profilers(precision: str, unseen: float) -> None:
     pipe = load_pipeline("emoji")
     method = build_method(pipe, "concept_ablation", METHODS["concept_ablation"].Options())
-    passes = Passes(pipe, precision)
+    passes = NetworkPasses(pipe, precision)
     peaks = []
     for call in (lambda: passes.forward(8), lambda: passes.trained(4, method)):
         call()  # what is made once is not counted
@@ -75,7 +75,7 @@ def test_a_rehearsal_tells_what_a_larger_call_takes() -> None:
         return fixed.sum() + torch.zeros(samples, 500).sum()
 
     asked: list[int] = []
-    found = rehearse(call, 8, asked.append)
+    found = measure_call_cost(call, 8, asked.append)
     assert asked == [found.memory(8)]
     assert 4000 <= found.fixed <= 4020  # and the sums
     assert (found.each, found.memory(10) - found.fixed) == (2000, 20000)
@@ -89,7 +89,7 @@ def test_what_there_is_no_memory_for_is_not_tried() -> None:
         raise ValueError(needed)
 
     with pytest.raises(ValueError, match="4000"):
-        rehearse(lambda n: tried.append(n) or torch.zeros(n, 10), 100, refuse)
+        measure_call_cost(lambda n: tried.append(n) or torch.zeros(n, 10), 100, refuse)
     assert tried == [1, 2]
 
 
@@ -102,7 +102,7 @@ def small(*overrides: str) -> RunConfig:
 
 def estimated(pipe: Any, left: int, *overrides: str) -> Estimate:
     config = small(*overrides)
-    return estimate(config, pipe, build_method(pipe, config.method, config.options), left)
+    return estimate_run(config, pipe, build_method(pipe, config.method, config.options), left)
 
 
 def test_more_samples_need_more_memory_and_fewer_steps_less_time(random_model: Path) -> None:

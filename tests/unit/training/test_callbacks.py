@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tests.conftest import make_concept
 from tests.helpers.methods import make_batch
 from unlearn.concepts.concept import Concept
-from unlearn.concepts.prompts import evaluation_probes
+from unlearn.concepts.prompts import evaluation_prompts
 from unlearn.generation.sampling import Sampler
 from unlearn.methods.registry import METHODS
 from unlearn.models.noise_schedule import NoiseSchedule
@@ -40,7 +40,7 @@ STYLE = {"kind": "style", "unrelated": ["panda", "fox", "bus", "pizza", "guitar"
 def test_a_set_without_prompts_is_no_row(
     concept: Concept, rows: int, random_model: Path, tmp_path: Path
 ) -> None:
-    assert len({probe.set for probe in evaluation_probes(concept)}) == rows
+    assert len({probe.set for probe in evaluation_prompts(concept)}) == rows
     pipe = load_pipeline(str(random_model))
     pictures = ProgressPictures(pipe, concept, tmp_path, every=2, sampler=Sampler(1, 1.0))
     trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[])
@@ -87,7 +87,7 @@ def test_accumulated_batches_are_one_row_of_means(
     def module() -> Any:
         torch.manual_seed(1)
         pipe = load_pipeline(str(random_model))
-        schedule = NoiseSchedule.of(pipe.scheduler)
+        schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
         own = METHODS[method].Options(accumulate_grad_batches=2, **options)
         return METHODS[method](pipe.unet, schedule, own)
 

@@ -13,7 +13,7 @@ import yaml
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.config.run_config import RunConfig
-from unlearn.training.checkpoints import step_of
+from unlearn.training.checkpoints import checkpoint_step
 from unlearn.training.metrics_file import MetricsFile
 from unlearn.training.run_dir import (
     OUTPUTS,
@@ -119,20 +119,20 @@ class Code:
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"step": 3, "weights": torch.arange(10000.0)}, path)
-    assert step_of(path) == 3
+    assert checkpoint_step(path) == 3
     good = path.read_bytes()
     for place in range(2000, len(good) - 2000, 4999):
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
         with pytest.raises(ValueError, match=r"last\.ckpt: damaged.*checksum.*the first step"):
-            step_of(path)
+            checkpoint_step(path)
     for size in (0, 10, len(good) // 2, len(good) - 1):
         path.write_bytes(good[:size])
         with pytest.raises(ValueError, match=r"last\.ckpt: damaged"):
-            step_of(path)
+            checkpoint_step(path)
     for other in ({"weights": 1}, {"step": 1, "code": Code()}):
         torch.save(other, path)
         with pytest.raises(ValueError, match=r"or not a checkpoint of a run"):
-            step_of(path)
+            checkpoint_step(path)
     assert not Path("made_by_a_pickle").exists()
 
 
