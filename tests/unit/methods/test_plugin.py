@@ -1,9 +1,10 @@
-"""A method of another package: installed, listed, explained, trained and evaluated."""
+"""The guide's method of another package: installed, listed, explained, trained and evaluated."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,86 +16,10 @@ from safetensors.torch import load_file
 from tests.helpers.console import SCRIPT
 from unlearn.utils.paths import EMBEDDED
 
-FILES = {
-    "pyproject.toml": """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "tethered-unlearning"
-version = "1.0"
-
-[project.entry-points."unlearn.methods"]
-tethered = "tethered.method:Tethered"
-
-[tool.setuptools]
-packages = ["tethered"]
-
-[tool.setuptools.package-data]
-tethered = ["conf/**/*.yaml"]
-""",
-    "tethered/__init__.py": '"""Unlearning on a tether."""\n',
-    "tethered/method.py": '''
-"""Regression to the base model's output for the anchor, on a tether to the base weights."""
-
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from unlearn.methods.base import UnlearningModule
-from unlearn.methods.manual_steps import Batch
-from unlearn.methods.options import TrainingOptions
-from unlearn.models.noise_schedule import add_noise
-from unlearn.utils.options import option
-
-
-@dataclass(frozen=True, kw_only=True)
-class TetheredOptions(TrainingOptions):
-    """Hold the options of `Tethered`."""
-
-    tether: float = option(0.01, at_least=0, help="how strongly the base weights pull back")
-
-
-class Tethered(UnlearningModule):
-    """Move the target prompt's output to the anchor's; the weights stay near the base's."""
-
-    Options = TetheredOptions
-    options: TetheredOptions
-    paper = "a note of 2026"
-    title = "Tethered regression"
-
-    def configure_optimizers(self) -> Any:
-        """Return Adam for the keys and values of text."""
-        return torch.optim.Adam(self.weights, self.options.lr)
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the mean squared error on the unlearn half, and the tether's pull."""
-        latents, noise, timesteps, states = (
-            batch[k][:, 0] for k in ("latents", "noise", "timesteps", "states")
-        )
-        z_t = add_noise(latents, noise, timesteps, self.schedule)
-        target = self.teacher(z_t, timesteps, batch["teacher_states"])
-        pairs = zip(self.weights, self.base, strict=True)
-        moved = torch.stack([(weight - base).square().sum() for weight, base in pairs]).sum()
-        output = self.output(z_t, timesteps, states)
-        return F.mse_loss(output.float(), target.float()) + self.options.tether * moved
-''',
-    "tethered/conf/method/tethered.yaml": """
-name: tethered
-recipe: ${.name}
-lr: ${recipe:lr}
-tether: 0.02
-accumulate_grad_batches: 1
-""",
-    "tethered/conf/recipe/emoji/tethered.yaml": """
-instance: &same {steps: 60, lr: 2e-4}
-style: *same
-unsafe: *same
-""",
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "own-method.md"
+BLOCK = re.compile(r"^`([^`\n]+)`\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILES = dict(BLOCK.findall(GUIDE.read_text(encoding="utf-8"))) | {
+    "tethered/__init__.py": "",
     "tethered/conf/evaluation/tethered_general.yaml": """
 defaults: [spm_general, _self_]
 name: tethered_general
@@ -153,6 +78,17 @@ def moves(run: Path, base: Path) -> list[float]:
     weights = load_file(run / "unlearned.safetensors")
     pairs = ((weight, original[name.removeprefix("unet.")]) for name, weight in weights.items())
     return [float((weight - base.float()).abs().max()) for weight, base in pairs]
+
+
+def test_the_guide_names_every_command_that_is_run_here() -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert block.splitlines() == [
+        "pip install .",
+        "unlearn list methods",
+        "unlearn config method method=tethered",
+        "unlearn train concept=panda method=tethered",
+    ]
 
 
 def test_the_commands_know_it(
