@@ -41,7 +41,7 @@ def test_a_key_has_its_default_meaning_and_allowed_values(
         "  int; at least 2, at most 10000000\n"
     )
     assert "method.surgery = update\n" in printed(capsys, "method.surgery")
-    assert printed(capsys, "steps").startswith("steps = ${recipe:steps}\n")
+    assert printed(capsys, "steps").startswith("steps = ${recipe:steps}  (here 300)\n")
     assert "null: 32 up to 512 x 512" in printed(capsys, "sampling_batch_size")
     out = printed(capsys, "model.pretrained")
     assert "chooses one of emoji, sd14, sd15" in out
