@@ -81,12 +81,17 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+def write_config(folder: Path, *overrides: str) -> None:
+    """Write config.yaml as the run of those overrides does."""
+    config = parse_config(compose([*overrides, f"run_dir={folder.name}"]))
+    write_text(folder / "config.yaml", config_text(config))
+
+
 def make_run(folder: Path, model: Path) -> Path:
     """A finished run of the random model: its config, and weights that fit it."""
-    overrides = ["concept=panda", f"model.pretrained={model}", "evaluation.images_per_prompt=1"]
     folder.mkdir(parents=True)
-    config = parse_config(compose([*overrides, "run_dir=run"]))
-    write_text(folder / "config.yaml", config_text(config))
+    chosen = ["concept=panda", f"model.pretrained={model}", "evaluation.images_per_prompt=1"]
+    write_config(folder, *chosen)
     layers = cross_attention_layers(load_pipeline(str(model)).unet)
     weights = {f"{name}.weight": 9 * layer.weight for name, layer in layers.items()}
     save_unlearned(weights, folder / "unlearned.safetensors", {"base": str(model)})

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.helpers.bad_input import write_config
 from tests.helpers.compvis import vae_name
 from tests.helpers.flow import PROMPTS, WITHOUT_T5, draw_one, small
-from unlearn.config.compose import compose
 from unlearn.config.saved import load_run_config
 from unlearn.exports.formats import ExportOptions, export_as
 from unlearn.exports.merge import MergeOptions, merge_runs
@@ -110,8 +109,7 @@ def test_a_stored_folder_is_loaded_with_what_it_has(t5: bool, tmp_path: Path) ->
 def make_run(base: Path, out: Path) -> tuple[Path, dict[str, Tensor]]:
     """A finished run that changed every weight that trains, and those weights."""
     out.mkdir()
-    config = compose(["concept=snoopy", "model=sd3", f"model.pretrained={base}"])
-    OmegaConf.save(config, out / "config.yaml")
+    write_config(out, "concept=snoopy", "model=sd3", f"model.pretrained={base}")
     (out / "result.json").write_text('{"sets": {}}')
     (out / "before_after.png").touch()
     generator, changed = torch.Generator().manual_seed(0), {}
@@ -164,8 +162,7 @@ def test_a_transformer_s_weights_are_refused_by_a_unet(
 
 def test_runs_are_merged_and_gone_on_from(folder: Path, tmp_path: Path) -> None:
     (first, changed), (second, _) = (make_run(folder, tmp_path / name) for name in ("a", "b"))
-    other = compose(["concept=r2d2", "model=sd3", f"model.pretrained={folder}"])
-    OmegaConf.save(other, second / "config.yaml")
+    write_config(second, "concept=r2d2", "model=sd3", f"model.pretrained={folder}")
     merged = merge_runs([first, second], tmp_path / "both", MergeOptions(scale=0.5))
     pipe: Any = load_pipeline(str(folder))
     assert load_earlier_weights(pipe, merged).keys() == changed.keys()
