@@ -34,10 +34,9 @@ from tqdm import tqdm
 from experiments.bench.ours import OurStep
 from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.command import positive
-from unlearn.config.base_model import BaseModel
 from unlearn.config.compose import compose
-from unlearn.config.schema import ModelOptions
-from unlearn.config.sections import parse_section
+from unlearn.config.parse import parse_config
+from unlearn.methods.doco import DoCoOptions
 from unlearn.methods.teacher_ahead import batches_at_once
 from unlearn.models.cross_attention import cross_attention_layers
 from unlearn.models.frozen_layers import store_in_bf16
@@ -229,11 +228,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=20)
     options = parser.parse_args()
     random = [] if options.model == "emoji" else ["model.random_weights=true"]
-    config = compose([f"model={options.model}", "concept.name=panda", *random])
-    base = BaseModel.of(parse_section(config.model, "model", ModelOptions))
-    pipe = base.load().to(device_for("auto"))
+    config = parse_config(compose([f"model={options.model}", "concept=panda", *random]))
+    pipe = config.base.load().to(device_for("auto"))
     bf16, device = options.precision == "bf16-mixed", pipe.device
-    fp32 = base.load().to(device) if bf16 and device.type == "cuda" else None
+    fp32 = config.base.load().to(device) if bf16 and device.type == "cuda" else None
     if bf16:
         kept = [f"{name}.weight" for name in cross_attention_layers(pipe.unet)]
         for network in pipeline_networks(pipe).values():
@@ -247,7 +245,8 @@ def main() -> None:
         first = {name: step() for name, step in tqdm(steps.items(), desc="gradients")}
         differences = {k: largest_difference(g, first["plain"]) for k, g in first.items()}
         count = batches_at_once(options.batch_size, pipe.unet.config.sample_size)
-        rows = bench(steps, options.rounds, count, config.steps, config.method.warmup_steps)
+        assert isinstance(config.options, DoCoOptions)  # the default method's
+        rows = bench(steps, options.rounds, count, config.steps, config.options.warmup_steps)
     peak = matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
     print(table(rows, peak))
     print("largest relative difference of a gradient to plain's:")

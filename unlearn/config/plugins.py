@@ -63,7 +63,8 @@ def target_class(section: str, name: str, entry: Any, kind: type) -> type:
     """
     key = f"{section}.{name}"
     if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
-        raise ValueError(f"{key}: an entry with the path of a class as _target_ is needed")
+        said = [*entry] if isinstance(entry, Mapping) else "***" if is_secret(key) else entry
+        raise ValueError(f"{key}={said}: an entry with the path of a class as _target_ is needed")
     for option, _ in nested_values(entry):
         if is_secret(option):
             raise ValueError(

@@ -54,7 +54,7 @@ CASES = [
     train("logger=wandb logger.wandb.mode=of", r"logger\.wandb\.mode='of' is unknown; .*'offline'"),
     train(
         "+logger.x.mode=online",
-        r"logger\.x=\{'mode': 'online'\}: an entry with",
+        r"logger\.x=\['mode'\]: an entry with",
     ),
     train(
         "+logger.x._target_=json.JSONDecoder",

@@ -18,8 +18,8 @@ TIMER = {"_target_": "lightning.pytorch.callbacks.Timer"}
     ("entry", "message"),
     [
         ("csv", r"^logger\.own=csv: an entry with the path of a class as _target_ is needed$"),
-        ({"mode": "x"}, r"^logger\.own=\{'mode': 'x'\}: an entry with the path of a class as _tar"),
-        ({"_target_": 3}, r"^logger\.own=\{'_target_': 3\}: an entry with the path of a class"),
+        ({"mode": "x"}, r"^logger\.own=\['mode'\]: an entry with the path of a class as _tar"),
+        ({"_target_": 3}, r"^logger\.own=\['_target_'\]: an entry with the path of a class"),
         ({"_target_": "nowhere.Logger"}, r"^logger\.own\._target_=nowhere\.Logger: .*nowhere"),
         ({"_target_": "json.Nothing"}, r"^logger\.own\._target_=json\.Nothing: .*Nothing"),
         ({"_target_": "json.dumps"}, r"^logger\.own\._target_=json\.dumps: .*"),

@@ -11,7 +11,6 @@ import torch
 from experiments.bench.ours import OurStep
 from experiments.bench.plain import PlainFp32, PlainStep
 from experiments.bench.step import (
-    RunLength,
     bench,
     held,
     largest_difference,
@@ -90,7 +89,7 @@ def test_the_table_compares_steps_and_whole_runs(random_model: Path, monkeypatch
     monkeypatch.setattr(
         "experiments.bench.step.measure", lambda calls, *_: {name: [times[name]] for name in calls}
     )
-    rows = bench(steps, 1, 1, RunLength(steps=2000, warmup_steps=1000))
+    rows = bench(steps, 1, 1, 2000, 1000)
     assert [row["speed"] for row in rows.values()] == pytest.approx([1, 10 / 7, 2])
     assert [row["run_speed"] for row in rows.values()] == pytest.approx([1, 16 / 10, 16 / 7])
     assert table(rows, 1e12).count("\n") == 4
@@ -101,7 +100,7 @@ def test_a_warm_up_step_moves_the_discriminator_alone(random_model: Path) -> Non
     batch = make_batch(pipe, 2)
     moved = []
     for step in (PlainStep(pipe, batch), OurStep(pipe, batch, parts=2)):
-        step.warm_up()
+        step.warmup_step()
         part = step if isinstance(step, PlainStep) else step.doco
         moved.append(torch.cat([p.flatten() for p in part.discriminator.parameters()]))
         own = step.weights if isinstance(step, PlainStep) else step.doco.weights
