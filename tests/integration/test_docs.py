@@ -43,7 +43,7 @@ NOTEBOOK = DOCS / "getting-started" / "first_run.ipynb"
 SMALL = [  # of a run of the notebook
     "steps=2", "batch_size=2", "method.warmup_steps=1", "data.images=4", "data.relearn_images=2",
     "data.num_inference_steps=2", "evaluation.images_per_prompt=1", "trainer.accelerator=cpu",
-    "evaluation.num_inference_steps=2",
+    "evaluation.num_inference_steps=2", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 LISTED = ("concepts", "methods", "models", "protocols", "words")  # of `unlearn list`
 
@@ -368,6 +368,7 @@ def test_the_notebook_uses_the_public_api_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on so small a run
 def test_the_notebook_runs(
     random_model: Path, random_judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
