@@ -245,9 +245,9 @@ LOSE_WANDB = """
 import os, signal, sys, time
 from pathlib import Path
 from unlearn.cli.main import main
-from unlearn.training.loggers import Dashboard
+from unlearn.training.loggers import RunWandbLogger
 
-plain = Dashboard.log_metrics
+plain = RunWandbLogger.log_metrics
 
 def log_metrics(self, metrics, step=None):
     if step == 3:
@@ -257,7 +257,7 @@ def log_metrics(self, metrics, step=None):
         time.sleep(0.5)
     plain(self, metrics, step)
 
-Dashboard.log_metrics = log_metrics
+RunWandbLogger.log_metrics = log_metrics
 main()
 """
 
