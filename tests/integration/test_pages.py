@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.helpers.finished_runs import HOSTILE, make_finished
-from unlearn.reports.page import report_runs
+from unlearn.reports.page import ReportOptions, report_runs
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -74,7 +74,8 @@ def pages(bad_input_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     shown = {name: [str(run)] for name, run in runs.items()}
     shown["several"] = [str(runs[name]) for name in ("one", "two", "hostile")]
     return {
-        name: report_runs([*paths, f"out={folder / name}.html"]) for name, paths in shown.items()
+        name: report_runs(paths, ReportOptions(out=f"{folder / name}.html"))
+        for name, paths in shown.items()
     }
 
 
