@@ -13,7 +13,7 @@ from unlearn.concepts.prompts import check_prompts
 from unlearn.config.after import read_earlier_concepts
 from unlearn.config.base_model import BaseModel, resolve_precision
 from unlearn.config.concepts import build_concepts, parse_concept, trained_sections
-from unlearn.config.plugins import parse_callbacks, parse_loggers, shows_images
+from unlearn.config.plugins import TargetEntries, parse_callbacks, parse_loggers, shows_images
 from unlearn.config.recipes import find_recipe
 from unlearn.config.run_config import RunConfig
 from unlearn.config.saved import earlier_run_dir
@@ -63,9 +63,6 @@ def parse_config(config: DictConfig) -> RunConfig:
     check_sweep(asdict(trainer))
     loggers = parse_loggers(saved["logger"] or {})
     callbacks = parse_callbacks(saved["callbacks"] or {})
-    every = run.log_images_every
-    if every is None:
-        every = IMAGES_EVERY if any(map(shows_images, loggers.values())) else 0
     base = BaseModel.of(model)
     saved |= {"model": asdict(model), "data": asdict(data), "evaluation": asdict(evaluation)}
     saved |= {"method": {**{k: config.method[k] for k in ("name", "recipe")}, **asdict(options)}}
@@ -102,7 +99,7 @@ def parse_config(config: DictConfig) -> RunConfig:
         gradient_checkpointing=run.gradient_checkpointing,
         checkpoint_every=run.checkpoint_every,
         keep_every=run.keep_every,
-        log_images_every=every,
+        log_images_every=picture_interval(run, loggers),
         resume=run.resume,
         dry_run=run.dry_run,
         after=None if run.after is None else earlier_run_dir(run.after),
@@ -110,6 +107,13 @@ def parse_config(config: DictConfig) -> RunConfig:
     method.check_plan(options, result.plan)
     check_prompts(result.concept)
     return result
+
+
+def picture_interval(run: RunOptions, loggers: TargetEntries) -> int:
+    """Return the steps between pictures of what the model draws; 0: none is drawn."""
+    if run.log_images_every is not None:
+        return run.log_images_every
+    return IMAGES_EVERY if any(map(shows_images, loggers.values())) else 0
 
 
 def parse_prompt_sets(section: Mapping[str, Any]) -> EvaluationOptions:

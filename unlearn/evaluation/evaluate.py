@@ -19,6 +19,7 @@ from unlearn.evaluation.judge import Judge
 from unlearn.evaluation.pictures import before_after, pictured_rows
 from unlearn.evaluation.summary import (
     FlagsByModel,
+    ImageRequest,
     concat_sides,
     image_requests,
     judge_sides,
@@ -58,6 +59,40 @@ def load_judge(config: ModelConfig, concept: Concept) -> Judge | ClipJudge | Non
     return ClipJudge(clip, *candidate_names(concept))
 
 
+def pictured_requests(requests: list[ImageRequest]) -> list[ImageRequest]:
+    """Return the requests of the images that before_after.png shows, in its order."""
+    by_set = ([r for r in requests if r.probe.set == name] for name in SET_NAMES)
+    return [request for own in by_set for request in pictured_rows(own)]
+
+
+def draw_side(
+    config: ModelConfig,
+    pipe: DiffusionPipeline,
+    requests: list[ImageRequest],
+    side: str,
+    installed: str = "",
+) -> Tensor:
+    """Draw the images of one of the two models, uint8 (N, 3, H, W).
+
+    Args:
+        config: of the model that is evaluated.
+        pipe: the model that draws.
+        requests: the N images.
+        side: "base" or "unlearned", for the progress bar.
+        installed: what changed the pipeline, see `ImageCache`.
+    """
+    pipe.to(config.device)
+    fingerprint = pipeline_fingerprint(pipe)
+    if config.precision == "bf16-mixed":
+        store_in_bf16(get_denoiser(pipe), ())
+    prompts, seeds = [r.probe.prompt for r in requests], [r.seed for r in requests]
+    sampler = config.sampler(config.prompt_sets.num_inference_steps)
+    return generate(
+        pipe, prompts, seeds, sampler,
+        description=f"{side} images", cached=fingerprint, installed=installed,
+    )  # fmt: skip
+
+
 def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[str, Any]:
     """Draw and judge the images of both models, write the results, and print the table.
 
@@ -79,33 +114,16 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
     judge = load_judge(config, concept)
     requests = image_requests(concept, settings.images_per_prompt, settings.first_seed)
     if judge is None:
-        requests = [
-            r
-            for name in SET_NAMES
-            for r in pictured_rows([q for q in requests if q.probe.set == name])
-        ]
+        requests = pictured_requests(requests)
     weights = external_weights or config.weights
-    sampler = config.sampler(settings.num_inference_steps)
-
-    def draw_side(pipe: DiffusionPipeline, side: str, installed: str = "") -> Tensor:
-        """Draw the images of one of the two models, uint8 (N, 3, H, W)."""
-        pipe.to(config.device)
-        fingerprint = pipeline_fingerprint(pipe)
-        if config.precision == "bf16-mixed":
-            store_in_bf16(get_denoiser(pipe), ())
-        prompts, seeds = [r.probe.prompt for r in requests], [r.seed for r in requests]
-        return generate(
-            pipe, prompts, seeds, sampler,
-            description=f"{side} images", cached=fingerprint, installed=installed,
-        )  # fmt: skip
-
     base = config.base.load()
     scheduler = base.scheduler
     pipe = load_weights(base, weights, concept.targets)
     pipe.scheduler = scheduler  # a diffusers folder may bring another one
-    after = draw_side(pipe, "unlearned", f"{file_sha256(weights)} {concept.targets}")
+    installed = f"{file_sha256(weights)} {concept.targets}"
+    after = draw_side(config, pipe, requests, "unlearned", installed)
     del base, pipe
-    before = draw_side(config.base.load(), "base")
+    before = draw_side(config, config.base.load(), requests, "base")
     result: dict[str, Any] = {
         "concept": concept.name,
         "kind": concept.kind,
