@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,10 +17,17 @@ from unlearn.config.plugins import TargetEntries, parse_callbacks, parse_loggers
 from unlearn.config.recipes import find_recipe
 from unlearn.config.run_config import RunConfig
 from unlearn.config.saved import earlier_run_dir
-from unlearn.config.schema import PROMPT_SETS, EvaluationOptions, ModelOptions, RunOptions
+from unlearn.config.schema import (
+    PROMPT_SETS,
+    EvaluationOptions,
+    ModelOptions,
+    RunOptions,
+    TrainerOptions,
+)
 from unlearn.config.sections import check_keys, parse_section, to_container
 from unlearn.config.trainer import check_sweep, parse_trainer
 from unlearn.data.training_data import DataOptions
+from unlearn.methods.base import UnlearningModule
 from unlearn.methods.registry import find_method
 from unlearn.utils.checks import check_number
 from unlearn.utils.credentials import check_secrets
@@ -30,6 +37,30 @@ SECTIONS = (
 )  # fmt: skip
 IMAGES_EVERY = 250  # steps between pictures, with a logger that shows images
 NOT_SAVED = ("resume", "dry_run")  # keys that concern one call, not the run
+METHOD_NAMES = ("name", "recipe")  # of the section `method`, beside the options
+TOP_KEYS = tuple(each.name for each in fields(RunOptions))
+
+
+class ParsedSections(NamedTuple):
+    """The sections of a run's configuration, each checked against its schema.
+
+    Attributes:
+        run: the keys at the top.
+        model, data, evaluation, trainer: the sections of these names.
+        lightning_options: further options of Lightning's Trainer.
+        options: the method's.
+        loggers, callbacks: by name, what `hydra.utils.instantiate` takes.
+    """
+
+    run: RunOptions
+    model: ModelOptions
+    data: DataOptions
+    evaluation: EvaluationOptions
+    trainer: TrainerOptions
+    lightning_options: dict[str, Any]
+    options: Any
+    loggers: TargetEntries
+    callbacks: TargetEntries
 
 
 def parse_config(config: DictConfig) -> RunConfig:
@@ -40,37 +71,22 @@ def parse_config(config: DictConfig) -> RunConfig:
     Raises:
         ValueError: a value is not allowed; names the key, the value and what is allowed.
     """
-    top = [each.name for each in fields(RunOptions)]
-    check_keys(config, [*SECTIONS, *top])
-    sections = trained_sections(config)
-    concepts = tuple(parse_concept(own) for own in sections)
-    vocabulary = config.model.get("vocabulary")
-    trained = build_concepts(concepts, vocabulary)
+    check_keys(config, [*SECTIONS, *TOP_KEYS])
+    concepts = tuple(parse_concept(own) for own in trained_sections(config))
+    trained = build_concepts(concepts, config.model.get("vocabulary"))
     method = find_method(config.method.name)
     if OmegaConf.is_interpolation(config, "steps"):  # with steps=N a method may need none
         find_recipe(config.model.recipes, config.method.recipe)
-    saved: dict[str, Any] = to_container(config)
-    model = parse_section(saved["model"], "model", ModelOptions)
-    data = parse_section(saved["data"], "data", DataOptions)
-    evaluation = parse_prompt_sets(saved["evaluation"])
-    run = parse_section({key: saved[key] for key in top}, "", RunOptions)
-    own = {k: v for k, v in saved["method"].items() if k not in ("name", "recipe")}
-    options: Any = parse_section(own, "method", method.Options)
-    check_number("data.images", data.images, at_least=max(2, len(trained.members)))
-    if not run.run_dir.strip():
-        raise ValueError(f"run_dir={run.run_dir!r}: a folder's name is needed")
-    trainer, more = parse_trainer(saved["trainer"])
-    check_sweep(asdict(trainer))
-    loggers = parse_loggers(saved["logger"] or {})
-    callbacks = parse_callbacks(saved["callbacks"] or {})
-    base = BaseModel.of(model)
-    saved |= {"model": asdict(model), "data": asdict(data), "evaluation": asdict(evaluation)}
-    saved |= {"method": {**{k: config.method[k] for k in ("name", "recipe")}, **asdict(options)}}
-    saved |= asdict(run) | {"trainer": {**asdict(trainer), **more}}
+    given: dict[str, Any] = to_container(config)
+    parsed = parse_sections(given, method)
+    run, model, trainer = parsed.run, parsed.model, parsed.trainer
+    check_number("data.images", parsed.data.images, at_least=max(2, len(trained.members)))
+    saved = values_to_save(given, parsed)
     check_secrets(saved)
+    base, run_dir = BaseModel.of(model), Path(run.run_dir)
     earlier: list[Any] = []
     if run.after is not None:
-        earlier = read_earlier_concepts(run.after, base.name, Path(run.run_dir), config.method.name)
+        earlier = read_earlier_concepts(run.after, base.name, run_dir, config.method.name)
         saved["earlier"] = earlier
     result = RunConfig(
         sections=concepts,
@@ -81,32 +97,74 @@ def parse_config(config: DictConfig) -> RunConfig:
         sampling_batch_size=run.sampling_batch_size,
         precision=resolve_precision(trainer.precision, trainer.accelerator),
         accelerator=trainer.accelerator,
-        evaluation=evaluation,
+        evaluation=parsed.evaluation,
         method=config.method.name,
-        folder=Path(run.run_dir),
-        saved={key: value for key, value in saved.items() if key not in NOT_SAVED},
+        folder=run_dir,
+        saved=saved,
         recipe=config.method.recipe,
         trained=trained,
-        options=options,
-        data=data,
+        options=parsed.options,
+        data=parsed.data,
         trainer=trainer,
-        lightning_options=more,
-        loggers=loggers,
-        callbacks=callbacks,
+        lightning_options=parsed.lightning_options,
+        loggers=parsed.loggers,
+        callbacks=parsed.callbacks,
         seed=run.seed,
         steps=run.steps,
         batch_size=run.batch_size,
         gradient_checkpointing=run.gradient_checkpointing,
         checkpoint_every=run.checkpoint_every,
         keep_every=run.keep_every,
-        log_images_every=picture_interval(run, loggers),
+        log_images_every=picture_interval(run, parsed.loggers),
         resume=run.resume,
         dry_run=run.dry_run,
         after=None if run.after is None else earlier_run_dir(run.after),
     )
-    method.check_plan(options, result.plan)
+    method.check_plan(parsed.options, result.plan)
     check_prompts(result.concept)
     return result
+
+
+def parse_sections(given: Mapping[str, Any], method: type[UnlearningModule]) -> ParsedSections:
+    """Return the sections of a configuration, checked.
+
+    Args:
+        given: the whole configuration.
+        method: the chosen method.
+
+    Raises:
+        ValueError: a value is not allowed; names the key, the value and what is allowed.
+    """
+    model = parse_section(given["model"], "model", ModelOptions)
+    data = parse_section(given["data"], "data", DataOptions)
+    evaluation = parse_prompt_sets(given["evaluation"])
+    run = parse_section({key: given[key] for key in TOP_KEYS}, "", RunOptions)
+    own = {key: value for key, value in given["method"].items() if key not in METHOD_NAMES}
+    options = parse_section(own, "method", method.Options)
+    if not run.run_dir.strip():
+        raise ValueError(f"run_dir={run.run_dir!r}: a folder's name is needed")
+    trainer, lightning_options = parse_trainer(given["trainer"])
+    check_sweep(asdict(trainer))
+    loggers = parse_loggers(given["logger"] or {})
+    callbacks = parse_callbacks(given["callbacks"] or {})
+    return ParsedSections(
+        run, model, data, evaluation, trainer, lightning_options, options, loggers, callbacks
+    )
+
+
+def values_to_save(given: Mapping[str, Any], parsed: ParsedSections) -> dict[str, Any]:
+    """Return what config.yaml holds: the configuration with the values of the typed sections."""
+    names = {key: given["method"][key] for key in METHOD_NAMES}
+    values = {
+        **given,
+        **asdict(parsed.run),
+        "model": asdict(parsed.model),
+        "data": asdict(parsed.data),
+        "evaluation": asdict(parsed.evaluation),
+        "method": {**names, **asdict(parsed.options)},
+        "trainer": {**asdict(parsed.trainer), **parsed.lightning_options},
+    }
+    return {key: value for key, value in values.items() if key not in NOT_SAVED}
 
 
 def picture_interval(run: RunOptions, loggers: TargetEntries) -> int:
