@@ -16,7 +16,7 @@ from unlearn.config.compose import split_concept_list
 from unlearn.config.jobs import compose_job
 from unlearn.config.overrides import check_flags, hydra_errors_as_value_errors
 from unlearn.config.parse import parse_config
-from unlearn.config.search_path import conf_dir, search_path_override
+from unlearn.config.search_path import conf_dir, with_search_path
 from unlearn.sweeps.jobs import run_job
 from unlearn.training.run import train
 from unlearn.utils.errors import RunError, exit_with_user_error
@@ -51,7 +51,7 @@ def run(overrides: list[str]) -> None:
     if "--cfg" in overrides and split_concept_list([o for o in overrides if "=" in o])[0]:
         raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
     job = update_wrapper(partial(train_composed, list(sys.argv)), train_composed)
-    sys.argv = [sys.argv[0], *search_path_override(), *overrides]
+    sys.argv = [sys.argv[0], *with_search_path(overrides)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors, and exit with 1
     with hydra_errors_as_value_errors(overrides):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()

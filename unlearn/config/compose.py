@@ -15,7 +15,7 @@ from unlearn.config import recipes  # noqa: F401 - registers a resolver
 from unlearn.config.concepts import earlier_sections, trained_sections
 from unlearn.config.overrides import hydra_errors_as_value_errors
 from unlearn.config.saved import earlier_run_dir
-from unlearn.config.search_path import conf_dir, group_choices, search_path_override
+from unlearn.config.search_path import conf_dir, group_choices, with_search_path
 
 OmegaConf.register_new_resolver(  # conf/train.yaml uses it in `run_dir`
     "then", lambda after: f"{earlier_run_dir(after).name}-then-" if after else "", replace=True
@@ -45,15 +45,14 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and
             `check_compatible_kinds`.
     """
-    found_too = search_path_override()
     with (
         hydra_errors_as_value_errors(overrides),
         hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
     ):
         names, rest = split_concept_list(overrides)
         if not names:
-            return hydra.compose(root, [*found_too, *overrides])
-        chosen = [[*found_too, *rest, f"concept={name}"] for name in names]
+            return hydra.compose(root, with_search_path(overrides))
+        chosen = [with_search_path([*rest, f"concept={name}"]) for name in names]
         configs = [hydra.compose(root, own_overrides) for own_overrides in chosen]
     check_compatible_kinds(configs)
     return OmegaConf.create(join_configs(configs))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from unlearn.concepts.concept import KINDS
 from unlearn.config.search_path import conf_folders
 from unlearn.utils.checks import suggest
 
 REQUIRED = object()  # the default of a key that a recipe must have
-KINDS = ("instance", "style", "unsafe")
 
 
 def recipe_names(folders: Sequence[str]) -> list[str]:
@@ -39,24 +40,45 @@ def find_recipe(folders: Sequence[str], name: str) -> Path:
     )
 
 
-def read_recipe(folders: Sequence[str], name: str) -> dict[str, dict[str, Any]]:
+def read_recipe(
+    folders: Sequence[str], name: str, readers: tuple[Path, ...] = ()
+) -> dict[str, dict[str, Any]]:
     """Return a recipe's settings by kind of concept.
 
     A recipe with `from: FOLDER/NAME` takes from that recipe each setting that it lacks itself.
 
+    Args:
+        folders: of conf/recipe.
+        name: of the recipe.
+        readers: the files whose `from` leads here.
+
     Raises:
-        ValueError: there is no such file, or one of its keys is no kind of concept.
+        ValueError: there is no such file, one of its keys is no kind of concept, or its `from`
+            leads back to itself.
     """
-    recipe = OmegaConf.load(find_recipe(folders, name))
-    kinds: dict[str, Any] = dict(OmegaConf.to_container(recipe))  # type: ignore[arg-type]
+    path = find_recipe(folders, name)
+    if path in readers:
+        raise ValueError(f"conf/recipe, {name}: its `from` leads back to itself")
+    kinds = dict(load_recipe(path, path.stat().st_mtime_ns))
     earlier: dict[str, dict[str, Any]] = {}
     if source := kinds.pop("from", None):
         folder, _, other = str(source).partition("/")
-        earlier = read_recipe([folder], other)
+        earlier = read_recipe([folder], other, (*readers, path))
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"conf/recipe, {name}: {kind!r} is none of {['from', *KINDS]}")
     return {kind: earlier.get(kind, {}) | (kinds.get(kind) or {}) for kind in KINDS}
+
+
+@cache
+def load_recipe(path: Path, written: int) -> dict[str, Any]:
+    """Return what a recipe's file holds; each key of a configuration asks for it anew.
+
+    Args:
+        path: the file.
+        written: the time of its last change, so that a changed file is read again.
+    """
+    return dict(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
 
 
 def recipe_value(key: str, default: Any = REQUIRED, *, _root_: DictConfig) -> Any:

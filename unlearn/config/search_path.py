@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+SEARCH_PATH = "hydra.searchpath="  # Hydra's key of further folders
 GROUPS = ("unlearn.methods", "unlearn.conf")  # of the entry points of packages that bring files
 
 
@@ -45,11 +47,21 @@ def further_conf_dirs() -> list[Path]:
     return [*installed_conf_dirs(), *([own] if own else [])]
 
 
-def search_path_override() -> list[str]:
-    """Return the override with which Hydra looks into further folders; none: no override."""
+def with_search_path(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with which Hydra looks into further folders too.
+
+    A `hydra.searchpath` among the overrides keeps its folders, which come first.
+    """
     places = [f"file://{folder}".replace("'", r"\'") for folder in further_conf_dirs()]
     quoted = ",".join(f"'{place}'" for place in reversed(places))  # the first with the file counts
-    return [f"hydra.searchpath=[{quoted}]"] if quoted else []
+    if not quoted:
+        return list(overrides)
+    given = [o for o in overrides if o.startswith(SEARCH_PATH)]
+    if not given:
+        return [f"{SEARCH_PATH}[{quoted}]", *overrides]
+    own = given[-1].removeprefix(SEARCH_PATH).strip().removeprefix("[").removesuffix("]")
+    rest = [o for o in overrides if not o.startswith(SEARCH_PATH)]
+    return [f"{SEARCH_PATH}[{own},{quoted}]", *rest]
 
 
 def conf_folders() -> list[Path]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from unlearn.concepts.concept import KINDS
 from unlearn.config import recipes
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
-from unlearn.config.recipes import KINDS, find_recipe, read_recipe, recipe_names
+from unlearn.config.recipes import find_recipe, read_recipe, recipe_names
 from unlearn.config.search_path import conf_dir, group_choices
 
 
@@ -60,6 +62,21 @@ def test_the_first_folder_counts_and_the_user_s_own_file_before_ours(
     assert find_recipe(["a", "b"], "x") == own / "recipe" / "a" / "x.yaml"
     assert read_recipe(["b", "a"], "x")["instance"] == {"lr": 2}  # of the first folder
     assert recipe_names(["a", "b"]) == ["x", "y", "z"]
+
+
+def test_recipes_that_take_from_each_other_are_refused(shipped: Path) -> None:
+    write(shipped, a__one="from: a/two\n", a__two="from: a/one\n")
+    with pytest.raises(ValueError, match=r"^conf/recipe, one: its `from` leads back to itself$"):
+        read_recipe(["a"], "one")
+
+
+def test_a_recipe_that_changes_is_read_again(shipped: Path) -> None:
+    write(shipped, a__one="style: {steps: 1}\n")
+    assert read_recipe(["a"], "one")["style"] == {"steps": 1}
+    path = find_recipe(["a"], "one")
+    path.write_text("style: {steps: 2}\n")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # whatever the clock's grain
+    assert read_recipe(["a"], "one")["style"] == {"steps": 2}
 
 
 def test_an_unknown_recipe_names_the_nearest(shipped: Path) -> None:

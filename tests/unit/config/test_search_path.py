@@ -1,0 +1,43 @@
+"""Where files of conf/ are found: the package's, a folder of one's own, and a given search path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unlearn.config.compose import compose
+from unlearn.config.search_path import with_search_path
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A conf/ in the working folder, and another folder of files."""
+    for folder, related in (("conf", "lion"), ("elsewhere", "dog")):
+        for name in (folder, "both"):
+            path = tmp_path / folder / "concept" / f"{name}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(
+                "defaults:\n  - custom\n  - _self_\n  - override /anchor@_global_.anchor: cat\n"
+                f"name: fox\nrelated: [{related}]\n"
+            )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_of_the_working_folder_are_found(own: Path) -> None:
+    assert compose(["concept=conf"]).concept.related == ["lion"]
+
+
+def test_a_search_path_that_is_given_counts_first(own: Path) -> None:
+    given = f"hydra.searchpath=['file://{own / 'elsewhere'}']"
+    for name, related in (("elsewhere", "dog"), ("conf", "lion"), ("both", "dog")):
+        assert compose([given, f"concept={name}"]).concept.related == [related]
+
+
+def test_without_further_folders_overrides_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["hydra.searchpath=[file://x]", "seed=1"]
+    assert with_search_path(given) == given
