@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
@@ -12,7 +13,8 @@ from unlearn.methods.base import UnlearningModule
 from unlearn.methods.doco import DoCo, DoCoOptions
 from unlearn.methods.registry import build_method, options_of
 from unlearn.models.noise_schedule import NoiseSchedule
-from unlearn.models.pipeline import load_pipeline
+from unlearn.models.pipeline import get_denoiser, load_pipeline
+from unlearn.models.text_states import encode_prompts
 
 SIZE = 3  # of a batch
 PROMPTS = ["a panda", "a fox on a blue background"]
@@ -30,6 +32,22 @@ def make_doco(folder: Path, **options: object) -> DoCo:
     pipe = load_pipeline(str(folder))
     options = {"discriminator_channels": 8, **options}
     return DoCo(pipe.unet, NoiseSchedule.from_scheduler(pipe.scheduler), DoCoOptions(**options))
+
+
+def batch_of(pipe: Any, prompts: list[str], size: int = 8) -> dict[str, Tensor]:
+    """One pair of the target and the relearn prompt, of latents with sides of `size`."""
+    generator = torch.Generator().manual_seed(0)
+    texts = encode_prompts(pipe, prompts)
+    shape = (1, 2, get_denoiser(pipe).config.in_channels, size, size)
+    return {
+        "latents": torch.randn(shape, generator=generator),
+        "noise": torch.randn(shape, generator=generator),
+        "timesteps": torch.tensor([[700, 300]]),
+        "states": texts[None],
+        "teacher_states": texts[1:],
+        "pair": torch.tensor([0]),
+        "seed": torch.tensor([0]),
+    }
 
 
 def make_batch(seed: int = 0) -> dict[str, Tensor]:

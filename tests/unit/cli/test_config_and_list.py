@@ -14,11 +14,17 @@ from omegaconf import OmegaConf
 
 from unlearn.cli import config as config_command
 from unlearn.cli import list as list_command
-from unlearn.cli.reference import PLUGINS, KeyInfo, describe_keys, find_keys, markdown
-from unlearn.concepts.concept import AnchorConfig, ConceptConfig
+from unlearn.cli.reference import (
+    PLUGINS,
+    KeyInfo,
+    describe_keys,
+    find_keys,
+    markdown,
+    options_markdown,
+)
+from unlearn.concepts.concept import KINDS, AnchorConfig, ConceptConfig
 from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.compose import compose
-from unlearn.config.recipes import KINDS
 from unlearn.config.saved import flatten_keys
 from unlearn.config.schema import PROMPT_SETS, PoolOptions, RunOptions, SweeperOptions
 from unlearn.config.search_path import conf_dir, group_choices
@@ -42,6 +48,9 @@ def test_a_key_has_its_default_meaning_and_allowed_values(
     )
     assert "method.surgery = update\n" in printed(capsys, "method.surgery")
     assert printed(capsys, "steps").startswith("steps = ${recipe:steps}  (here 300)\n")
+    assert printed(capsys, "method.lr").startswith("method.lr = ${recipe:lr}  (here 0.0001)\n")
+    assert "(here 3e-05)" in printed(capsys, "method.lr", "method=esd")
+    assert "(here" not in printed(capsys, "run_dir")  # it waits for a concept
     assert "null: 32 up to 512 x 512" in printed(capsys, "sampling_batch_size")
     out = printed(capsys, "model.pretrained")
     assert "chooses one of emoji, sd14, sd15" in out
@@ -165,6 +174,14 @@ def test_the_defaults_of_sweeps_are_those_of_conf(file: str, schema: type) -> No
     ]
 
 
+def test_the_page_shows_the_defaults_of_conf_and_no_emphasis() -> None:
+    # the option's own default is the paper's
+    assert "| `method.surgery` | `update` |" in options_markdown("doco")
+    whole = markdown()
+    assert "as \\_target\\_" in whole
+    assert all(f"## `method={name}`" in whole for name in METHODS)
+
+
 def test_the_reference_holds_every_option_of_every_method() -> None:
     page = markdown()
     for name, method in METHODS.items():
@@ -191,6 +208,7 @@ def test_methods_are_listed_with_their_papers(capsys: pytest.CaptureFixture[str]
     assert [line.split()[0] for line in lines] == list(METHODS)
     assert lines[0] == "doco              DoCo (arXiv 2405.15304)"
     assert lines[-2].endswith("Negative prompt")  # no paper, no parentheses
+    assert "esd               ESD (arXiv 2303.07345)" in lines
 
 
 def test_models_and_protocols_are_listed_with_their_sources(
@@ -202,6 +220,8 @@ def test_models_and_protocols_are_listed_with_their_sources(
     lines = listed(capsys, "protocols").splitlines()
     assert [line.split()[0] for line in lines] == group_choices("evaluation")
     assert all(re.search(r"arXiv|how a run ends", line) for line in lines)
+    lite = [line for line in lines if line.split()[0].endswith("_lite")]
+    assert lite and all(line.endswith(", a small variant") for line in lite)
 
 
 def test_the_words_of_the_embedded_model_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from transformers import T5TokenizerFast
 
 from tests.conftest import make_concept
 from tests.helpers.flow import PROMPTS, SD3, WITHOUT_T5, draw_one, small
-from tests.helpers.methods import make_method
+from tests.helpers.methods import batch_of, make_method
 from unlearn.data.training_data import DataOptions, make_training_data
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.generation.sampling import Sampler, SamplingRequest, draw_requests, generate
@@ -41,24 +41,9 @@ def plain_call(pipe: Any, z_t: Tensor, sigma: Tensor, prompts: list[str]) -> Ten
     ).sample  # fmt: skip
 
 
-def batch_of(pipe: Any) -> dict[str, Tensor]:
-    """One pair of the target "a panda" and the relearn prompt "a bear"."""
-    generator = torch.Generator().manual_seed(0)
-    texts = encode_prompts(pipe, PROMPTS)
-    return {
-        "latents": torch.randn(1, 2, 16, 8, 8, generator=generator),
-        "noise": torch.randn(1, 2, 16, 8, 8, generator=generator),
-        "timesteps": torch.tensor([[700, 300]]),
-        "states": texts[None],
-        "teacher_states": texts[1:],
-        "pair": torch.tensor([0]),
-        "seed": torch.tensor([0]),
-    }
-
-
 def assert_plain_numbers(pipe: Any) -> None:
     """DoCo's teacher, losses and both gradients are those of two plain passes, by hand."""
-    batch = batch_of(pipe)
+    batch = batch_of(pipe, PROMPTS)
     doco: Any = make_method(pipe, "doco")
     with torch.no_grad():
         for weight in doco.weights:  # away from the base, so that the teacher differs
@@ -203,7 +188,7 @@ def test_methods_train_and_their_weights_load(name: str, folder: Path, tmp_path:
     pipe, concept = small(), make_concept("panda", "bear")
     module: Any = make_method(pipe, name)
     module.prepare(pipe, concept)
-    batch, gradients = batch_of(pipe), []
+    batch, gradients = batch_of(pipe, PROMPTS), []
     if hasattr(module, "gradients"):
         gradients = module.gradients(batch)[0].unlearn
     elif not module.closed_form:
@@ -252,7 +237,7 @@ def test_frozen_weights_in_bf16_and_checkpointing_leave_a_step_as_it_is() -> Non
             store_in_bf16(pipe.transformer, doco.trained_weights)
             pipe.transformer.enable_gradient_checkpointing()
         with torch.autocast("cpu", torch.bfloat16):
-            (g_u, g_r, _), metrics = doco.gradients(batch_of(pipe))
+            (g_u, g_r, _), metrics = doco.gradients(batch_of(pipe, PROMPTS))
         assert all(weight.dtype == torch.float32 for weight in doco.weights)
         steps.append([*g_u, *g_r, metrics["unlearn_loss"], metrics["relearn_loss"]])
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))

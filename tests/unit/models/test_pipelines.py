@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import make_concept
-from tests.helpers.methods import make_method
+from tests.helpers.methods import batch_of, make_method
 from unlearn.data.training_data import DataOptions, make_training_data
 from unlearn.generation.sampling import Sampler, default_batch_size, generate
 from unlearn.methods.registry import METHODS
@@ -54,24 +54,9 @@ def plain_call(pipe: Any, z_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
     return pipe.unet(z_t, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
 
 
-def batch_of(pipe: Any, size: int = 8) -> dict[str, Tensor]:
-    """One pair of the target "a panda" and the relearn prompt "a bear"."""
-    generator = torch.Generator().manual_seed(0)
-    texts = encode_prompts(pipe, PROMPTS)
-    return {
-        "latents": torch.randn(1, 2, 4, size, size, generator=generator),
-        "noise": torch.randn(1, 2, 4, size, size, generator=generator),
-        "timesteps": torch.tensor([[700, 300]]),
-        "states": texts[None],
-        "teacher_states": texts[1:],
-        "pair": torch.tensor([0]),
-        "seed": torch.tensor([0]),
-    }
-
-
 def assert_plain_numbers(pipe: Any) -> None:
     """DoCo's teacher, x̂0 and both gradients are those of two plain passes through diffusers."""
-    batch = batch_of(pipe)
+    batch = batch_of(pipe, PROMPTS)
     schedule = pipe.scheduler.alphas_cumprod
     kind = pipe.scheduler.config.prediction_type
     doco: Any = make_method(pipe, "doco")
@@ -170,7 +155,7 @@ def test_every_method_trains_sdxl_and_its_weights_load(method: str, tmp_path: Pa
     few = {"num_inference_steps": 2} if method in ("esd", "spm") else {}
     module: Any = make_method(pipe, method, **few)
     module.prepare(pipe, concept)
-    batch = batch_of(pipe)
+    batch = batch_of(pipe, PROMPTS)
     if hasattr(module, "gradients"):
         gradients = module.gradients(batch)[0].unlearn
     elif module.closed_form:
