@@ -50,8 +50,14 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(
         ),
         ("logger=wandb log_group=x-{secret}", r"log_group: holds .* WANDB_API_KEY"),
         ("run_dir=runs/{secret}", r"run_dir: holds the value of .* WANDB_API_KEY"),
-        ("+logger.api_key={secret}", r"logger\.api_key: an entry with the path of a class as"),
-        ("+logger.api_key=never-in-the-environment", r"logger\.api_key: an entry with the path"),
+        (
+            "+logger.api_key={secret}",
+            r"logger\.api_key=\*\*\*: an entry with the path of a class as",
+        ),
+        (
+            "+logger.api_key=never-in-the-environment",
+            r"logger\.api_key=\*\*\*: an entry with the path",
+        ),
         (
             "logger=wandb +logger.wandb.api_key=never-in-the-environment",
             r"logger\.wandb\.api_key=\*\*\*: would be written to config\.yaml",
