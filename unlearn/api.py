@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.config.run_config import ModelConfig
+from unlearn.config.run_files import read_result
 from unlearn.config.saved import load_run_config
 from unlearn.evaluation.jobs import evaluate_all
 from unlearn.evaluation.samples import draw_samples
@@ -46,9 +46,13 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The rates of the four prompt sets, as result.json holds them; empty without that file."""
+        """The rates of the four prompt sets, as result.json holds them; empty without that file.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         path = self.folder / "result.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return dict(read_result(path)) if path.exists() else {}
 
     @property
     def table(self) -> str:

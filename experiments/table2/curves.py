@@ -19,9 +19,9 @@ from experiments.lines import Lines, add_lines, read_lines
 from experiments.table2.run import HERE, Job, overrides_of, read_rows
 from experiments.table2.tune import measures
 from unlearn.config.compose import compose
+from unlearn.config.run_files import read_images
 from unlearn.config.saved import load_run_config
 from unlearn.evaluation.evaluate import evaluate
-from unlearn.evaluation.score import read_images
 from unlearn.sweeps.jobs import train_overrides
 from unlearn.sweeps.pool import PoolJob, run_jobs
 

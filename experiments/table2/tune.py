@@ -22,7 +22,8 @@ import yaml
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
 from unlearn.config.compose import compose
-from unlearn.evaluation.score import column_rate, forget_keep_score, read_images
+from unlearn.config.run_files import read_images
+from unlearn.evaluation.score import column_rate, forget_keep_score
 from unlearn.sweeps.jobs import train_overrides
 from unlearn.sweeps.pool import PoolJob, run_jobs
 

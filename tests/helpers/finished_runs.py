@@ -66,6 +66,7 @@ def make_finished(
     rates = summarise_all(asked, sides, set()) if judged else {"excluded_prompts": [], "sets": {}}
     config.concept = {**config.concept, **concept}
     named = {"concept": config.concept.name, "kind": config.concept.kind, "method": "doco"}
+    named |= {"settings": {}, "sha256": {}}
     if prompt:
         asked = [
             a._replace(probe=replace(a.probe, prompt=f"{prompt} {i}")) for i, a in enumerate(asked)

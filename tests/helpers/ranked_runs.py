@@ -9,8 +9,14 @@ from typing import Any
 
 import yaml
 
-FIELDS = ["set", "prompt", "seed", "counts", "base_right", "unlearned_right"]
-BROKEN = ["base_broken", "unlearned_broken", "unlearned_anchor"]
+from unlearn.config.run_files import IMAGE_FLAGS
+
+FLAGS = [f"{side}_{flag}" for side in ("base", "unlearned") for flag in IMAGE_FLAGS]
+FIELDS = ["set", "prompt", "seed", "counts", *FLAGS]
+RESULT = {
+    "concept": "panda", "kind": "instance", "method": "doco", "settings": {},
+    "excluded_prompts": [], "sets": {}, "sha256": {},
+}  # fmt: skip
 
 
 def images(unseen: int, kept: int) -> list[dict[str, str]]:
@@ -18,7 +24,7 @@ def images(unseen: int, kept: int) -> list[dict[str, str]]:
     rows = []
     for part, hits in (("unseen_target", unseen), ("unrelated", kept)):
         for number in range(10):
-            row = dict.fromkeys([*FIELDS, *BROKEN], "0")
+            row = dict.fromkeys(FIELDS, "0")
             right = str(int(number < hits))
             row |= {"set": part, "prompt": f"{part} {number}", "counts": "1", "base_right": "1"}
             rows.append(row | {"unlearned_right": right})
@@ -30,9 +36,9 @@ def make_run(folder: Path, unseen: int, kept: int, **config: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     whole = {"concept": {"name": "panda"}, "method": {"name": "doco", "lr": 1e-4}, "seed": 0}
     (folder / "config.yaml").write_text(yaml.safe_dump(whole | config))
-    (folder / "result.json").write_text(json.dumps({}))
+    (folder / "result.json").write_text(json.dumps(RESULT))
     with (folder / "images.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*FIELDS, *BROKEN])
+        writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(images(unseen, kept))
     return folder

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusers import DiffusionPipeline
-from omegaconf import OmegaConf
 from PIL import Image
 
-from unlearn.config.overrides import split_arguments
+from unlearn.config.overrides import parse_options, split_arguments
 from unlearn.config.run_config import ModelConfig
 from unlearn.config.saved import load_run_config
-from unlearn.config.sections import parse_section
 from unlearn.generation.sampling import generate
 from unlearn.models.pipeline import denoiser_name, get_denoiser
 from unlearn.models.text_states import check_prompt_lengths, check_words_known
@@ -58,7 +56,7 @@ def run(arguments: Sequence[str]) -> None:
     paths, overrides = split_arguments(arguments)
     if len(paths) != 1:
         raise ValueError(USAGE)
-    options = parse_section(OmegaConf.from_dotlist(overrides), "", DemoOptions)
+    options = parse_options(overrides, DemoOptions)
     config = load_run_config(Path(paths[0]))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from unlearn.config.overrides import split_arguments
+from unlearn.config.overrides import parse_options, split_arguments
 from unlearn.config.saved import load_run_config
-from unlearn.config.sections import parse_section
 from unlearn.exports.formats import ExportOptions, export_as
 
 USAGE = "usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE]"
@@ -24,5 +21,5 @@ def run(arguments: list[str]) -> None:
     if len(paths) not in (1, 2):
         raise ValueError(USAGE)
     config = load_run_config(Path(paths[0]))
-    options = parse_section(OmegaConf.from_dotlist(overrides), "", ExportOptions)
+    options = parse_options(overrides, ExportOptions)
     print(export_as(config, Path(paths[1]) if paths[1:] else None, options))

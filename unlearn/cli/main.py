@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 
 from unlearn.cli.help import HELP, USAGE, group_choices_text
 from unlearn.utils.checks import suggest
-from unlearn.utils.errors import exit_with_user_error
+from unlearn.utils.credentials import check_arguments
+from unlearn.utils.errors import RunError, exit_with_bug, exit_with_user_error
 
 COMMANDS = {  # by command: its module, imported on use, whose `run` takes the arguments
     "train": "train",
@@ -29,7 +31,8 @@ COMPLETION = ("-sc", "--shell-completion")  # of Hydra, whose script names no co
 def main() -> None:
     """Run the command that the command line names.
 
-    A user's error is told in one line on stderr, and the exit status is then 2.
+    A user's error is told in one line on stderr, and the exit status is then 2. An error that
+    nothing foresaw is told in one line too, which names a file with the details; the status is 1.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -51,9 +54,15 @@ def main() -> None:
         print(HELP[command].replace("{choices}", group_choices_text(command)))
         return
     try:
+        check_arguments(rest)
         import_module(f"unlearn.cli.{module}").run(rest)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunError) as error:
         exit_with_user_error(error)
+    except KeyboardInterrupt as error:
+        print("unlearn: stopped by SIGINT", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from error
+    except Exception as error:
+        exit_with_bug(error)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from unlearn.config.overrides import split_arguments
-from unlearn.config.sections import parse_section
+from unlearn.config.overrides import parse_options, split_arguments
 from unlearn.exports.merge import MergeOptions, merge_runs
 
 USAGE = "usage: unlearn merge RUN_DIR RUN_DIR... OUT_DIR [scale=1.0]"
@@ -22,5 +19,5 @@ def run(arguments: list[str]) -> None:
     paths, overrides = split_arguments(arguments)
     if len(paths) < 3:
         raise ValueError(USAGE)
-    options = parse_section(OmegaConf.from_dotlist(overrides), "", MergeOptions)
+    options = parse_options(overrides, MergeOptions)
     print(merge_runs([Path(p) for p in paths[:-1]], Path(paths[-1]), options))

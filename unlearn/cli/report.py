@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from omegaconf import OmegaConf
-
-from unlearn.config.overrides import split_arguments
-from unlearn.config.sections import parse_section
+from unlearn.config.overrides import parse_options, split_arguments
 from unlearn.reports.page import ReportOptions, report_runs
 
-USAGE = "usage: unlearn report RUN_DIR... [out=report.html]"
+USAGE = "usage: unlearn report RUN_DIR... [out=report.html] [overwrite=true]"
 
 
 def run(arguments: list[str]) -> None:
@@ -20,5 +17,5 @@ def run(arguments: list[str]) -> None:
     paths, overrides = split_arguments(arguments)
     if not paths:
         raise ValueError(USAGE)
-    options = parse_section(OmegaConf.from_dotlist(overrides), "", ReportOptions)
+    options = parse_options(overrides, ReportOptions)
     print(report_runs(paths, options))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from functools import partial, update_wrapper
@@ -14,12 +16,21 @@ from hydra.types import RunMode
 
 from unlearn.config.compose import split_concept_list
 from unlearn.config.jobs import compose_job
-from unlearn.config.overrides import check_flags, hydra_errors_as_value_errors
+from unlearn.config.overrides import (
+    check_flags,
+    check_overrides,
+    hydra_errors_as_value_errors,
+)
 from unlearn.config.parse import parse_config
-from unlearn.config.search_path import conf_dir, with_search_path
+from unlearn.config.run_config import RunConfig
+from unlearn.config.search_path import check_user_files, conf_dir, with_search_path
+from unlearn.config.sections import to_container
 from unlearn.sweeps.jobs import run_job
 from unlearn.training.run import train
-from unlearn.utils.errors import RunError, exit_with_user_error
+from unlearn.utils.credentials import hide_secrets
+from unlearn.utils.errors import RunError, exit_with_bug, exit_with_user_error
+
+SHOWS = {"-c", "--cfg", "-i", "--info"}  # flags of Hydra that print the configuration
 
 
 def train_composed(command_line: list[str], config: Any) -> None:
@@ -30,15 +41,28 @@ def train_composed(command_line: list[str], config: Any) -> None:
         config: the configuration that Hydra composed.
     """
     sys.argv = command_line  # Lightning starts the other ranks of DDP by this command line
-    given = list(HydraConfig.get().overrides.task)
+    given = [str(o) for o in to_container(HydraConfig.get().overrides.task, resolve=False)]
     try:
-        config = compose_job(config, given)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            run_job(Path(str(config.run_dir)), given, partial(parse_config, config))
+        with hydra_errors_as_value_errors(given):
+            config = compose_job(config, given)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # `check_jobs` resolved its run_dir
+            run_job(Path(str(config.run_dir)), given, partial(parse_composed, config, given))
         else:
-            train(parse_config(config))
-    except (ValueError, RunError) as error:
+            train(parse_composed(config, given))
+    except (ValueError, OSError, RunError) as error:
         exit_with_user_error(error)
+    except Exception as error:  # Hydra would print the overrides, which may hold a secret
+        exit_with_bug(error)
+
+
+def parse_composed(config: Any, overrides: list[str]) -> RunConfig:
+    """Return the run that a composed configuration describes.
+
+    Raises:
+        ValueError: a value is not allowed, or cannot be resolved.
+    """
+    with hydra_errors_as_value_errors(overrides):
+        return parse_config(config)
 
 
 def run(overrides: list[str]) -> None:
@@ -48,10 +72,22 @@ def run(overrides: list[str]) -> None:
         ValueError: an override or a flag is not valid.
     """
     check_flags(overrides)
-    if "--cfg" in overrides and split_concept_list([o for o in overrides if "=" in o])[0]:
-        raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
+    values = [o for o in overrides if "=" in o or o.startswith("~")]
+    with hydra_errors_as_value_errors(values):
+        check_overrides(values)
+        check_user_files()
+        several, _ = split_concept_list(values)
+        if several and "--cfg" in overrides:
+            raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
     job = update_wrapper(partial(train_composed, list(sys.argv)), train_composed)
-    sys.argv = [sys.argv[0], *with_search_path(overrides)]
+    flags = [o for o in overrides if o not in values]  # last: none may stand between overrides
+    sys.argv = [sys.argv[0], *with_search_path(values), *flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors, and exit with 1
+    launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     with hydra_errors_as_value_errors(overrides):
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
+        if not SHOWS & {flag.partition("=")[0] for flag in overrides}:
+            launch()
+            return
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            launch()
+    print(hide_secrets(shown.getvalue()), end="")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unlearn.concepts.prompt_packs import read_pack
+from unlearn.concepts.prompt_packs import check_unnamed, read_pack
 from unlearn.concepts.vocabulary import Vocabulary, load_vocabulary
 from unlearn.utils.checks import check_choice
 from unlearn.utils.options import option
@@ -287,8 +287,7 @@ def resolve_synonyms(
     """Return the synonyms of each target; the vocabulary's where the concept gives none.
 
     Raises:
-        ValueError: synonyms are given for a word that is no target, or a synonym contains its
-            target.
+        ValueError: synonyms are given for a word that is no target, or a synonym names its target.
     """
     given = concept.synonyms
     if given is None:
@@ -298,6 +297,5 @@ def resolve_synonyms(
         check_choice("concept.synonyms", target, targets)
         check_no_duplicates(f"concept.synonyms.{target}", phrases)
         for phrase in phrases:
-            if target in phrase:
-                raise ValueError(f"concept.synonyms={phrase!r}: contains its target {target!r}")
+            check_unnamed("concept.synonyms", target, phrase)
     return {t: list(given.get(t, [])) for t in targets}

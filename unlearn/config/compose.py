@@ -9,13 +9,19 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.config import recipes  # noqa: F401 - registers a resolver
 from unlearn.config.concepts import earlier_sections, trained_sections
-from unlearn.config.overrides import hydra_errors_as_value_errors
+from unlearn.config.overrides import check_overrides, hydra_errors_as_value_errors
 from unlearn.config.saved import earlier_run_dir
-from unlearn.config.search_path import conf_dir, group_choices, with_search_path
+from unlearn.config.search_path import (
+    check_user_files,
+    conf_dir,
+    group_choices,
+    with_search_path,
+)
 
 OmegaConf.register_new_resolver(  # conf/train.yaml uses it in `run_dir`
     "then", lambda after: f"{earlier_run_dir(after).name}-then-" if after else "", replace=True
@@ -49,6 +55,8 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         hydra_errors_as_value_errors(overrides),
         hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
     ):
+        check_overrides(overrides)
+        check_user_files()
         names, rest = split_concept_list(overrides)
         if not names:
             return hydra.compose(root, with_search_path(overrides))
@@ -71,8 +79,10 @@ def split_concept_list(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     if not lists or not isinstance(chosen := lists[-1], list):
         return [], list(overrides)
     names = [str(name) for name in chosen]
-    if not names:
-        raise ValueError("concept=[]: at least one concept is needed")
+    if not names or not all(isinstance(name, str | QuotedString) for name in chosen):
+        raise ValueError(
+            f"concept=[{','.join(names)}]: at least one concept is needed, and nothing but names"
+        )
     rest = [o for o in parsed if o.key_or_group != "concept"]
     for override in rest:
         if len(names) > 1 and re.match(r"(concept|anchor)\b", override.key_or_group):

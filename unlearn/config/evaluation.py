@@ -12,9 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn.config.compose import compose
 from unlearn.config.overrides import hydra_errors_as_value_errors
 from unlearn.config.run_config import ModelConfig
-from unlearn.config.saved import WEIGHTS_FILE, parse_model_config, read_run_config
+from unlearn.config.saved import (
+    WEIGHTS_FILE,
+    load_run_config,
+    parse_model_config,
+    read_run_config,
+)
 from unlearn.config.sections import to_container
-from unlearn.weights.delta import check_base_model
+from unlearn.utils.credentials import check_secrets
 
 TRAINER_OVERRIDES = r"trainer\.(accelerator|precision)=.*"  # overrides that change images
 RUN_OVERRIDES = {  # overrides that a run directory takes; True: `evaluation=` is among them
@@ -71,6 +76,7 @@ def parse_run_evaluation(path: Path, overrides: Sequence[str]) -> EvaluationRequ
                 "evaluation=NAME, evaluation.KEY=..., trainer.accelerator=..., "
                 "trainer.precision=... and, of the four prompt sets, sampling_batch_size=..."
             )
+    load_run_config(path)  # refuses a damaged file, before an override
     config = read_run_config(path)
     own = list(overrides)
     if chosen:
@@ -80,8 +86,8 @@ def parse_run_evaluation(path: Path, overrides: Sequence[str]) -> EvaluationRequ
     OmegaConf.set_struct(config, True)
     with hydra_errors_as_value_errors(own):
         config.merge_with_dotlist(own)
+    check_secrets(to_container(config))
     model = parse_model_config(config, path)
-    check_base_model(model.weights, model.base.name)
     return EvaluationRequest(model, None, protocol_section(config, model))
 
 
@@ -100,6 +106,7 @@ def parse_external_evaluation(path: Path, overrides: Sequence[str]) -> Evaluatio
                 "trainer.accelerator and trainer.precision do"
             )
     config = compose_evaluation(overrides)
+    check_secrets(to_container(config))
     model = parse_model_config(config, Path(config.out_dir or default_folder(path)))
     return EvaluationRequest(model, path, protocol_section(config, model))
 

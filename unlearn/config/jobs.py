@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
@@ -14,6 +13,7 @@ from unlearn.config.concepts import trained_sections
 from unlearn.config.sections import to_container
 from unlearn.config.trainer import check_sweep
 from unlearn.utils.credentials import check_secrets
+from unlearn.utils.files import parse_yaml, read_text
 
 
 def compose_job(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -35,8 +35,8 @@ def read_jobs(path: Path) -> list[list[str]]:
     """
     key = f"hydra.sweeper.jobs={str(path)!r}"
     try:
-        jobs = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        jobs = parse_yaml(read_text(path), str(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {error}") from error
     lists = isinstance(jobs, list) and jobs and all(isinstance(job, list) for job in jobs)
     if not (lists and all(isinstance(override, str) for job in jobs for override in job)):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -16,8 +19,9 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from unlearn.config.search_path import group_choices
-from unlearn.config.sections import resolver_reason
+from unlearn.config.sections import Schema, parse_section, resolver_reason
 from unlearn.utils.checks import check_choice, suggest, unknown_key_message
+from unlearn.utils.files import parse_yaml
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -29,6 +33,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return paths, [a for a in arguments if a not in paths]
 
 
+ENTRIES = r"(logger|callbacks|hydra)\.|evaluation\.concepts\."  # keys that can be taken away
+HYDRA_KEYS = r"hydra\.((launcher|sweeper|callbacks)(\.|$)|searchpath$|mode$)"
 FLAGS = (  # Hydra's options, without --experimental-rerun, which runs code from a pickle
     "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"
 )  # fmt: skip
@@ -45,6 +51,49 @@ def check_flags(arguments: Iterable[str]) -> None:
             check_choice("option", argument.partition("=")[0], FLAGS)
 
 
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse overrides that take a key away, and keys of Hydra that have it write files itself.
+
+    Entries of `logger`, `callbacks` and `evaluation.concepts` can be taken away, and whole groups.
+
+    Raises:
+        ValueError: names the override, and what is allowed.
+        OverrideParseException: an override is not of the form KEY=VALUE.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_delete() and "." in key and not re.match(ENTRIES, key):
+            raise ValueError(
+                f"~{key}: {key} is missing then; {key}=VALUE sets it, and without the override it "
+                "keeps its default"
+            )
+        if re.match(r"hydra\.", key) and not re.match(HYDRA_KEYS, key):
+            raise ValueError(
+                f"{override.input_line}: is no key for a run; of Hydra's, these are: "
+                "hydra/launcher, hydra/sweeper, hydra.launcher.*, hydra.sweeper.*, "
+                "hydra.callbacks.*, hydra.searchpath, hydra.mode"
+            )
+
+
+def parse_options(overrides: Sequence[str], schema: type[Schema]) -> Schema:
+    """Return the options of a command that composes no configuration.
+
+    Args:
+        overrides: arguments of the form KEY=VALUE.
+        schema: a dataclass whose fields are made by `option`.
+
+    Raises:
+        ValueError: an argument is not of that form, or a value is not allowed.
+    """
+    given: dict[str, Any] = {}
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or "${" in text:
+            raise ValueError(f"{override}: not of the form KEY=VALUE, with a plain value")
+        given[key] = parse_yaml(text, override)
+    return parse_section(given, "", schema)
+
+
 @contextmanager
 def hydra_errors_as_value_errors(overrides: Sequence[str]) -> Iterator[None]:
     """Turn errors of Hydra, OmegaConf and YAML files inside the context into a `ValueError`.
@@ -59,6 +108,22 @@ def hydra_errors_as_value_errors(overrides: Sequence[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(explain_hydra_error(error, overrides)) from error
+    except RecursionError as error:
+        raise ValueError("a value is nested too deeply, or holds itself") from error
+    except (TypeError, AttributeError, LookupError, AssertionError) as error:
+        if not raised_inside(error, ("hydra", "omegaconf", "antlr4", "yaml")):
+            raise
+        said = one_line(" ".join(overrides))
+        raise ValueError(f"{said}: cannot be composed ({one_line(str(error))})") from error
+
+
+def raised_inside(error: Exception, packages: Sequence[str]) -> bool:
+    """Return whether the code that raised an error belongs to one of the packages."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    name = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
+    return name.partition(".")[0] in packages
 
 
 def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:

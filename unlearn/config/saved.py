@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -16,6 +15,8 @@ from unlearn.config.concepts import earlier_sections, parse_concept, trained_sec
 from unlearn.config.run_config import ModelConfig
 from unlearn.config.schema import PROMPT_SETS, EvaluationOptions, ModelOptions
 from unlearn.config.sections import parse_section, to_container
+from unlearn.utils.credentials import nested_values
+from unlearn.utils.files import check_yaml_size, damage_as_value_errors, parse_yaml, read_text
 from unlearn.weights.delta import check_base_model
 
 WEIGHTS_FILE = "unlearned.safetensors"
@@ -27,7 +28,9 @@ def load_run_config(run: Path) -> ModelConfig:
     Raises:
         ValueError: the folder has no config.yaml of a run, or no unlearned.safetensors of its base.
     """
-    config = parse_model_config(read_run_config(run), run)
+    read = read_run_config(run)
+    with damage_as_value_errors(run / "config.yaml"):
+        config = parse_model_config(read, run)
     check_base_model(config.weights, config.base.name)
     return config
 
@@ -86,11 +89,16 @@ def read_config(path: Path) -> DictConfig:
         ValueError: the file is not a run's; names the file.
     """
     try:
-        config = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        text = read_text(path)
+        check_yaml_size(text, "config.yaml")
+        config = OmegaConf.create(text)  # with OmegaConf's rules of what is a number
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path}: not a run's: {' '.join(str(error).split())}") from error
-    if not isinstance(config, DictConfig):
+    if not isinstance(config, DictConfig) or not config:
         raise ValueError(f"{path}: not a run's: it holds no keys")
+    for key, value in nested_values(OmegaConf.to_container(config)):
+        if "${" in value:  # a stranger's file could ask for a secret of the environment
+            raise ValueError(f"{path}: not a run's: {key} is not resolved ({value})")
     for key in ("concept", "model", "method", "trainer", "evaluation"):
         if not OmegaConf.is_config(config.get(key)):
             raise ValueError(f"{path}: not a run's: it has no section {key!r}")
@@ -104,10 +112,10 @@ def read_saved_config(run: Path) -> dict[str, Any]:
         ValueError: the file is not a run's, so a run must not write to that folder.
     """
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = parse_yaml(read_text(run / "config.yaml"), "config.yaml")
         if {"concept", "method", "seed"} <= config.keys():
             return dict(config)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         pass
     raise ValueError(
         f"run_dir={run}: its config.yaml is damaged, or not that of a run; choose another run_dir"

@@ -34,7 +34,10 @@ class ModelOptions:
         1.0, help="factor of the channels, with random weights", above=0, at_most=1
     )
     image_size: int | None = option(
-        None, help="pixels, with random weights; null: the published model's", at_least=1
+        None,
+        help="pixels, with random weights; null: the published model's",
+        at_least=1,
+        at_most=8192,
     )
 
 
@@ -45,9 +48,11 @@ class EvaluationOptions:
     name: str = option(PROMPT_SETS, help="the evaluation's name", choices=(PROMPT_SETS,))
     images_per_prompt: int = option(help="images of each prompt", at_least=1, at_most=10_000)
     first_seed: int = option(
-        help="seed of the first image, far from those of the training images", at_least=0
+        help="seed of the first image, far from those of the training images",
+        at_least=0,
+        at_most=2**62,
     )
-    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=10_000)
+    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=1000)
     judge: str | None = option(
         None, help="a folder with a judge, clip, or none; null: the embedded model's, or clip"
     )
@@ -124,7 +129,10 @@ class EvaluateOptions:
         help="folder of the results of weights from elsewhere; null: runs/evaluate-FOLDER-STEM",
     )
     sampling_batch_size: int | None = option(
-        None, help="images of the four prompt sets drawn at a time; null: as in a run", at_least=1
+        None,
+        help="images of the four prompt sets drawn at a time; null: as in a run",
+        at_least=1,
+        at_most=10**5,
     )
 
 
@@ -132,10 +140,13 @@ class EvaluateOptions:
 class SweeperOptions:
     """The section `hydra.sweeper`, for `unlearn train -m`."""
 
-    trials: int = option(30, help="trials of a search", at_least=1)
-    seed: int = option(0, help="seed of a search", at_least=0)
+    trials: int = option(30, help="trials of a search", at_least=1, at_most=10**5)
+    seed: int = option(0, help="seed of a search", at_least=0, at_most=2**32 - 1)
     max_batch_size: int | None = option(
-        None, help="jobs that the launcher gets at a time; null: all, in a search one", at_least=1
+        None,
+        help="jobs that the launcher gets at a time; null: all, in a search one",
+        at_least=1,
+        at_most=10**5,
     )
     params: Any = option(None, help="overrides, by key, for keys that the command line lacks")
     jobs: str | None = option(
@@ -147,4 +158,4 @@ class SweeperOptions:
 class PoolOptions:
     """The section `hydra.launcher` of `hydra/launcher=pool`."""
 
-    workers: int = option(2, help="jobs at the same time on this machine", at_least=1)
+    workers: int = option(2, help="jobs at the same time on this machine", at_least=1, at_most=1000)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+
+from unlearn.utils.files import check_yaml_size, read_text
 
 SEARCH_PATH = "hydra.searchpath="  # Hydra's key of further folders
 GROUPS = ("unlearn.methods", "unlearn.conf")  # of the entry points of packages that bring files
@@ -45,6 +48,31 @@ def further_conf_dirs() -> list[Path]:
     """Return the folders of configuration files beside the package's: the user's own is last."""
     own = user_conf_dir()
     return [*installed_conf_dirs(), *([own] if own else [])]
+
+
+def check_user_files() -> None:
+    """Refuse files of the user's conf/ that hold themselves, or stand for too many values.
+
+    Hydra would read such a file for hours. What else is wrong with a file, Hydra says itself.
+
+    Raises:
+        ValueError: names the file.
+    """
+    own = user_conf_dir()
+    for path in sorted(own.rglob("*.yaml")) if own else []:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            check_user_file(path, path.stat().st_mtime_ns)
+
+
+@cache
+def check_user_file(path: Path, written: int) -> None:
+    """Refuse one file of the user's conf/, see `check_user_files`.
+
+    Args:
+        path: the file.
+        written: when it was written, so that a changed file is read again.
+    """
+    check_yaml_size(read_text(path), str(path))
 
 
 def with_search_path(overrides: Sequence[str]) -> list[str]:

@@ -19,8 +19,8 @@ from unlearn.utils.options import check_options
 Schema = TypeVar("Schema")
 
 
-def to_container(config: Any) -> Any:
-    """Return a configuration as plain containers, with interpolations resolved.
+def to_container(config: Any, resolve: bool = True) -> Any:
+    """Return a configuration as plain containers, with interpolations resolved or as they are.
 
     Raises:
         ValueError: an interpolation cannot be resolved; one line.
@@ -28,7 +28,7 @@ def to_container(config: Any) -> Any:
     if not OmegaConf.is_config(config):
         return config
     try:
-        return OmegaConf.to_container(config, resolve=True)
+        return OmegaConf.to_container(config, resolve=resolve)
     except InterpolationResolutionError as error:
         raise ValueError(resolver_reason(error)) from error
 

@@ -6,11 +6,12 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from unlearn.config.schema import TrainerOptions
 from unlearn.config.sections import parse_section
@@ -48,7 +49,26 @@ def parse_trainer(section: Mapping[str, Any]) -> tuple[TrainerOptions, dict[str,
     ours = {key: value for key, value in section.items() if key in own and value is not None}
     ours |= {"precision": str(ours["precision"])}
     more = {key: value for key, value in section.items() if key not in own}
+    check_lightning_types(more)
     return parse_section(ours, "trainer", TrainerOptions), more
+
+
+def check_lightning_types(options: Mapping[str, Any]) -> None:
+    """Refuse options of Lightning's Trainer whose values are not of the types that it declares.
+
+    Lightning itself finds many of them out in the middle of a run.
+
+    Raises:
+        ValueError: names the key, the value and the type.
+    """
+    hints = get_type_hints(L.Trainer.__init__)
+    for key, value in options.items():
+        kind = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
+        try:
+            kind.validate_python(value, strict=True)
+        except ValidationError as error:
+            allowed = re.sub(r"[\w.]+\.|typing", "", str(hints[key]))
+            raise ValueError(f"trainer.{key}={value}: a value of {allowed} is needed") from error
 
 
 def check_sweep(section: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ class DataOptions:
         at_least=0,
         at_most=10**7,
     )
-    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=10_000)
+    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=1000)
     flip: bool = option(help="also train on each image mirrored")
     rescale: bool = option(
         help="also train on each anchor image at another scale, with a phrase that says so; not "

@@ -16,8 +16,11 @@ from tqdm import tqdm
 
 from unlearn.generation.image_cache import cache_folder
 from unlearn.utils.atomic import atomic_path
+from unlearn.utils.checks import check_number
 
 ADDRESS = "https://raw.githubusercontent.com/{repository}/{commit}/{file}"
+LARGEST_SIDE = 8192  # pixels
+LARGEST_GUIDANCE = 1000.0
 TIMEOUT = 30  # seconds to wait for an answer
 # names of the columns of seed, scale and size in the repositories' files
 SEEDS = ("evaluation_seed", "sd_seed")
@@ -38,24 +41,79 @@ def read_csv(text: str) -> list[Prompt]:
     """Read prompts from a CSV table's column `prompt`, with their seeds, scales and sizes.
 
     Raises:
-        ValueError: there is no such column, or a cell that should hold a number does not.
+        ValueError: there is no such column, a line has not as many cells as the first, a cell holds
+            other rows, as after a stray quote, or a number is none or out of its bounds.
     """
-    table = csv.DictReader(io.StringIO(text))
-    columns = table.fieldnames or []
+    table = csv.DictReader(io.StringIO(text), strict=True)
+    try:
+        columns, rows = list(table.fieldnames or []), list(table)
+    except csv.Error as error:
+        raise ValueError(f"line {table.line_num}: {error}; a stray quote?") from error
     if "prompt" not in columns:
-        raise ValueError(f"no column 'prompt' among {list(columns)}")
+        raise ValueError(f"no column 'prompt' among {columns}")
+    if len({*columns}) < len(columns):
+        raise ValueError(f"two columns of one name among {columns}")
     seed = next((c for c in SEEDS if c in columns), None)
     guidance_scale = next((c for c in GUIDANCES if c in columns), None)
     size = next((pair for pair in SIZES if {*pair} <= {*columns}), None)
-    return [
-        Prompt(
-            row["prompt"],
-            int(row[seed]) if seed else None,
-            float(row[guidance_scale]) if guidance_scale else None,
-            (int(row[size[0]]), int(row[size[1]])) if size else None,
+    prompts = []
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has not the {len(columns)} cells of {columns}")
+        if any(holds_rows(cell, len(columns)) for cell in row.values()):
+            raise ValueError(f"row {number} has a cell that holds other rows; a stray quote?")
+        if not row["prompt"].strip():
+            raise ValueError(f"row {number} has an empty prompt")
+        where = f"row {number}: "
+        prompts.append(
+            Prompt(
+                row["prompt"],
+                whole_number(where + seed, row[seed], 0, 2**63 - 1) if seed else None,
+                guidance(where + guidance_scale, row[guidance_scale]) if guidance_scale else None,
+                tuple(whole_number(where + c, row[c], 8, LARGEST_SIDE) for c in size)  # type: ignore[arg-type]
+                if size
+                else None,
+            )
         )
-        for row in table
-    ]
+    return prompts
+
+
+def holds_rows(cell: str, columns: int) -> bool:
+    """Return whether a cell of several lines, as a caption may be, holds whole rows of its table.
+
+    Args:
+        cell: the cell.
+        columns: the number of the table's columns.
+    """
+    return any(line.count(",") >= columns - 1 > 0 for line in cell.splitlines()[1:])
+
+
+def whole_number(key: str, text: str, at_least: int, at_most: int) -> int:
+    """Return a cell's whole number.
+
+    Raises:
+        ValueError: the cell holds no whole number, or one out of its bounds.
+    """
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise ValueError(f"{key}={text!r}: a whole number is needed") from error
+    check_number(key, value, at_least=at_least, at_most=at_most)
+    return value
+
+
+def guidance(key: str, text: str) -> float:
+    """Return a cell's scale of classifier-free guidance.
+
+    Raises:
+        ValueError: the cell holds no number, or one out of its bounds.
+    """
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ValueError(f"{key}={text!r}: a number is needed") from error
+    check_number(key, value, at_least=0, at_most=LARGEST_GUIDANCE)
+    return value
 
 
 def read_templates(text: str) -> list[Prompt]:
@@ -98,8 +156,10 @@ def read_prompts(data: bytes, kind: str, name: str) -> list[Prompt]:
         ValueError: the file is not of the format, or holds no prompt; names the file.
     """
     try:
-        prompts = FORMATS[kind](data.decode("utf-8"))
-    except (ValueError, TypeError) as error:  # TypeError: a row lacks a column
+        if b"\0" in data:
+            raise ValueError("holds a character NUL")
+        prompts = FORMATS[kind](data.decode("utf-8-sig"))  # Excel begins with a byte-order mark
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:  # of Python's parser too
         raise ValueError(f"{name}: not of evaluation.format={kind!r}: {error}") from error
     if not prompts:
         raise ValueError(f"{name}: holds no prompts")
@@ -121,6 +181,11 @@ def check_hash(data: bytes, expected: str, name: str) -> bytes:
     return data
 
 
+def own_path(path: str, file: str) -> Path:
+    """Return the user's own file: `path`, or in the folder `path` the file of the same name."""
+    return Path(path) / Path(file).name if Path(path).is_dir() else Path(path)
+
+
 def local_file(path: str, file: str, expected: str | None) -> bytes:
     """Return the content of a prompt file at the user's path.
 
@@ -132,8 +197,7 @@ def local_file(path: str, file: str, expected: str | None) -> bytes:
     Raises:
         ValueError: the file is not there, or has another hash.
     """
-    place = Path(path)
-    place = place / Path(file).name if place.is_dir() else place
+    place = own_path(path, file)
     if not place.is_file():
         raise ValueError(f"evaluation.prompts_file={path!r}: there is no file {place}")
     data = place.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from unlearn.config.sections import parse_section
@@ -12,6 +13,7 @@ from unlearn.evaluation.prompt_files import (
     FORMATS,
     Prompt,
     local_file,
+    own_path,
     published_file,
     read_prompts,
 )
@@ -105,7 +107,9 @@ class Protocol:
     )
     seed: int = option(
         help="seed of the first image where the file gives none; with noise=per_image the next "
-        "ones count up"
+        "ones count up",
+        at_most=2**32 - 1,
+        at_least=0,
     )
     size: int | None = option(
         None,
@@ -114,9 +118,11 @@ class Protocol:
         at_most=10**5,
     )
     scheduler: str = option(help="scheduler of the sampler", choices=tuple(SCHEDULERS))
-    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=10_000)
+    num_inference_steps: int = option(help="steps of the sampler", at_least=1, at_most=1000)
     eta: float = option(0.0, help="η of DDIM", at_least=0, at_most=1)
-    guidance_scale: float = option(help="scale of classifier-free guidance")
+    guidance_scale: float = option(
+        help="scale of classifier-free guidance", at_most=1000, at_least=0
+    )
     negative_prompt: str = option("", help="negative prompt of every image")
     batch_size: int = option(
         8, help="images drawn at a time, with noise=per_image", at_least=1, at_most=10**5
@@ -214,13 +220,14 @@ def check_drawn(protocol: Protocol, name: str) -> None:
         raise ValueError(f"{key}.file=null: it or evaluation.file must name a prompt file")
     if protocol.sha256 is not None and file not in protocol.sha256:
         raise ValueError(f"evaluation.sha256: has no hash for {file!r}, the file of {key}")
+    caption = concept.caption or protocol.caption
     try:
-        protocol.caption_of(name, "")
-    except (KeyError, IndexError, ValueError) as error:
-        caption = concept.caption or protocol.caption
-        raise ValueError(
-            f"evaluation.caption={caption!r}: may hold {{word}} and {{prompt}} only"
-        ) from error
+        slots = [slot[1:] for slot in Formatter().parse(caption) if slot[1] is not None]
+        plain = all(name in ("word", "prompt") and not (spec or how) for name, spec, how in slots)
+    except ValueError:  # a brace without its other half
+        plain = False
+    if not plain:
+        raise ValueError(f"evaluation.caption={caption!r}: may hold {{word}} and {{prompt}} only")
     for metric in protocol.metrics_of(name):
         check_choice("evaluation.metrics", metric, METRICS)
         if metric == "clip_accuracy" and concept.anchor is None:
@@ -242,7 +249,12 @@ def protocol_requests(protocol: Protocol) -> dict[str, list[SamplingRequest]]:
             f"evaluation.prompts_file={place!r}: is one file; a folder that holds these is needed: "
             f"{[Path(file).name for file in several]}"
         )
-    files = {f: read_prompts(read_file(protocol, f), protocol.format, f) for f in several}
+    files = {
+        f: read_prompts(
+            read_file(protocol, f), protocol.format, f if place is None else str(own_path(place, f))
+        )
+        for f in several
+    }
     rows = {}
     for name in protocol.concepts:
         prompts = files[protocol.file_of(name)]

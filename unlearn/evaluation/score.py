@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
 from statistics import harmonic_mean, mean
 
 from unlearn.concepts.prompts import SET_NAMES
@@ -27,15 +25,6 @@ SCORE_COLUMNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "retention, unrelated": (("unrelated",), "unlearned_right", "base_right"),
     "retention": (KEPT_SETS, "unlearned_right", "base_right"),
 }
-
-
-def read_images(run: Path) -> Images:
-    """Read the rows of a run's images.csv; return none where the run is not evaluated yet."""
-    path = run / "images.csv"
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def count_by_prompt(

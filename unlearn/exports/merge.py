@@ -17,9 +17,15 @@ from unlearn.config.saved import (
     parse_model_config,
     read_run_config,
 )
-from unlearn.utils.atomic import write_text
+from unlearn.utils.atomic import atomic_folder, write_text
 from unlearn.utils.options import option
-from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, write_safetensors
+from unlearn.weights.delta import (
+    check_finite,
+    check_fit,
+    named_weights,
+    read_weights_alone,
+    write_safetensors,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,7 @@ def merge_runs(paths: Sequence[Path], out: Path, options: MergeOptions) -> Path:
         ValueError: the runs do not fit together, the method of a run acts at inference, `out`
             holds a run, or the scale is not valid.
     """
-    if (out / WEIGHTS_FILE).exists() or out.is_file():
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: is a run or a file already; name a folder that does not exist")
     runs = [load_run_config(path) for path in paths]
     parts = [read_weights_alone(path / WEIGHTS_FILE) for path in paths]
@@ -86,11 +92,11 @@ def merge_runs(paths: Sequence[Path], out: Path, options: MergeOptions) -> Path:
     own = named_weights(config.base.load())
     for path, (weights, _) in zip(paths, parts, strict=True):
         check_fit(own, weights, path)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
     facts = {"base": str(bases[0]), "concept": concept.name, "method": "merge"}
     facts |= {"merged": json.dumps(merged), "scale": str(options.scale)}
-    write_safetensors(
-        merge_weights(own, [w for w, _ in parts], options.scale), config.weights, facts
-    )
+    weights = merge_weights(own, [w for w, _ in parts], options.scale)
+    check_finite(weights, out)
+    with atomic_folder(out) as partial:
+        write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
+        write_safetensors(weights, partial / WEIGHTS_FILE, facts)
     return out

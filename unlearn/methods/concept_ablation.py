@@ -21,7 +21,7 @@ from unlearn.utils.options import option
 class ConceptAblationOptions(TrainingOptions):
     """Hold the options of `ConceptAblation`."""
 
-    lr: float = option(1.6e-5, at_least=0, help="learning rate (AdamW)")
+    lr: float = option(1.6e-5, at_least=0, help="learning rate (AdamW)", at_most=100)
     trained: str = option(
         "keys_values",
         choices=("keys_values", "attention"),
@@ -34,7 +34,7 @@ class ConceptAblationOptions(TrainingOptions):
         help="what the target prompt's output regresses to: the model's own output for the anchor "
         "prompt (model-based), or the anchor image's training target (noise-based)",
     )
-    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW")
+    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW", at_most=100)
 
 
 class ConceptAblation(UnlearningModule):

@@ -15,8 +15,10 @@ SURGERIES = ("gradient", "update", "unlearn_only", "sum", "weighted_sum")
 class ConceptPreservingOptions(TrainingOptions):
     """Hold the options of `ConceptPreserving`."""
 
-    lr: float = option(1e-4, at_least=0, help="learning rate of the keys and values (AdamW)")
-    strength: float = option(1.0, at_least=0, help="λ of the projection")
+    lr: float = option(
+        1e-4, at_least=0, help="learning rate of the keys and values (AdamW)", at_most=100
+    )
+    strength: float = option(1.0, at_least=0, help="λ of the projection", at_most=1000)
     granularity: str = option(
         "tensor",
         choices=GRANULARITIES,
@@ -40,7 +42,7 @@ class ConceptPreservingOptions(TrainingOptions):
         help="constant (as the paper), or a cosine from lr to zero, which damps the last "
         "oscillations of the adversarial game",
     )
-    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW")
+    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW", at_most=100)
     start: str = option(
         "base",
         choices=("base", "closed_form"),
@@ -51,6 +53,7 @@ class ConceptPreservingOptions(TrainingOptions):
         0,
         at_least=0,
         help="for a closed-form start: the pairs that also count before and after a relearn prompt",
+        at_most=10_000,
     )
     detach_first_token: bool = option(
         False, help="give the first text token's key and value no gradient, as the reference does"

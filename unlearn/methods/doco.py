@@ -24,10 +24,10 @@ class DoCoOptions(ConceptPreservingOptions):
     """Hold the options of `DoCo`."""
 
     discriminator_lr: float = option(
-        5e-4, at_least=0, help="learning rate of the discriminator (Adam 0.5, 0.999)"
+        5e-4, at_least=0, help="learning rate of the discriminator (Adam 0.5, 0.999)", at_most=100
     )
     warmup_steps: int = option(
-        100, at_least=0, help="first steps, in which the discriminator alone trains"
+        100, at_least=0, help="first steps, in which the discriminator alone trains", at_most=10**8
     )
     discriminator_input: str = option(
         "x0",
@@ -35,7 +35,7 @@ class DoCoOptions(ConceptPreservingOptions):
         help="what the discriminator sees: x̂0 (as the paper), or x̂0 times the share of x0 in z_t",
     )
     discriminator_channels: int = option(
-        64, at_least=1, help="channels of the discriminator's first block"
+        64, at_least=1, help="channels of the discriminator's first block", at_most=1024
     )
 
 

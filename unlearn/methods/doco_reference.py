@@ -34,22 +34,27 @@ class DoCoReferenceOptions(TrainingOptions):
     detach_first_token: ClassVar[bool] = True
     discriminator_input: ClassVar[str] = "x0"
 
-    lr: float = option(1e-4, at_least=0, help="learning rate of the keys and values (AdamW)")
+    lr: float = option(
+        1e-4, at_least=0, help="learning rate of the keys and values (AdamW)", at_most=100
+    )
     discriminator_lr: float = option(
-        5e-4, at_least=0, help="learning rate of the discriminator (Adam 0.5, 0.999)"
+        5e-4, at_least=0, help="learning rate of the discriminator (Adam 0.5, 0.999)", at_most=100
     )
     warmup_steps: int = option(
-        100, at_least=0, help="first steps, and one more, in which the discriminator alone trains"
+        100,
+        at_least=0,
+        help="first steps, and one more, in which the discriminator alone trains",
+        at_most=10**8,
     )
-    strength: float = option(1.0, at_least=0, help="λ of the surgery")
+    strength: float = option(1.0, at_least=0, help="λ of the surgery", at_most=1000)
     surgery: str = option(
         "gradient",
         choices=("gradient", "weighted_sum"),
         help="correct the gradient, or train on the one loss L_u + 0.1 L_r",
     )
-    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW")
+    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW", at_most=100)
     discriminator_channels: int = option(
-        64, at_least=1, help="channels of the discriminator's first block"
+        64, at_least=1, help="channels of the discriminator's first block", at_most=1024
     )
 
 

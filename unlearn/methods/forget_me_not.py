@@ -26,8 +26,8 @@ from unlearn.utils.options import option
 class ForgetMeNotOptions(TrainingOptions):
     """Hold the options of `ForgetMeNot`."""
 
-    lr: float = option(2e-6, at_least=0, help="learning rate (AdamW)")
-    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW")
+    lr: float = option(2e-6, at_least=0, help="learning rate (AdamW)", at_most=100)
+    weight_decay: float = option(1e-2, at_least=0, help="weight decay of AdamW", at_most=100)
 
 
 def token_positions(pipe: DiffusionPipeline, words: list[str], prompt: str) -> Tensor:

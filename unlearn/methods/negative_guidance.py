@@ -24,12 +24,17 @@ from unlearn.utils.options import option
 class NegativeGuidanceOptions(TrainingOptions):
     """Hold the options of `NegativeGuidance`."""
 
-    lr: float = option(1e-5, at_least=0, help="learning rate")
-    eta: float = option(1.0, at_least=0, help="η of the negative guidance")
+    lr: float = option(1e-5, at_least=0, help="learning rate", at_most=100)
+    eta: float = option(1.0, at_least=0, help="η of the negative guidance", at_most=1000)
     guidance_scale: float = option(
-        3.0, at_least=0, help="scale of classifier-free guidance that draws the latents"
+        3.0,
+        at_least=0,
+        help="scale of classifier-free guidance that draws the latents",
+        at_most=1000,
     )
-    num_inference_steps: int = option(50, at_least=1, help="steps of DDIM that draw the latents")
+    num_inference_steps: int = option(
+        50, at_least=1, help="steps of DDIM that draw the latents", at_most=1000
+    )
 
 
 @torch.no_grad()

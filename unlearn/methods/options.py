@@ -21,9 +21,9 @@ class MethodOptions:
 class TrainingOptions(MethodOptions):
     """Hold the options that every trained method has."""
 
-    lr: float = option(1e-5, at_least=0, help="learning rate")
+    lr: float = option(1e-5, at_least=0, help="learning rate", at_most=100)
     accumulate_grad_batches: int = option(
-        1, at_least=1, help="batches a step, whose gradients are averaged"
+        1, at_least=1, help="batches a step, whose gradients are averaged", at_most=10_000
     )
 
 

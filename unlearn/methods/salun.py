@@ -23,13 +23,18 @@ from unlearn.utils.options import option
 class SalUnOptions(TrainingOptions):
     """Hold the options of `SalUn`."""
 
-    lr: float = option(1e-5, at_least=0, help="learning rate (Adam)")
-    alpha: float = option(0.1, at_least=0, help="weight of the loss on what must remain")
+    lr: float = option(1e-5, at_least=0, help="learning rate (Adam)", at_most=100)
+    alpha: float = option(
+        0.1, at_least=0, help="weight of the loss on what must remain", at_most=10**6
+    )
     share: float = option(
         0.5, above=0, at_most=1, help="share of the weights that train: the largest gradients'"
     )
     mask_batches: int = option(
-        16, at_least=1, help="batches over which the gradient that chooses the weights is averaged"
+        16,
+        at_least=1,
+        help="batches over which the gradient that chooses the weights is averaged",
+        at_most=10_000,
     )
 
 

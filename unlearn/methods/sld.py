@@ -20,13 +20,20 @@ from unlearn.utils.options import option
 class SLDOptions(MethodOptions):
     """Hold the options of `SLD`; the defaults are the paper's Hyp-Medium."""
 
-    scale: float = option(1000.0, at_least=0, help="s_S, scale of the safety guidance")
-    warmup_steps: int = option(10, at_least=0, help="δ, sampling steps without safety guidance")
-    threshold: float = option(
-        0.01, at_least=0, help="λ, under which the output counts as going towards the targets"
+    scale: float = option(
+        1000.0, at_least=0, help="s_S, scale of the safety guidance", at_most=10**5
     )
-    momentum_scale: float = option(0.3, at_least=0, help="s_m, scale of the momentum")
-    momentum_decay: float = option(0.4, at_least=0, help="β_m, decay of the momentum")
+    warmup_steps: int = option(
+        10, at_least=0, help="δ, sampling steps without safety guidance", at_most=10**8
+    )
+    threshold: float = option(
+        0.01,
+        at_least=0,
+        help="λ, under which the output counts as going towards the targets",
+        at_most=100,
+    )
+    momentum_scale: float = option(0.3, at_least=0, help="s_m, scale of the momentum", at_most=100)
+    momentum_decay: float = option(0.4, at_least=0, help="β_m, decay of the momentum", at_most=1)
 
 
 class SLD(NegativePrompt):

@@ -26,14 +26,23 @@ class SPMOptions(NegativeGuidanceOptions):
     """Hold the options of `SPM`."""
 
     anchoring: float = option(
-        1000.0, at_least=0, help="λ, the weight of the loss that keeps other texts' outputs"
+        1000.0,
+        at_least=0,
+        help="λ, the weight of the loss that keeps other texts' outputs",
+        at_most=10**6,
     )
-    anchors: int = option(4, at_least=1, help="such texts a batch")
+    anchors: int = option(4, at_least=1, help="such texts a batch", at_most=1000)
     lr_warmup_steps: int = option(
-        0, at_least=0, help="first steps, in which the learning rate rises from zero to lr"
+        0,
+        at_least=0,
+        help="first steps, in which the learning rate rises from zero to lr",
+        at_most=10**8,
     )
     lr_cycles: int = option(
-        0, at_least=0, help="cosines from lr to zero in the steps after them; 0: lr is constant"
+        0,
+        at_least=0,
+        help="cosines from lr to zero in the steps after them; 0: lr is constant",
+        at_most=10_000,
     )
 
 

@@ -99,7 +99,9 @@ class UCEOptions(MethodOptions):
         help="what is edited and kept: the last tokens of the bare names (as the paper), or all "
         "tokens of the prompts that other methods train on",
     )
-    regularization: float = option(0.5, above=0, help="λ, which holds the weights where they were")
+    regularization: float = option(
+        0.5, above=0, help="λ, which holds the weights where they were", at_most=10**6
+    )
 
 
 class UCE(UnlearningModule):

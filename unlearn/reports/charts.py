@@ -56,7 +56,8 @@ def axis_limits(lines: Sequence[Line], shares: bool) -> tuple[float, float]:
     """
     values = [y for line in lines for _, y in line.points]
     low, high = (0.0, 1.0) if shares else (min(values), max(values))
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    spread = high - low if high - low > 1e-9 * abs(high) else 0.0  # less cannot be labelled
+    margin = spread * 0.06 or abs(high) * 0.1 or 1.0
     return low - margin, high + margin
 
 

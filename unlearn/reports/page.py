@@ -25,6 +25,7 @@ from unlearn.utils.atomic import write_text
 from unlearn.utils.credentials import hide_secrets, is_secret
 from unlearn.utils.options import option
 
+REPORT_MARK = '<meta name="generator" content="unlearn report">'  # of the template
 COLOURS = 6  # of lines, in the page's style sheet
 CHARTS = {  # groups of charts, and the metrics of each by the beginnings of their names
     "Losses": ("unlearn_loss", "relearn_loss", "discriminator_loss"),
@@ -40,6 +41,7 @@ class ReportOptions:
     """The options of `unlearn report`."""
 
     out: str = option("report.html", help="the page's file")
+    overwrite: bool = option(False, help="replace a file that is no report")
 
 
 def report_runs(paths: Sequence[str], options: ReportOptions) -> Path:
@@ -54,8 +56,7 @@ def report_runs(paths: Sequence[str], options: ReportOptions) -> Path:
     """
 
     out = Path(options.out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"out={options.out}: a file is needed, in a folder that is there")
+    check_output(out, options.overwrite)
     folders = [Path(path) for path in paths]
     names = [folder.resolve().name for folder in folders]
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -65,6 +66,21 @@ def report_runs(paths: Sequence[str], options: ReportOptions) -> Path:
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     write_text(out, hide_secrets(render_page(runs)))
     return out
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse a file that a report must not replace.
+
+    Raises:
+        ValueError: the folder is missing, the path is no plain file, or the file there is no report
+            and `overwrite` is not set.
+    """
+    if not out.parent.is_dir() or (out.exists() and not out.is_file()):
+        raise ValueError(f"out={out}: a file is needed, in a folder that is there")
+    if out.exists() and not overwrite:
+        with out.open("rb") as file:
+            if REPORT_MARK.encode() not in file.read(2000):
+                raise ValueError(f"out={out}: is there already, and no report; overwrite=true")
 
 
 def render_page(runs: Sequence[FinishedRun]) -> str:

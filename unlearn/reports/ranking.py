@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unlearn.config.run_files import read_images
 from unlearn.config.saved import read_saved_config
 from unlearn.evaluation.intervals import Rate
-from unlearn.evaluation.score import SCORE_COLUMNS, column_rate, forget_keep_score, read_images
+from unlearn.evaluation.score import SCORE_COLUMNS, column_rate, forget_keep_score
 from unlearn.reports.comparison import comparable_settings
 from unlearn.sweeps.jobs import read_failure
 from unlearn.training.run_dir import ERROR_FILE

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
-import json
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +11,22 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from unlearn.concepts.prompts import SET_NAMES
+from unlearn.config.run_files import (
+    BudgetRecord,
+    ProtocolResult,
+    Result,
+    read_images,
+    read_metrics,
+    read_result,
+)
 from unlearn.config.saved import load_run_config
 from unlearn.evaluation.pictures import pictured_rows, tile_box
-from unlearn.evaluation.score import read_images
 from unlearn.reports.comparison import comparable_settings
+from unlearn.utils.files import damage_as_value_errors, read_json
 from unlearn.utils.images import read_image
 from unlearn.utils.units import GIB, format_duration
+
+Fact = str | int | float | bool | None  # of environment.json
 
 
 class Tile(NamedTuple):
@@ -64,7 +69,7 @@ class FinishedRun:
     name: str
     folder: Path
     config: dict[str, Any]
-    result: dict[str, Any]
+    result: Result
     anchors: dict[str, str]
     base: str
     unsafe: bool
@@ -72,7 +77,7 @@ class FinishedRun:
     picture: str
     metrics: dict[str, list[tuple[float, float]]]
     environment: dict[str, str]
-    evaluations: list[dict[str, Any]]
+    evaluations: list[ProtocolResult]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,34 +121,10 @@ def read_run(folder: Path, name: str) -> FinishedRun:
         picture="" if tiles else data_uri(picture),
         metrics=read_metrics(folder / "metrics.csv"),
         environment=read_environment(folder),
-        evaluations=[read_json(p) for p in sorted(folder.glob("evaluation/*.json"))],
+        evaluations=[
+            read_json(p, ProtocolResult) for p in sorted(folder.glob("evaluation/*.json"))
+        ],
     )
-
-
-@contextmanager
-def damage_as_value_errors(path: Path) -> Iterator[None]:
-    """Raise a ValueError that names the file in place of any error of reading a damaged file.
-
-    Args:
-        path: the file that the body of the `with` statement reads.
-
-    Raises:
-        ValueError: the body raised an error.
-    """
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, csv.Error) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    with damage_as_value_errors(path):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_environment(folder: Path) -> dict[str, str]:
@@ -154,45 +135,12 @@ def read_environment(folder: Path) -> dict[str, str]:
     """
     facts: dict[str, str] = {}
     if (path := folder / "environment.json").exists():
-        facts |= read_json(path)
+        facts |= {key: str(fact) for key, fact in read_json(path, dict[str, Fact]).items()}
     if (path := folder / "budget.json").exists():
-        budget = read_json(path)
-        with damage_as_value_errors(path):
-            facts[f"time of {budget['count']} steps"] = format_duration(budget["measured"]["steps"])
-            facts["memory at its peak"] = f"{budget['measured']['memory'] / GIB:.1f} GiB"
+        budget = read_json(path, BudgetRecord)
+        facts[f"time of {budget['count']} steps"] = format_duration(budget["measured"]["steps"])
+        facts["memory at its peak"] = f"{budget['measured']['memory'] / GIB:.1f} GiB"
     return facts
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Return the object of a result.json.
-
-    Raises:
-        ValueError: the file is damaged, or lacks what a result of the four prompt sets has.
-    """
-    result = read_json(path)
-    with damage_as_value_errors(path):
-        if result["sets"] and {*result["sets"]} != {*SET_NAMES}:
-            raise ValueError(f"its sets are {[*result['sets']]}, not {[*SET_NAMES]}")
-        result["kind"], result["excluded_prompts"]
-    return result
-
-
-def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Return the points (step, value) of each metric of a metrics.csv; empty without the file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    points: dict[str, list[tuple[float, float]]] = {}
-    if not path.exists():
-        return points
-    with damage_as_value_errors(path), path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            step = float(row.pop("step"))
-            for name, text in row.items():
-                if text and math.isfinite(value := float(text)):
-                    points.setdefault(name, []).append((step, value))
-    return points
 
 
 def data_uri(image: Image.Image) -> str:
@@ -224,9 +172,8 @@ def read_tiles(folder: Path, picture: Image.Image) -> list[Tile]:
     Raises:
         ValueError: images.csv is damaged.
     """
-    tiles = []
-    with damage_as_value_errors(folder / "images.csv"):
-        rows = read_images(folder)
+    tiles, rows = [], read_images(folder)
+    with damage_as_value_errors(folder / "before_after.png"):
         for part in SET_NAMES:
             for column, row in enumerate(pictured_rows([r for r in rows if r["set"] == part])):
                 boxes = [tile_box(picture.width, part, side, column) for side in (0, 1)]

@@ -20,9 +20,11 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from unlearn.evaluation.score import column_rate, forget_keep_score, read_images
+from unlearn.config.run_files import read_images
+from unlearn.evaluation.score import column_rate, forget_keep_score
 from unlearn.sweeps.jobs import read_failure
 from unlearn.utils.atomic import write_text
+from unlearn.utils.files import read_json
 
 TRIAL_FILE = "trial.json"
 OBJECTIVES: dict[str, Any] = {"unseen target": "minimize", "retention": "maximize"}
@@ -102,8 +104,8 @@ class Search:
         if not path.exists():
             return None
         try:
-            params = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            params = read_json(path, dict[str, Any])
+        except ValueError as error:
             raise ValueError(f"{path}: damaged ({error}); delete it to choose anew") from error
         try:
             self.frozen(params, [0.0] * len(OBJECTIVES))

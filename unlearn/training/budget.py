@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from unlearn.concepts.prompts import evaluation_prompts
 from unlearn.config.run_config import RunConfig
-from unlearn.generation.sampling import default_batch_size
+from unlearn.generation.sampling import default_batch_size, image_side
 from unlearn.methods.base import UnlearningModule
 from unlearn.models.pipeline import get_denoiser, pipeline_networks
 from unlearn.training.rehearsal import NetworkPasses, measure_call_cost
@@ -88,6 +88,11 @@ def estimate_run(
         seconds = alone * forward.seconds + with_gradient * trained.seconds
         steps = seconds * left / config.steps
     data, settings = config.data, config.prompt_sets
+    drawn_images = (data.images + data.relearn_images) * bool(left)
+    check_memory(
+        torch.device("cpu"), "hold the images to train on", "lower data.images",
+        drawn_images * image_bytes(pipe),
+    )  # fmt: skip
     image, shown = (
         2 * part.num_inference_steps * forward.seconds + decode.seconds for part in (data, settings)
     )
@@ -96,12 +101,21 @@ def estimate_run(
         * settings.images_per_prompt
         * sum(len(evaluation_prompts(part)) for part in config.trained.members)
     )
+    check_memory(
+        torch.device("cpu"), "hold the evaluation's images",
+        "a lower evaluation.images_per_prompt", judged * image_bytes(pipe),
+    )  # fmt: skip
     return Estimate(
         held + max(drawing, training),
         steps,
         (data.images + data.relearn_images) * image * bool(config.steps),
         judged * shown,
     )
+
+
+def image_bytes(pipe: DiffusionPipeline) -> int:
+    """Return the bytes of one image of the pipeline, uint8."""
+    return 3 * image_side(pipe) ** 2
 
 
 def offloaded_bytes(config: RunConfig, pipe: DiffusionPipeline) -> int:

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from unlearn.training.metrics_file import MetricsFile
 from unlearn.training.signals import SignalHandler
 from unlearn.utils.atomic import atomic_path
-from unlearn.utils.errors import Interrupted, LostRankError, NotFiniteError
+from unlearn.utils.errors import Interrupted, LostRankError, NotFiniteError, RunError
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -30,13 +30,64 @@ def checkpoint_step(checkpoint: Path) -> int:
             if damaged := file.testzip():  # compares all checksums, as torch.load does not
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        check_state(state)
         return int(state["step"])
-    except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        OSError,
+        ValueError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        EOFError,
+    ) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{checkpoint}: damaged, or not a checkpoint of a run ({reason}); without that file "
             "the same command begins at the first step"
         ) from error
+
+
+def check_state(state: Any) -> None:
+    """Refuse the content of a checkpoint that lacks what a run resumes from.
+
+    Raises:
+        ValueError: the content is refused; says why.
+    """
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}")
+    needed = {"step": int, "metrics": list, "state_dict": dict, "optimizer_states": list,
+              "loops": dict, "epoch": int, "global_step": int}  # fmt: skip
+    for key, kind in needed.items():
+        if not isinstance(state.get(key), kind):
+            raise ValueError(f"{key} is not there, or no {kind.__name__}")
+    if state["step"] < 1 or not all(isinstance(row, dict) for row in state["metrics"]):
+        raise ValueError(f"step={state['step']}, or a row of metrics that is no dictionary")
+
+
+def check_fits(state: dict[str, Any], module: L.LightningModule) -> None:
+    """Refuse the weights of a checkpoint that are not those of the module that goes on.
+
+    Args:
+        state: the content of the checkpoint.
+        module: the method.
+
+    Raises:
+        RunError: a weight is missing, or has another shape.
+    """
+    own = module.state_dict()
+    saved: dict[str, Any] = {"state_dict": own}
+    module.on_save_checkpoint(saved)  # leaves what a checkpoint holds
+    shapes = {name: tuple(weight.shape) for name, weight in saved["state_dict"].items()}
+    found = {name: tuple(getattr(w, "shape", ())) for name, w in state["state_dict"].items()}
+    for name in sorted({*shapes, *found}):
+        if shapes.get(name) != found.get(name):
+            raise RunError(
+                f"the checkpoint does not fit this run: {name} has shape {found.get(name)}, not "
+                f"{shapes.get(name)}; without that file the same command begins at the first step"
+            )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -169,7 +220,12 @@ class Checkpoints(Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore the step and metrics.csv from a checkpoint."""
+        """Restore the step and metrics.csv from a checkpoint.
+
+        Raises:
+            RunError: the checkpoint's weights do not fit the module.
+        """
+        check_fits(checkpoint, module)
         self.step = checkpoint["step"]
         self.metrics.restore(checkpoint["metrics"])
 

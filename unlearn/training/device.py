@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import lightning as L
 import torch
@@ -29,7 +30,13 @@ def claim_device(config: RunConfig) -> None:
     except (MisconfigurationException, ValueError, TypeError) as error:
         given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
         raise ValueError(f"{given}: {' '.join(str(error).split())}") from error
-    if (device := trainer.strategy.root_device).type == "cuda":
+    device = trainer.strategy.root_device
+    if device.type == "cpu" and trainer.num_devices > (os.cpu_count() or 1):
+        raise ValueError(
+            f"trainer.devices={config.trainer.devices}: on the CPU each device is a process, and "
+            f"this machine has {os.cpu_count()} cores"
+        )
+    if device.type == "cuda":
         torch.cuda.set_device(device)
 
 

@@ -22,8 +22,9 @@ from PIL import Image
 
 from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.run_config import RunConfig
+from unlearn.config.run_files import read_images
 from unlearn.evaluation.pictures import pictured_rows
-from unlearn.evaluation.score import column_rate, forget_keep_score, read_images
+from unlearn.evaluation.score import column_rate, forget_keep_score
 from unlearn.evaluation.table import markdown_table
 from unlearn.training.metrics_file import MetricsFile
 from unlearn.utils.checks import check_choice

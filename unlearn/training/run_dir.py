@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from unlearn.config.run_config import RunConfig
+from unlearn.config.run_files import read_result
 from unlearn.config.saved import flatten_keys, read_saved_config
 from unlearn.training.checkpoints import checkpoint_step
 from unlearn.utils.atomic import write_text
@@ -117,8 +117,8 @@ def is_evaluated(run: Path) -> bool:
     if not path.exists():
         return False
     try:
-        hashes = json.loads(path.read_text(encoding="utf-8"))["sha256"]
-    except (ValueError, KeyError, TypeError):
+        hashes = read_result(path)["sha256"]
+    except ValueError:
         hashes = {"result.json": ""}
     for name, expected in hashes.items():
         if not (run / name).exists() or file_sha256(run / name) != expected:

@@ -1,8 +1,9 @@
-"""Write files that are whole or absent, whenever the writing process is killed."""
+"""Write files and folders that are whole or absent, whenever the writing process is killed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, and give the folder that name at the end.
+
+    Where writing fails, nothing is left. An empty folder may be there before.
+
+    Raises:
+        OSError: `path` is a file, or a folder that is not empty.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

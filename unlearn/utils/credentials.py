@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-SECRET = re.compile(r".*(api_?key|token|secret|password)", re.IGNORECASE)
+SECRET = re.compile(  # anywhere in a name; a tokenizer's name holds no secret
+    r"secret|token(?!i)|passw(or)?d|passphrase|credential|(api|access|private)[_-]?key",
+    re.IGNORECASE,
+)
 LEAST_SECRET_LENGTH = 8  # characters: a shorter secret would match parts of ordinary words
 
 
 def is_secret(name: str) -> bool:
     """Tell whether the name of a variable or of a key is one that secrets have."""
-    return bool(SECRET.fullmatch(name))
+    return bool(SECRET.search(name))
 
 
 def environment_secrets() -> dict[str, str]:
@@ -29,7 +32,7 @@ def hide_secrets(text: str) -> str:
 
 
 def check_secrets(config: dict[str, Any]) -> None:
-    """Refuse a config that holds a secret, which would reach config.yaml and dashboards.
+    """Refuse values that hold a secret, which would reach files, the terminal and dashboards.
 
     Raises:
         ValueError: a value holds a secret; the message names the key and the variable.
@@ -40,8 +43,20 @@ def check_secrets(config: dict[str, Any]) -> None:
             if secret in value:
                 raise ValueError(
                     f"{key}: holds the value of the environment variable {name}, which would be "
-                    "written to config.yaml; programs that need it read it from there"
+                    "written to a file or shown; programs that need it read it from there"
                 )
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse a command line that holds a secret.
+
+    Raises:
+        ValueError: an argument holds a secret; the message names its key, or else its place.
+    """
+    for number, argument in enumerate(arguments, 1):
+        key, sign, _ = argument.partition("=")
+        named = sign and hide_secrets(key) == key
+        check_secrets({key.lstrip("+~") if named else f"argument {number}": argument})
 
 
 def nested_values(config: Any, key: str = "") -> Iterator[tuple[str, str]]:

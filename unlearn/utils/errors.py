@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from unlearn.utils.credentials import hide_secrets
@@ -20,6 +24,35 @@ def exit_with_user_error(error: Exception) -> NoReturn:
     """
     print(f"unlearn: {hide_secrets(str(error))}", file=sys.stderr)
     raise SystemExit(2) from error
+
+
+def exit_with_bug(error: BaseException) -> NoReturn:
+    """Write the details of an error that nothing foresaw to a file, and exit with status 1.
+
+    One line on stderr names the error, and the file. The file lies in the working folder, or else
+    among the system's temporary files. Neither the line nor the file holds a secret.
+
+    Raises:
+        SystemExit: always.
+    """
+    name = f"unlearn-error-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.txt"
+    given = " ".join(sys.argv[1:])
+    details = "".join(traceback.format_exception(error))
+    for folder in (Path(), Path(tempfile.gettempdir())):
+        try:
+            path = folder / name
+            path.write_text(hide_secrets(f"unlearn {given}\n\n{details}"), encoding="utf-8")
+            break
+        except (OSError, ValueError):
+            path = None
+    reason = " ".join(str(error).split())[:200]
+    where = f"{path} has the details" if path else "no file could be written with the details"
+    print(
+        f"unlearn: {type(error).__name__}: {hide_secrets(reason)}: an error that nothing foresaw; "
+        f"{where}. Please report it with that file, as CONTRIBUTING.md says",
+        file=sys.stderr,
+    )
+    raise SystemExit(1) from error
 
 
 class RunError(RuntimeError):
@@ -50,7 +83,7 @@ class NotFiniteError(RunError):
 
 
 class Interrupted(SystemExit):
-    """An exit after SIGTERM or Ctrl-C, with the shells' status: 128 + the signal's number."""
+    """An exit after a signal, with the shells' status: 128 + the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)

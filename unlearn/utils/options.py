@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any
 
@@ -55,6 +55,18 @@ def check_options(options: Any, section: str = "") -> None:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             bounds = {name: about.get(name) for name in ("at_least", "above", "at_most")}
             check_number(key, value, **bounds)
+        elif isinstance(value, dict | list):
+            for inner, number in nested_numbers(value, key):
+                check_number(inner, number)
+
+
+def nested_numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    """Yield each number of nested dictionaries and lists after its dotted key."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from nested_numbers(inner, f"{key}.{name}")
+    elif isinstance(value, int | float):
+        yield key, value
 
 
 def allowed_values(each: Field[Any]) -> str:

@@ -19,6 +19,7 @@ from unlearn.methods.registry import METHODS, method_for
 from unlearn.models.pipeline import pipeline_networks
 from unlearn.utils.atomic import atomic_path
 from unlearn.utils.checks import check_choice
+from unlearn.utils.errors import RunError
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,7 +27,17 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def save_unlearned(
     weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str], part: str = "unet"
 ) -> None:
-    """Write the changed weights of a part; `metadata` names base, concept and method."""
+    """Write the changed weights of a part; `metadata` names base, concept and method.
+
+    Raises:
+        RunError: a weight is not finite; nothing is written.
+    """
+    try:
+        check_finite(weights, path)
+    except ValueError as error:
+        raise RunError(
+            f"{error}; nothing is written. Lower method.lr or method.strength"
+        ) from error
     write_safetensors({f"{part}.{k}": v for k, v in weights.items()}, path, metadata)
 
 

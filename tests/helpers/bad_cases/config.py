@@ -34,7 +34,7 @@ CASES = [
     train("steps=ten", r"steps: Value 'ten' of type 'str' could not be converted to Integer"),
     train("steps=", r"steps: Value '' of type 'str'"),
     train("method.lr=fast", r"method\.lr: Value 'fast'"),
-    train("method.lr=nan", r"method\.lr=nan: a finite number of at least 0 is needed"),
+    train("method.lr=nan", r"method\.lr=nan: a finite number of at least 0 and at most 100"),
     train("method.strength=-1", r"method\.strength=-1\.0: a finite number"),
     train("model.guidance_scale=inf", r"model\.guidance_scale=inf: a finite number"),
     train("batch_size=0", r"batch_size=0: at least 1 and at most 1000000 is needed"),
@@ -43,7 +43,7 @@ CASES = [
         "evaluation.images_per_prompt=0",
         r"images_per_prompt=0: at least 1 and at most 10000 is",
     ),
-    train("evaluation.first_seed=-1", r"evaluation\.first_seed=-1: at least 0 is needed"),
+    train("evaluation.first_seed=-1", r"evaluation\.first_seed=-1: at least 0 and at most"),
     train("seed=-1", r"^unlearn: seed=-1: at least 0 and at most 4294967295 is needed"),
     train("method=uce steps=5", r"steps=5: uce takes none, so steps=0"),
     train(

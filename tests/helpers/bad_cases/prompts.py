@@ -44,7 +44,9 @@ CASES = [
     train("concept.related=[baer]", r"concept\.related='baer' is unknown; .*'bear'"),
     train("concept.synonyms={panda:['']}", r"concept\.synonyms\.panda=\[''\]: an empty word"),
     train("concept.synonyms={pnda:[x]}", r"concept\.synonyms='pnda' is unknown; .*\['panda'\]"),
-    train("concept.synonyms={panda:[mypanda]}", r"'mypanda': contains its target 'panda'"),
+    train("concept.synonyms={panda:[my-PANDA]}", r"'my-PANDA': contains its target 'panda'"),
+    train("concept.synonyms={panda:[two-pandas]}", r"'pandas' is the plural of its target 'panda'"),
+    pack("a dog beside an otter\n", "names the target 'otter' already: 'a dog beside an otter'"),
     train("concept.synonyms={panda:bear}", r"concept\.synonyms\.panda: Value 'bear' \(str\)"),
     train("concept.seen_templates=['{}','a']", r"concept\.seen_templates='a': holds not exactly"),
     train("concept.seen_templates=['{}{x}']", r"concept\.seen_templates='\{\}\{x\}': holds not"),
@@ -71,8 +73,10 @@ CASES = [
     sample("a ☃", r"prompt 'a ☃': the tokenizer does not know \['☃'\]"),
     protocol("caption\na dog\n", r"not of evaluation\.format='csv': no column 'prompt'"),
     protocol(b"prompt\n\xff\n", r"not of evaluation\.format='csv': 'utf-8' codec"),
-    protocol("prompt\n", r"benchmark/coco_30k\.csv: holds no prompts"),
-    protocol("prompt,evaluation_seed\na,x\n", r"invalid literal for int\(\).*'x'"),
+    protocol("prompt\n", r"own\.csv: holds no prompts"),
+    protocol(
+        "prompt,evaluation_seed\na,x\n", r"row 1: evaluation_seed='x': a whole number is needed"
+    ),
     protocol("", r"evaluation\.limit=0: at least 1 and at most", "evaluation.limit=0"),
     protocol("", r"evaluation\.caption='\{x\}': may hold \{word\}", "evaluation.caption='{x}'"),
     Case(

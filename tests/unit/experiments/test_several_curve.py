@@ -13,8 +13,8 @@ from experiments.several.run import pool_job
 from experiments.table2.run import SMOKE
 from unlearn.config.compose import compose, embedded_concepts
 from unlearn.config.parse import parse_config
+from unlearn.config.run_files import read_images
 from unlearn.config.saved import load_run_config
-from unlearn.evaluation.score import read_images
 from unlearn.sweeps.jobs import train_overrides
 
 FLAGS = ["base_right", "unlearned_right"]

@@ -114,7 +114,7 @@ def test_nothing_is_fetched(finished: Path, page_of: Callable[..., Page]) -> Non
     assert all(place.startswith(("data:", "#")) for place in places)
     assert not {"iframe", "object", "embed", "base", "form"} & {*page.tags}
     assert not re.search(r"@import|url\(", page.source)
-    assert page.of("meta", "content")[2].startswith("default-src 'none'; img-src data:;")
+    assert page.of("meta", "content")[3].startswith("default-src 'none'; img-src data:;")
 
 
 def test_hostile_text_stays_text(
