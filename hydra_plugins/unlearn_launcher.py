@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from unlearn.config.jobs import compose_job
 from unlearn.config.schema import PoolOptions
+from unlearn.config.sections import parse_section
 from unlearn.sweeps.jobs import keep_error, read_failure
 from unlearn.sweeps.pool import PoolJob, run_jobs
-from unlearn.utils.options import check_options
 
 
 class PoolLauncher(Launcher):
@@ -36,8 +36,8 @@ class PoolLauncher(Launcher):
     config: DictConfig
 
     def __init__(self, workers: int) -> None:
-        check_options(PoolOptions(workers=workers), "hydra.launcher")
-        self.workers = workers
+        options = parse_section({"workers": workers}, "hydra.launcher", PoolOptions)
+        self.workers = options.workers
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig

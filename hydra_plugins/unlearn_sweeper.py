@@ -21,11 +21,11 @@ from tqdm import tqdm
 from unlearn.config.jobs import check_jobs, compose_job, read_jobs
 from unlearn.config.parse import parse_config
 from unlearn.config.schema import SweeperOptions
+from unlearn.config.sections import parse_section
 from unlearn.reports.sweep import report_sweep
 from unlearn.sweeps.jobs import raise_for_failures
 from unlearn.training.run_dir import read_progress
 from unlearn.utils.errors import exit_with_user_error
-from unlearn.utils.options import check_options
 
 
 class UnlearnSweeper(Sweeper):
@@ -58,9 +58,10 @@ class UnlearnSweeper(Sweeper):
     ) -> None:
         self.trials, self.seed, self.max_batch_size = trials, seed, max_batch_size
         self.params, self.jobs = params or {}, jobs
-        self.options = SweeperOptions(
-            trials=trials, seed=seed, max_batch_size=max_batch_size, params=params, jobs=jobs
-        )
+        self.given = {
+            "trials": trials, "seed": seed, "max_batch_size": max_batch_size, "params": params,
+            "jobs": jobs,
+        }  # fmt: skip
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -80,7 +81,7 @@ class UnlearnSweeper(Sweeper):
 
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         try:
-            check_options(self.options, "hydra.sweeper")
+            parse_section(self.given, "hydra.sweeper", SweeperOptions)
             jobs = [self.parse([*given, *own]) for own in self.read_jobs()]
             if any(o.is_interval_sweep() for job in jobs for o in job):
                 if self.jobs:

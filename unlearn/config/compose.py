@@ -9,7 +9,6 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.config import recipes  # noqa: F401 - registers a resolver
@@ -79,7 +78,7 @@ def split_concept_list(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     if not lists or not isinstance(chosen := lists[-1], list):
         return [], list(overrides)
     names = [str(name) for name in chosen]
-    if not names or not all(isinstance(name, str | QuotedString) for name in chosen):
+    if not names or not all(isinstance(name, str) for name in chosen):
         raise ValueError(
             f"concept=[{','.join(names)}]: at least one concept is needed, and nothing but names"
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -18,7 +19,7 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
-from unlearn.config.search_path import group_choices
+from unlearn.config.search_path import conf_dir, group_choices
 from unlearn.config.sections import Schema, parse_section, resolver_reason
 from unlearn.utils.checks import check_choice, suggest, unknown_key_message
 from unlearn.utils.files import parse_yaml
@@ -34,21 +35,38 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 ENTRIES = r"(logger|callbacks|hydra)\.|evaluation\.concepts\."  # keys that can be taken away
+OPTIONAL = ("experiment", "sweep")  # groups without a choice by default
+NAMES = (str, list, Sweep, type(None))
+GROUP_VALUES = (NAMES[:-1], NAMES)  # of the other groups, and of those
 HYDRA_KEYS = r"hydra\.((launcher|sweeper|callbacks)(\.|$)|searchpath$|mode$)"
 FLAGS = (  # Hydra's options, without --experimental-rerun, which runs code from a pickle
     "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"
 )  # fmt: skip
 
 
-def check_flags(arguments: Iterable[str]) -> None:
-    """Refuse command-line options that are not in `FLAGS`.
+SHOWN = {  # what the options that show something take
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse command-line options that are not in `FLAGS`, and values that they do not take.
 
     Raises:
         ValueError: names the option.
     """
-    for argument in arguments:
-        if argument.startswith("-"):
-            check_choice("option", argument.partition("=")[0], FLAGS)
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if not argument.startswith("-"):
+            continue
+        flag, sign, value = argument.partition("=")
+        check_choice("option", flag, FLAGS)
+        flag = {"-c": "--cfg", "-i": "--info", "-p": "--package"}.get(flag, flag)
+        value = value if sign else following
+        if flag in SHOWN and (sign or flag == "--cfg" or "=" not in following):
+            check_choice(flag, value, SHOWN[flag] if value or flag == "--cfg" else ("",))
+        if flag == "--package" and not value:
+            raise ValueError("--package: the name of a package is needed, such as model")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -60,12 +78,18 @@ def check_overrides(overrides: Sequence[str]) -> None:
         ValueError: names the override, and what is allowed.
         OverrideParseException: an override is not of the form KEY=VALUE.
     """
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if override.is_delete() and "." in key and not re.match(ENTRIES, key):
             raise ValueError(
                 f"~{key}: {key} is missing then; {key}=VALUE sets it, and without the override it "
                 "keeps its default"
+            )
+        if key in groups and not isinstance(override.value(), GROUP_VALUES[key in OPTIONAL]):
+            raise ValueError(
+                f"{override.input_line}: the name of a file of conf/{key} is needed, such as "
+                f"{', '.join(group_choices(key)[:3])}"
             )
         if re.match(r"hydra\.", key) and not re.match(HYDRA_KEYS, key):
             raise ValueError(

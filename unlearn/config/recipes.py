@@ -28,9 +28,11 @@ def find_recipe(folders: Sequence[str], name: str) -> Path:
     Within a folder, the user's own file comes before the package's.
 
     Raises:
-        ValueError: no folder has such a file.
+        ValueError: no folder has such a file, or the folders are no list of names.
     """
-    for folder in folders:
+    if isinstance(folders, str) or not isinstance(folders, Sequence):
+        raise ValueError(f"model.recipes={folders}: a list of folders of conf/recipe is needed")
+    for folder in map(str, folders):
         for conf in reversed(conf_folders()):
             if (path := conf / "recipe" / folder / f"{name}.yaml").is_file():
                 return path

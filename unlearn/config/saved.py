@@ -133,5 +133,5 @@ def flatten_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 def earlier_run_dir(after: str) -> Path:
     """Return the run directory that the key `after` names, by its path or that of its weights."""
-    path = Path(after)
+    path = Path(str(after))
     return path.parent if path.name == WEIGHTS_FILE else path

@@ -7,7 +7,6 @@ import os
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from unlearn.config.run_config import RunConfig
 
@@ -27,7 +26,7 @@ def claim_device(config: RunConfig) -> None:
         trainer = L.Trainer(
             **options, logger=False, enable_checkpointing=False, enable_progress_bar=False
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except Exception as error:  # Lightning has many, of packages that are missing too
         given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
         raise ValueError(f"{given}: {' '.join(str(error).split())}") from error
     device = trainer.strategy.root_device

@@ -61,6 +61,8 @@ def train(config: RunConfig) -> Path:
     """
     run = config.folder
     progress = read_progress(config)
+    if not progress.finished:
+        claim_device(config)
     if config.dry_run:
         print(describe_plan(config, progress))
         return run
@@ -69,7 +71,6 @@ def train(config: RunConfig) -> Path:
     if progress.finished:
         print(f"{run}: finished before, with this configuration; resume=false begins anew")
         return run
-    claim_device(config)
     if torch.cuda.is_available():  # an earlier job of this process may have raised it
         torch.cuda.reset_peak_memory_stats()
     L.seed_everything(config.seed, verbose=False)
