@@ -102,6 +102,8 @@ def read_config(path: Path) -> DictConfig:
     for key in ("concept", "model", "method", "trainer", "evaluation"):
         if not OmegaConf.is_config(config.get(key)):
             raise ValueError(f"{path}: not a run's: it has no section {key!r}")
+    if not isinstance(config.method, DictConfig) or not isinstance(config.method.get("name"), str):
+        raise ValueError(f"{path}: not a run's: it has no method.name")
     return config
 
 

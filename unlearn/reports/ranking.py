@@ -13,6 +13,7 @@ from unlearn.evaluation.score import SCORE_COLUMNS, column_rate, forget_keep_sco
 from unlearn.reports.comparison import comparable_settings
 from unlearn.sweeps.jobs import read_failure
 from unlearn.training.run_dir import ERROR_FILE
+from unlearn.utils.files import damage_as_value_errors
 
 
 class RankedRun(NamedTuple):
@@ -68,7 +69,9 @@ def read_ranked_runs(folders: Sequence[Path]) -> tuple[list[RankedRun], dict[Pat
         try:
             images = read_images(folder)
             rates = {column: column_rate(images, column) for column in SCORE_COLUMNS}
-            settings = comparable_settings(read_saved_config(folder))
+            saved = read_saved_config(folder)
+            with damage_as_value_errors(folder / "config.yaml"):
+                settings = comparable_settings(saved)
             runs.append(RankedRun(folder, settings, rates, forget_keep_score(images)))
         except ValueError as error:
             failed[folder] = str(error)

@@ -22,8 +22,17 @@ def exit_with_user_error(error: Exception) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    print(f"unlearn: {hide_secrets(str(error))}", file=sys.stderr)
+    print(f"unlearn: {printable_line(hide_secrets(str(error)))}", file=sys.stderr)
     raise SystemExit(2) from error
+
+
+def printable_line(text: str) -> str:
+    """Return a text on one line, with escapes in place of what a terminal cannot show.
+
+    A terminal would obey control characters, which a file's name or a value may hold.
+    """
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
 def exit_with_bug(error: BaseException) -> NoReturn:
@@ -45,10 +54,10 @@ def exit_with_bug(error: BaseException) -> NoReturn:
             break
         except (OSError, ValueError):
             path = None
-    reason = " ".join(str(error).split())[:200]
+    reason = printable_line(hide_secrets(str(error)))[:200]
     where = f"{path} has the details" if path else "no file could be written with the details"
     print(
-        f"unlearn: {type(error).__name__}: {hide_secrets(reason)}: an error that nothing foresaw; "
+        f"unlearn: {type(error).__name__}: {reason}: an error that nothing foresaw; "
         f"{where}. Please report it with that file, as CONTRIBUTING.md says",
         file=sys.stderr,
     )

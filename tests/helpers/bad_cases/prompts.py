@@ -77,6 +77,23 @@ CASES = [
     protocol(
         "prompt,evaluation_seed\na,x\n", r"row 1: evaluation_seed='x': a whole number is needed"
     ),
+    protocol("prompt,evaluation_seed\na\n", r"row 1 has not the 2 cells"),
+    protocol("prompt,evaluation_seed\na,1,2\n", r"row 1 has not the 2 cells"),
+    protocol("prompt,evaluation_guidance\na,nan\n", r"row 1: evaluation_guidance=nan: a finite"),
+    protocol("prompt,height,width\na,-8,8\n", r"row 1: height=-8: at least 8 and at most 8192"),
+    protocol("prompt,evaluation_seed\na,-1\n", r"row 1: evaluation_seed=-1: at least 0"),
+    protocol(
+        'prompt,evaluation_seed\n"a,1\nb,2\n', r"line 3: unexpected end of data; a stray quote"
+    ),
+    protocol(
+        'prompt,evaluation_seed\n"a,1\nb,2\nc",3\n', r"row 1 has a cell that holds other rows"
+    ),
+    protocol("prompt,prompt\na,b\n", r"two columns of one name"),
+    protocol("prompt\n\x00\n", r"holds a character NUL"),
+    protocol("prompt,evaluation_seed\n ,1\n", r"row 1 has an empty prompt"),
+    protocol("", r"caption='\{word\.foo\}': may hold", "evaluation.caption='{word.foo}'"),
+    protocol("", r"caption='\{word:>9\}': may hold", "evaluation.caption='{word:>9}'"),
+    protocol("", r"caption='\{': may hold", "evaluation.caption='{'"),
     protocol("", r"evaluation\.limit=0: at least 1 and at most", "evaluation.limit=0"),
     protocol("", r"evaluation\.caption='\{x\}': may hold \{word\}", "evaluation.caption='{x}'"),
     Case(

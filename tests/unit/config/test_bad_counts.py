@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.bad_cases import command_line, config, images, paths, prompts, weights
+from tests.helpers.bad_cases import command_line, config, damaged, images, paths, prompts, weights
 
 MESSAGES = {  # those that each kind's tables expect
     "command line": [case.message for case in command_line.CASES],
     "config": [case.message for case in config.CASES],
+    "damaged": [case.message for case in damaged.CASES],
     "images": [case.message for case in images.CASES],
     "paths": [case.message for case in paths.CASES],
     "prompts": [case.message for case in prompts.CASES],
