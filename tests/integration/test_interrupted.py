@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import resource
+import select
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -110,6 +115,35 @@ def test_a_signal_writes_a_checkpoint_that_the_same_command_goes_on_from(
     whole = unlearn("train", *overrides, cwd=tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
     assert contents(tmp_path / "run") == contents(tmp_path / "whole" / "run")
+
+
+@pytest.mark.slow
+def test_a_lost_terminal_leaves_a_checkpoint(smoke: list[str], tmp_path: Path) -> None:
+    overrides = [*smoke, "steps=1000", "keep_every=0", "checkpoint_every=1000", "run_dir=run"]
+    terminal, inside = pty.openpty()
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
+
+    with subprocess.Popen(
+        [SCRIPT, "train", *overrides], cwd=tmp_path, stdin=inside, stdout=inside, stderr=inside,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=own_terminal,
+    ) as process:  # fmt: skip
+        os.close(inside)
+        reading = threading.Thread(target=drain, args=(terminal, tmp_path / "run" / "metrics.csv"))
+        reading.start()
+        reading.join(timeout=120)
+        os.close(terminal)
+        assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < checkpoint["step"] < 1000
+
+
+def drain(terminal: int, until: Path) -> None:
+    """Read what a terminal shows, until a file is there."""
+    while not until.exists():
+        select.select([terminal], [], [], 0.01)[0] and os.read(terminal, 4096)
 
 
 @pytest.mark.slow

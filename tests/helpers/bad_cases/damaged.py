@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.bad_input import Case, files, train
+from tests.helpers.checkpoints import checkpoint_state
 
 RATE = {"value": 0.5, "low": 0.2, "high": 0.8, "n": 3}
 NONE = {"value": None, "low": None, "high": None, "n": 0}
@@ -98,10 +99,7 @@ RESUME = [
     "evaluation.images_per_prompt=1",
     "run_dir=run",
 ]
-STATE = {
-    "step": 3, "metrics": [], "state_dict": {}, "optimizer_states": [], "loops": {}, "epoch": 0,
-    "global_step": 3,
-}  # fmt: skip
+STATE = checkpoint_state(3)
 CASES = [
     report(r"result\.json: damaged .*Invalid JSON", result="{"),
     report(r"result\.json: damaged ", result="[" * 5000),

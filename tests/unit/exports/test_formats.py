@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unlearn
+from tests.helpers.ranked_runs import RESULT
 from tests.helpers.weights import draw
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
@@ -40,7 +41,7 @@ def make_run(folder: Path, weights: dict[str, Tensor], **metadata: str) -> Path:
     """A finished run on the embedded model, as far as exporting reads it."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config_text(parse_config(compose(["concept=panda"]))))
-    (folder / "result.json").write_text('{"sets": {}}')
+    (folder / "result.json").write_text(json.dumps(RESULT))
     (folder / "before_after.png").touch()
     metadata = {"base": "emoji", "concept": "panda", "method": "doco", **metadata}
     save_unlearned(weights, folder / "unlearned.safetensors", metadata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from tests.helpers.bad_input import write_config
 from tests.helpers.compvis import vae_name
 from tests.helpers.flow import PROMPTS, WITHOUT_T5, draw_one, small
+from tests.helpers.ranked_runs import RESULT
 from unlearn.config.saved import load_run_config
 from unlearn.exports.formats import ExportOptions, export_as
 from unlearn.exports.merge import MergeOptions, merge_runs
@@ -110,7 +112,7 @@ def make_run(base: Path, out: Path) -> tuple[Path, dict[str, Tensor]]:
     """A finished run that changed every weight that trains, and those weights."""
     out.mkdir()
     write_config(out, "concept=snoopy", "model=sd3", f"model.pretrained={base}")
-    (out / "result.json").write_text('{"sets": {}}')
+    (out / "result.json").write_text(json.dumps(RESULT))
     (out / "before_after.png").touch()
     generator, changed = torch.Generator().manual_seed(0), {}
     for name, layer in cross_attention_layers(get_denoiser(load_pipeline(str(base)))).items():

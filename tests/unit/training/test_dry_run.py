@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.helpers.bad_input import NoModel, snapshot
+from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.ranked_runs import RESULT
 from unlearn.cli import main as cli
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
@@ -72,12 +74,12 @@ def test_the_plan_says_how_far_an_earlier_call_came(
     config = parse_config(compose(["concept=panda"]))
     (config.folder / "checkpoints").mkdir(parents=True)
     (config.folder / "config.yaml").write_text(config_text(config))
-    torch.save({"step": 12}, config.folder / "checkpoints" / "last.ckpt")
+    write_checkpoint(config.folder / "checkpoints" / "last.ckpt", 12)
     given = [capsys, monkeypatch, "concept=panda"]
     assert plan(*given)["run_dir"] == "runs/panda-doco-0: goes on after step 12"
     assert plan(*given, "resume=false")["run_dir"] == "runs/panda-doco-0: begins anew"
     (config.folder / "unlearned.safetensors").touch()
-    (config.folder / "result.json").write_text('{"sha256": {}}')
+    (config.folder / "result.json").write_text(json.dumps(RESULT))
     assert plan(*given)["run_dir"] == "runs/panda-doco-0: is finished already"
     with pytest.raises(SystemExit) as ended:
         plan(*given, "method.lr=1e-3")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from tests.helpers.checkpoints import checkpoint_state, write_checkpoint
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.config.run_config import RunConfig
@@ -53,7 +54,7 @@ def test_a_run_goes_on_under_the_same_configuration(config: RunConfig, run: Path
     moved.rename(run)
     (run / "checkpoints").mkdir()
     path = run / "checkpoints" / "last.ckpt"
-    torch.save({"step": 12}, path)
+    write_checkpoint(path, 12)
     assert read_progress(config) == Progress(begun=True, checkpoint=path, step=12)
     (run / "unlearned.safetensors").touch()
     assert read_progress(config) == Progress(begun=True, step=config.steps, trained=True)
@@ -118,7 +119,8 @@ class Code:
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    torch.save({"step": 3, "weights": torch.arange(10000.0)}, path)
+    state = checkpoint_state(3, state_dict={"a": torch.arange(10000.0)})
+    torch.save(state, path)
     assert checkpoint_step(path) == 3
     good = path.read_bytes()
     for place in range(2000, len(good) - 2000, 4999):
@@ -129,7 +131,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         path.write_bytes(good[:size])
         with pytest.raises(ValueError, match=r"last\.ckpt: damaged"):
             checkpoint_step(path)
-    for other in ({"weights": 1}, {"step": 1, "code": Code()}):
+    for other in ({"weights": 1}, state | {"code": Code()}, state | {"metrics": [5]}):
         torch.save(other, path)
         with pytest.raises(ValueError, match=r"or not a checkpoint of a run"):
             checkpoint_step(path)
