@@ -34,7 +34,7 @@ USAGE = """usage: unlearn COMMAND ...
   config       what a key of the configuration means: default and allowed values
   list         the concepts, methods, models, protocols and words that there are
 
-`unlearn COMMAND --help` says more.
+`unlearn COMMAND --help` says more, `unlearn --version` which version this is.
 """
 HELP = {
     "train": """usage: unlearn train [-m] concept=NAME [key=value ...]

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from importlib.metadata import version
 
 from unlearn.cli.help import HELP, USAGE, group_choices_text
 from unlearn.utils.checks import suggest
@@ -34,7 +35,23 @@ def main() -> None:
     A user's error is told in one line on stderr, and the exit status is then 2. An error that
     nothing foresaw is told in one line too, which names a file with the details; the status is 1.
     """
-    arguments = sys.argv[1:]
+    try:
+        run_command(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError as error:  # such as `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from error
+
+
+def run_command(arguments: list[str]) -> None:
+    """Run the command that the arguments name, as `main` says.
+
+    Raises:
+        SystemExit: the command failed.
+    """
+    if arguments == ["--version"]:
+        print(f"unlearn {version('unlearn-diffusion')}")
+        return
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return
@@ -56,6 +73,8 @@ def main() -> None:
     try:
         check_arguments(rest)
         import_module(f"unlearn.cli.{module}").run(rest)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, RunError) as error:
         exit_with_user_error(error)
     except KeyboardInterrupt as error:

@@ -27,7 +27,7 @@ from unlearn.config.search_path import group_choices
 from unlearn.data.training_data import DataOptions
 from unlearn.evaluation.protocol import Calibration, Protocol, ProtocolConcept
 from unlearn.methods.registry import METHODS
-from unlearn.utils.checks import suggest
+from unlearn.utils.checks import in_words, suggest
 from unlearn.utils.options import REQUIRED, allowed_values, default_of
 
 SECTIONS: dict[str, tuple[str, type]] = {  # by key: the section's title, and its schema
@@ -200,7 +200,7 @@ def find_keys(key: str, known: Sequence[KeyInfo]) -> list[KeyInfo]:
     if not found:
         names = [info.key for info in known]
         tails = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
-        hint = f"did you mean {tails}?" if tails else suggest(key, names)
+        hint = f"did you mean {in_words(tails)}?" if tails else suggest(key, names)
         raise ValueError(f"{key}: there is no such key; {hint}")
     return found
 

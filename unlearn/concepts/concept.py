@@ -172,7 +172,10 @@ def build_concept(
     related, unrelated = concept.related, concept.unrelated
     if words:
         known = list(words.styles) if by_style else words.names
-        check_names("concept.targets" if concept.targets else "concept.name", targets, known)
+        try:
+            check_names("concept.targets" if concept.targets else "concept.name", targets, known)
+        except ValueError as error:
+            raise ValueError(f"{error}; Stable Diffusion may know it: add model=sd14") from error
         check_names("anchor.words" if anchor.words else "anchor.name", anchors.values(), known)
         check_names("concept.related", related or [], known)
         check_names("concept.unrelated", unrelated or [], words.names)

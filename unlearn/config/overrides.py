@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from unlearn.config.schema import RunOptions
 from unlearn.config.search_path import conf_dir, group_choices
 from unlearn.config.sections import Schema, parse_section, resolver_reason
 from unlearn.utils.checks import check_choice, suggest, unknown_key_message
@@ -60,6 +63,9 @@ def check_flags(arguments: Sequence[str]) -> None:
         if not argument.startswith("-"):
             continue
         flag, sign, value = argument.partition("=")
+        if flag not in FLAGS and (key := flag.lstrip("-")).partition(".")[0] in known_roots():
+            said = value or ("VALUE" if "=" in following or not following else following)
+            raise ValueError(f"{argument}: a key has no dashes; write {key}={said}")
         check_choice("option", flag, FLAGS)
         flag = {"-c": "--cfg", "-i": "--info", "-p": "--package"}.get(flag, flag)
         value = value if sign else following
@@ -86,7 +92,11 @@ def check_overrides(overrides: Sequence[str]) -> None:
                 f"~{key}: {key} is missing then; {key}=VALUE sets it, and without the override it "
                 "keeps its default"
             )
-        if key in groups and not isinstance(override.value(), GROUP_VALUES[key in OPTIONAL]):
+        if (
+            key in groups
+            and not override.is_delete()
+            and not isinstance(override.value(), GROUP_VALUES[key in OPTIONAL])
+        ):
             raise ValueError(
                 f"{override.input_line}: the name of a file of conf/{key} is needed, such as "
                 f"{', '.join(group_choices(key)[:3])}"
@@ -116,6 +126,12 @@ def parse_options(overrides: Sequence[str], schema: type[Schema]) -> Schema:
             raise ValueError(f"{override}: not of the form KEY=VALUE, with a plain value")
         given[key] = parse_yaml(text, override)
     return parse_section(given, "", schema)
+
+
+def known_roots() -> set[str]:
+    """Return the names of the groups of conf/, and of the keys at the top of conf/train.yaml."""
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    return groups | {each.name for each in fields(RunOptions)}
 
 
 @contextmanager
@@ -154,7 +170,8 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
     """Return one line that says what is wrong with which override, and suggests valid names."""
     if isinstance(error, OverrideParseException):
         reason = one_line(error.message.partition("See https")[0])
-        return f"{error.override}: not of the form KEY=VALUE ({reason})"
+        hint = way_to_type(error.override)
+        return f"{error.override}: not of the form KEY=VALUE ({reason}){hint}"
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, name = str(error.missing_cfg_file).partition("/")
         if known := group_choices(group):
@@ -168,6 +185,24 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
         key = str(cause.full_key)
         return unknown_key_message(key, override_value(key, overrides), known)
     return one_line(str(error).partition("Config search path")[0])
+
+
+def way_to_type(override: str) -> str:
+    """Return what to type in place of an override that does not parse, after a semicolon, or ""."""
+    key, sign, value = override.partition("=")
+    if not sign:
+        groups = ("concept", "model", "method", "experiment")
+        own = [group for group in groups if key in group_choices(group)]
+        return f"; write {own[0]}={key}" if own else ""
+    if value.startswith("~"):
+        return f"; write {key}={Path(value).expanduser()}"
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    quoted = f'{key}="{escaped}"'
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        return ""
+    return f"; as text, write {shlex.quote(quoted)}"
 
 
 def override_value(key: str, overrides: Sequence[str]) -> str:

@@ -59,11 +59,9 @@ class RatePair(TypedDict):
 
 @with_config(MORE)
 class SetRates(TypedDict):
-    """The rates of one of the four prompt sets; `anchor` is of targets, `retention` of the rest."""
+    """The rates that each of the four prompt sets has."""
 
     right: RatePair
-    anchor: NotRequired[RatePair]
-    retention: NotRequired[RatePair]
     object: RatePair
     style: RatePair
     broken: RatePair
@@ -110,7 +108,7 @@ class Result(TypedDict):
     """What result.json holds: see `evaluation.evaluate`."""
 
     concept: str
-    kind: Literal["instance", "style", "unsafe"]
+    kind: str  # of several concepts, such as "instance+style"
     method: str | None
     settings: dict[str, Any]
     excluded_prompts: list[str]

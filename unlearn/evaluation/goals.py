@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from unlearn.evaluation.intervals import Rate
 from unlearn.evaluation.score import TARGET_SETS
@@ -21,77 +21,133 @@ GOALS = (
 )
 
 
-def goal_values(result: dict[str, Any]) -> list[float | None]:
-    """Return the values of the columns of `GOALS` from a run's `result.json`.
+class Measure(NamedTuple):
+    """A run's value for one goal, with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def verdict(measure: Measure, bar: float, more: bool) -> str:
+    """Return "met", "not met" or "undecided" for a measure and its bar.
+
+    A goal is met where the whole interval lies on the good side of the bar, the bar included. It is
+    not met where the whole interval lies beyond the bar. Otherwise the images are too few to tell.
+    Of equal shares, more images only turn "undecided" into one of the other two.
+
+    Args:
+        measure: the value and its interval.
+        bar: the goal's bar.
+        more: whether a larger value is better.
+    """
+    if measure.low >= bar if more else measure.high <= bar:
+        return "met"
+    return "not met" if (measure.high < bar if more else measure.low > bar) else "undecided"
+
+
+def goal_values(result: Mapping[str, Any]) -> list[float | None]:
+    """Return the values of `goal_measures`."""
+    return [measure and measure.value for measure in goal_measures(result)]
+
+
+def goal_measures(result: Mapping[str, Any]) -> list[Measure | None]:
+    """Return the measures of the columns of `GOALS` from a run's `result.json`.
 
     "anchor" covers concepts that are no style, and "object below base" covers styles. Both are over
-    the two target sets. "broken above base" is the worst of the four sets. A value is None where
-    nothing was measured.
+    the two target sets. "broken above base" is the worst of the four sets. A measure is None where
+    nothing was measured. The interval of a difference goes from the least to the largest difference
+    of the two intervals' ends.
     """
     sets, concepts = result["sets"], list(result.get("concepts", {"": result}).values())
     styles = [own for own in concepts if own["kind"] == "style"]
-    before, after = (anchor_rate(styles, side) for side in ("base", "unlearned"))
-
-    def share(name: str, metric: str) -> float | None:
-        value: float | None = sets[name][metric]["unlearned"]["value"]
-        return value
-
-    broken = [row["broken"] for row in sets.values()]
-    rises = [b["unlearned"]["value"] - b["base"]["value"] for b in broken if b["base"]["n"]]
+    before, after = (anchor_measure(styles, side) for side in ("base", "unlearned"))
+    broken = [row["broken"] for row in sets.values() if row["broken"]["base"]["n"]]
+    rises = [difference(measure_of(pair["unlearned"]), measure_of(pair["base"])) for pair in broken]
     return [
-        share("seen_target", "right"),
-        share("unseen_target", "right"),
-        anchor_rate([own for own in concepts if own["kind"] != "style"], "unlearned"),
-        None if before is None or after is None else before - after,
-        max(rises, default=None),
-        share("unrelated", "retention"),
-        share("related", "retention"),
+        measure_of(sets["seen_target"]["right"]["unlearned"]),
+        measure_of(sets["unseen_target"]["right"]["unlearned"]),
+        anchor_measure([own for own in concepts if own["kind"] != "style"], "unlearned"),
+        difference(before, after),
+        Measure(*(max(ends) for ends in zip(*filter(None, rises), strict=True))) if rises else None,
+        measure_of(sets["unrelated"]["retention"]["unlearned"]),
+        measure_of(sets["related"]["retention"]["unlearned"]),
     ]
 
 
-def anchor_rate(results: Iterable[dict[str, Any]], side: str) -> float | None:
+def measure_of(rate: Mapping[str, Any]) -> Measure | None:
+    """Return a rate of result.json as a measure, or None where no image counts."""
+    return Measure(rate["value"], rate["low"], rate["high"]) if rate["n"] else None
+
+
+def difference(one: Measure | None, other: Measure | None) -> Measure | None:
+    """Return a difference of two measures, or None where one of them is None."""
+    if one is None or other is None:
+        return None
+    return Measure(one.value - other.value, one.low - other.high, one.high - other.low)
+
+
+def anchor_measure(results: Iterable[Mapping[str, Any]], side: str) -> Measure | None:
     """Return the share of images that show the anchor, or for a style the prompt's object.
 
-    The share is over both target sets of the results, and None where no image counts.
+    The share, and each end of its interval, is the mean over both target sets of the results,
+    weighted by their images. It is None where no image counts.
 
     Args:
         results: the results of some concepts.
         side: "base" or "unlearned".
     """
     cells = [own["sets"][name]["anchor"][side] for own in results for name in TARGET_SETS]
-    n = sum(cell["n"] for cell in cells)
-    return sum(cell["n"] * cell["value"] for cell in cells if cell["n"]) / n if n else None
+    counted = [cell for cell in cells if cell["n"]]
+    n = sum(cell["n"] for cell in counted)
+    ends = ("value", "low", "high")
+    return Measure(*(sum(c["n"] * c[end] for c in counted) / n for end in ends)) if n else None
 
 
-def describe_outcome(result: dict[str, Any]) -> dict[str, Any]:
+def describe_outcome(result: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a run's `result.json` in words, and by the goals that it misses.
 
-    What was not measured misses no goal. Without one of the target sets, or without both
-    retentions, no outcome is good.
+    What was not measured misses no goal. The target counts as forgotten where the goal of the
+    unseen prompts is met, and that of the seen prompts is not missed.
 
     Returns:
-        "head", a headline; "text", a paragraph; "missed", the missed goals as text; "good", whether
-        all was measured and no goal is missed.
+        "head", a headline; "text", a paragraph; "missed" and "undecided", those goals as text;
+        "verdict": "met" where all was measured and every goal is met, "not met" where one is
+        missed, else "undecided".
     """
     if not result["sets"]:
-        return {"head": "Not judged", "text": "", "missed": [], "good": False}
-    values = goal_values(result)
-    missed = [
-        f"{name} {value:.0%} (bar: {'≥' if more else '≤'} {bar:.0%})"
-        for value, (name, bar, more) in zip(values, GOALS, strict=True)
-        if value is not None and (value < bar if more else value > bar)
-    ]
-    seen, unseen, *_, unrelated, related = values
-    anchor = anchor_rate([result], "unlearned")
+        return {
+            "head": "Not judged", "text": "", "missed": [], "undecided": [], "verdict": "undecided"
+        }  # fmt: skip
+    measures = goal_measures(result)
+    by_verdict: dict[str, list[str]] = {"met": [], "not met": [], "undecided": []}
+    verdicts = []
+    for measure, (name, bar, more) in zip(measures, GOALS, strict=True):
+        said = "met" if measure is None else verdict(measure, bar, more)
+        verdicts.append(said)
+        if measure is not None:
+            interval = f"{measure.value:.0%} [{measure.low:.0%}, {measure.high:.0%}]"
+            by_verdict[said].append(f"{name} {interval} (bar: {'≥' if more else '≤'} {bar:.0%})")
+    missed, undecided = by_verdict["not met"], by_verdict["undecided"]
+    seen, unseen, *_, unrelated, related = measures
+    anchor = anchor_measure([result], "unlearned")
+    kept_measured = not (unrelated is None and related is None)
     if seen is None or unseen is None:
         head = "No target prompt counts: the base model obeys none"
-    elif seen > GOALS[0][1] or unseen > GOALS[1][1]:
+    elif "not met" in verdicts[:2]:
         head = "Not forgotten"
-    elif unrelated is None and related is None:
+    elif verdicts[1] == "undecided":
+        head = "Undecided: too few images to tell whether the target is forgotten"
+    elif not kept_measured:
         head = "Forgotten; what is kept was not measured"
+    elif missed:
+        head = "Forgotten, with a cost"
+    elif undecided:
+        head = f"Forgotten; too few images to decide {len(undecided)} of the goals"
     else:
-        head = "Forgotten, with a cost" if missed else "Forgotten, and the rest kept"
-    measured = None not in (seen, unseen) and (unrelated, related) != (None, None)
+        head = "Forgotten, and the rest kept"
+    measured = seen is not None and unseen is not None and kept_measured
+    overall = "not met" if missed else "met" if measured and not undecided else "undecided"
 
     def rate(name: str, metric: str) -> str:
         pair = {side: Rate(**cell) for side, cell in result["sets"][name][metric].items()}
@@ -102,9 +158,11 @@ def describe_outcome(result: dict[str, Any]) -> dict[str, Any]:
         f"unlearning saw and on {rate('unseen_target', 'right')} of those that it never saw"
     )
     shown = "the prompt's object" if result["kind"] == "style" else "the anchor instead"
-    text += "." if anchor is None else f"; {anchor:.0%} of these images show {shown}."
-    kept = [f"{v:.0%} of the {n}" for v, n in ((related, "related"), (unrelated, "unrelated"))
-            if v is not None]  # fmt: skip
+    text += "." if anchor is None else f"; {anchor.value:.0%} of these images show {shown}."
+    kept = [f"{m.value:.0%} of the {n}" for m, n in ((related, "related"), (unrelated, "unrelated"))
+            if m is not None]  # fmt: skip
     if kept:
         text += f" Of what the base model drew right, {' and '.join(kept)} images are still right."
-    return {"head": head, "text": text, "missed": missed, "good": measured and not missed}
+    return {
+        "head": head, "text": text, "missed": missed, "undecided": undecided, "verdict": overall
+    }  # fmt: skip

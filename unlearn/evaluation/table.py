@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from unlearn.evaluation.intervals import Rate
@@ -9,7 +10,7 @@ from unlearn.evaluation.intervals import Rate
 TABLE_COLUMNS = ("right", "anchor", "retention", "object", "style", "broken")
 
 
-def markdown_table(result: dict[str, Any]) -> str:
+def markdown_table(result: Mapping[str, Any]) -> str:
     """Return the four sets as a Markdown table; a cell is base → unlearned [95 % interval].
 
     With several concepts, the table has the sets of each and of all. A cell is empty where nothing

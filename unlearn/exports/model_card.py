@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearn.concepts.concept import Concept
@@ -48,7 +48,7 @@ Made with `unlearn`; the run's configuration is `config.yaml`.
 
 
 def model_card(
-    config: ModelConfig, concept: Concept, result: dict[str, Any], absent: Sequence[str] = ()
+    config: ModelConfig, concept: Concept, result: Mapping[str, Any], absent: Sequence[str] = ()
 ) -> str:
     """Return the model card of an exported run, in Markdown.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from unlearn.concepts.prompts import SET_NAMES
-from unlearn.evaluation.goals import GOALS, describe_outcome, goal_values
+from unlearn.evaluation.goals import GOALS, describe_outcome, goal_measures, verdict
 from unlearn.evaluation.intervals import Rate
 from unlearn.evaluation.run_protocol import PROTOCOL_COLUMNS as PUBLISHED
 from unlearn.evaluation.run_protocol import protocol_table_rows
@@ -120,13 +120,13 @@ def render_page(runs: Sequence[FinishedRun]) -> str:
     )
 
 
-def goal_scores(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a run's measures, and whether each meets its goal; empty for a run without a judge."""
+def goal_scores(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a run's measures and their verdicts; empty for a run without a judge."""
     if not result["sets"]:
         return []
     return [
-        {"value": value, "met": value is None or (value >= bar if more else value <= bar)}
-        for value, (_, bar, more) in zip(goal_values(result), GOALS, strict=True)
+        {"measure": measure, "verdict": measure and verdict(measure, bar, more)}
+        for measure, (_, bar, more) in zip(goal_measures(result), GOALS, strict=True)
     ]
 
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from unlearn.utils.credentials import is_secret
+
+MOST_NAMED = 8  # names in a message where none is like the one given
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
     """Return a question that suggests the valid names most like `name`.
 
-    Where no valid name is like `name`, the question suggests the first valid ones.
+    Where no valid name is like `name`, return a sentence with the first valid ones.
     """
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known[:8])
-    return f"did you mean one of {near}?"
+    if near := difflib.get_close_matches(name, known, n=3, cutoff=0.4):
+        return f"did you mean {in_words(near)}?"
+    more = ", and more" if len(known) > MOST_NAMED else ""
+    return f"there are {in_words(known[:MOST_NAMED], 'and')}{more}" if known else "there is none"
+
+
+def in_words(names: Iterable[str], joint: str = "or") -> str:
+    """Return names in quotes, with commas and a word between them: 'a', 'b' or 'c'."""
+    *first, last = [repr(str(name)) for name in names]
+    return f"{', '.join(first)} {joint} {last}" if first else last
 
 
 def check_choice(key: str, value: str, known: Sequence[str]) -> None:

@@ -6,14 +6,14 @@ from tests.helpers.bad_input import train
 
 CASES = [
     train("concept=pandaa", r"^unlearn: concept=pandaa: no such file of conf/concept; .*'panda'"),
-    train("anchor=bearr", r"anchor=bearr: no such file of conf/anchor; .*\['bear'"),
-    train("method=docco", r"method=docco: no such file of conf/method; .*\['doco'"),
+    train("anchor=bearr", r"anchor=bearr: no such file of conf/anchor; .*'bear'"),
+    train("method=docco", r"method=docco: no such file of conf/method; .*'doco'"),
     train("model=sd144", r"model=sd144: no such file of conf/model; .*'sd14'"),
-    train("logger=csvv", r"logger=csvv: no such file of conf/logger; .*\['csv'\]"),
-    train("concept=[panda,rabit]", r"concept=rabit: no such file of conf/concept; .*\['rabbit'"),
-    train("method.lrr=1", r"method\.lrr=1: there is no such key; did you mean one of \['lr'"),
-    train("methd=esd", r"methd=esd: there is no such key; did you mean one of \['method'"),
-    train("+stepz=9", r"stepz=9: there is no such key; did you mean one of \['steps'"),
+    train("logger=csvv", r"logger=csvv: no such file of conf/logger; .*'csv'"),
+    train("concept=[panda,rabit]", r"concept=rabit: no such file of conf/concept; .*'rabbit'"),
+    train("method.lrr=1", r"method\.lrr=1: there is no such key; did you mean 'lr'"),
+    train("methd=esd", r"methd=esd: there is no such key; did you mean 'method'"),
+    train("+stepz=9", r"stepz=9: there is no such key; did you mean 'steps'"),
     train("+trainer.device=2", r"trainer\.device=2: there is no such key; .*'devices'"),
     train("trainer.max_epochs=3", r"trainer\.max_epochs=3: there is no such key"),
     train("+trainer.max_steps=3", r"trainer\.max_steps=3: there is no such key"),
@@ -49,8 +49,8 @@ CASES = [
     train(
         "steps=100 method.warmup_steps=100", r"steps=100: the first 100 \(method\.warmup_steps\)"
     ),
-    train("method.surgery=updat", r"method\.surgery='updat' is unknown; .*\['update'"),
-    train("method=esd method.trained=y", r"method\.trained='y' is unknown; .*\['x', 'u'\]"),
+    train("method.surgery=updat", r"method\.surgery='updat' is unknown; .*'update'"),
+    train("method=esd method.trained=y", r"method\.trained='y' is unknown; .*'x' (or|and) 'u'"),
     train("logger=wandb logger.wandb.mode=of", r"logger\.wandb\.mode='of' is unknown; .*'offline'"),
     train(
         "+logger.x.mode=online",
@@ -63,7 +63,7 @@ CASES = [
     train("+callbacks.x._target_=no.Where", r"callbacks\.x\._target_=no\.Where: .*no\.Where"),
     train("method.recipe=doko", r"method\.recipe='doko': there is no such file in conf/recipe"),
     train("dry_run=perhaps", r"dry_run: Value 'perhaps' is not a valid bool"),
-    train("concept.kind=instanse", r"concept\.kind='instanse' is unknown; .*\['instance'"),
+    train("concept.kind=instanse", r"concept\.kind='instanse' is unknown; .*'instance'"),
     train("concept.targets=[pnda]", r"concept\.targets='pnda' is unknown; .*'panda'"),
     train("concept.targets=[]", r"concept\.targets=\[\]: at least one target is needed"),
     train("concept.name=", r"concept\.name='': a name begins with a letter or digit"),

@@ -76,7 +76,7 @@ FILES = [
     tensors("whole numbers", r"is of torch\.int64, .*allowed are dense", weight=FITS.long()),
     tensors("complex numbers", r"is of torch\.complex64", weight=FITS.to(torch.complex64)),
     tensors("8-bit floats", r"is of torch\.float8_e4m3fn", weight=FITS.to(torch.float8_e4m3fn)),
-    acting("an unknown method", r"method='spn' is unknown; .*\['spm'", "spn", "{}"),
+    acting("an unknown method", r"method='spn' is unknown; .*'spm'", "spn", "{}"),
     acting("a method of weights alone", "method='doco' is unknown", "doco", '{"text": "x"}'),
     acting("options that are no JSON", "at_inference is no dictionary", "sld", "{"),
     acting("options that are a list", "at_inference is no dictionary", "sld", "[1]"),

@@ -90,8 +90,8 @@ def test_without_a_key_all_are_printed(capsys: pytest.CaptureFixture[str]) -> No
     ("arguments", "message"),
     [
         (["method.lrr"], r"method\.lrr: there is no such key; did you mean .*'method\.lr'"),
-        (["images"], r"images: there is no such key; did you mean \['data\.images'\]"),
-        (["lr"], r"lr: there is no such key; did you mean \['method\.lr'\]"),
+        (["images"], r"images: there is no such key; did you mean 'data\.images'"),
+        (["lr"], r"lr: there is no such key; did you mean 'method\.lr'"),
         (["data.images", "steps"], r"usage: unlearn config \[KEY\] \[overrides\]"),
         (["steps", "method=esdd"], r"method=esdd: no such file of conf/method; .*'esd'"),
         (["method.eta"], r"method\.eta: there is no such key"),

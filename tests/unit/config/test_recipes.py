@@ -81,7 +81,7 @@ def test_a_recipe_that_changes_is_read_again(shipped: Path) -> None:
 
 def test_an_unknown_recipe_names_the_nearest(shipped: Path) -> None:
     write(shipped, a__doco="instance: {lr: 1}", a__child="from: a/nowhere")
-    message = r"^method\.recipe='doko': .* conf/recipe of model\.recipes=\['a'\]; .*\['doco'\]"
+    message = r"^method\.recipe='doko': .* conf/recipe of model\.recipes=\['a'\]; .*'doco'"
     with pytest.raises(ValueError, match=message):
         read_recipe(["a"], "doko")
     with pytest.raises(ValueError, match=r"^method\.recipe='nowhere': there is no such file"):

@@ -9,7 +9,8 @@ from unlearn.evaluation.goals import goal_values
 
 
 def cell(base: float, unlearned: float, n: int = 10) -> dict[str, dict[str, float]]:
-    return {"base": {"value": base, "n": n}, "unlearned": {"value": unlearned, "n": n}}
+    sides = {"base": base, "unlearned": unlearned}
+    return {k: {"value": v, "low": v, "high": v, "n": n} for k, v in sides.items()}
 
 
 def make_result() -> dict[str, object]:

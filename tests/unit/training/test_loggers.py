@@ -88,9 +88,9 @@ def test_overrides_alone_add_a_logger_and_callbacks(smoke: list[str], tmp_path: 
     ("overrides", "message"),
     [
         ([f"+logger.a._target_={LOGGERS}.CSVLogger", "+logger.a.nam=x"],
-         r"logger\.a\.nam=x: there is no such key; did you mean one of \['name'"),
+         r"logger\.a\.nam=x: there is no such key; did you mean 'name'"),
         ([f"+callbacks.a._target_={CALLBACKS}.Timer", "+callbacks.a.durtion=1"],
-         r"callbacks\.a\.durtion=1: there is no such key; did you mean one of \['duration'"),
+         r"callbacks\.a\.durtion=1: there is no such key; did you mean 'duration'"),
     ],
 )  # fmt: skip
 def test_what_a_class_does_not_take_is_refused_before_any_work(
