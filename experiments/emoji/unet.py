@@ -115,3 +115,9 @@ class UNetStage(LatentStage):
             requires_safety_checker=False,
         )
         pipe.to(dtype=torch.float16).save_pretrained(folder)
+        # transformers would load the stored type, where diffusers loads fp32
+        config = folder / "text_encoder" / "config.json"
+        text = config.read_text(encoding="utf-8")
+        config.write_text(
+            text.replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8"
+        )
