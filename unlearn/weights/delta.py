@@ -221,6 +221,23 @@ def check_base_model(path: Path, base: str) -> None:
         raise ValueError(f"{path}: made for the base model {own!r}; its config.yaml says {base!r}")
 
 
+def check_base_name(metadata: Mapping[str, str], base: str, path: Path) -> None:
+    """Refuse a file of ours whose metadata names another base model.
+
+    The last word of a path or hub id counts, so that a downloaded copy is the same model.
+
+    Raises:
+        ValueError: the base models differ.
+    """
+    own = metadata.get("base", base)
+    random = own.startswith("random:") != base.startswith("random:")
+    if random or Path(own).name != Path(base).name:
+        raise ValueError(
+            f"{path}: made for the base model {own!r}; the base model here is {base!r} "
+            "(model.pretrained)"
+        )
+
+
 def inference_method(
     pipe: DiffusionPipeline, metadata: Mapping[str, str], path: str | os.PathLike[str]
 ) -> tuple[type[UnlearningModule], dict[str, Any]]:

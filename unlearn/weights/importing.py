@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from unlearn.models.pipeline import DENOISERS, denoiser_name, get_denoiser, load_pipeline
 from unlearn.weights.adapters import load_adapter
-from unlearn.weights.delta import check_finite, copy_weights, load_unlearned, read_tensors
+from unlearn.weights.delta import (
+    check_base_name,
+    check_finite,
+    copy_weights,
+    load_unlearned,
+    read_tensors,
+)
 from unlearn.weights.lora_names import is_adapter
 from unlearn.weights.peft_files import is_peft, peft_files, read_peft
 
@@ -38,6 +44,7 @@ def load_weights(
     pipe: DiffusionPipeline,
     path: str | os.PathLike[str],
     targets: list[str] | None = None,
+    base: str | None = None,
 ) -> DiffusionPipeline:
     """Load unlearned weights into the pipeline, in place, and return it.
 
@@ -59,10 +66,12 @@ def load_weights(
         path: the file or folder.
         targets: what an SPM forgets, on which its strength depends; None takes the targets that the
             file names.
+        base: the base model's name; None: the base model that the file names is not checked.
 
     Raises:
         ValueError: the format is not known, or its names, shapes or values do not fit the pipeline;
-            nothing is changed. A pickle with more than plain tensors in it is never run.
+            nothing is changed. Or the file names another base model. A pickle with more than plain
+            tensors in it is never run.
     """
     place = Path(path)
     if place.is_dir():
@@ -78,6 +87,8 @@ def load_weights(
             "or its network"
         )
     tensors, metadata = read_tensors(place)
+    if base is not None:
+        check_base_name(metadata, base, place)
     if is_peft(tensors):
         tensors, metadata = read_peft(pipe, [place])
     if is_adapter(tensors):
