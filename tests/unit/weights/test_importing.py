@@ -217,4 +217,6 @@ def test_broken_files_are_refused(random_model: Path, tmp_path: Path) -> None:
     (tmp_path / "delta.bin").write_bytes(b"\x80\x04junk")
     assert_refused(random_model, tmp_path / "delta.bin", "not a PyTorch file of plain tensors")
     for nothing in (tmp_path, tmp_path / "absent.bin"):
-        assert_refused(random_model, nothing, "no file, run directory, or diffusers folder")
+        assert_refused(
+            random_model, nothing, "no file, run directory, folder of a LoRA, or diffusers folder"
+        )
