@@ -100,7 +100,7 @@ def load_stored_pipeline(
     check_whole(pipe, None if single else scheduler.parents[1], where)
     check_interface(pipe, where)
     if single:
-        set_marked_prediction(pipe, path)
+        set_marked_prediction(pipe, path, where)
     if vae is not None:
         pipe.register_modules(vae=load_vae(vae, pipe.vae, home))
     return pipe
@@ -214,37 +214,35 @@ def pipeline_class(index: dict[str, Any], pretrained: str) -> Any:
             f"model.pretrained={pretrained!r}: a {name}; allowed are {list(PIPELINE_CLASSES)}"
         )
     for part, home in index.items():
-        check_part(part, home, pretrained)
-        if isinstance(home, list) and home[0] not in TRUSTED_LIBRARIES:
-            raise ValueError(
-                f"model.pretrained={pretrained!r}: its {part} is of {home[0]!r}, which is not "
-                "imported: it may be any code"
-            )
+        check_part(part, home, f"model.pretrained={pretrained!r}: ")
     return PIPELINE_CLASSES[name]
 
 
-def check_part(part: str, home: Any, pretrained: str) -> None:
+def check_part(part: str, home: Any, where: str) -> None:
     """Refuse a part of a pipeline whose class is none that this package is written for.
 
     Args:
         part: the part's name.
         home: its entry of model_index.json.
-        pretrained: where the pipeline is loaded from, for the message.
+        where: what the message begins with.
 
     Raises:
         ValueError: the entry of a part is no pair of a library and a class, or names another class.
+            Or the part is code from elsewhere.
     """
     pair = isinstance(home, list) and len(home) == 2
     pair = pair and all(word is None or isinstance(word, str) for word in home)
     if (isinstance(home, list) or part in PART_CLASSES) and not pair:
         raise ValueError(
-            f"model.pretrained={pretrained!r}: model_index.json: {part}={home!r:.80}: a library "
-            "and a class are needed"
+            f"{where}model_index.json: {part}={home!r:.80}: a library and a class are needed"
+        )
+    if pair and home[0] not in TRUSTED_LIBRARIES:
+        raise ValueError(
+            f"{where}its {part} is of {home[0]!r}, which is not imported: it may be any code"
         )
     if part in PART_CLASSES and home[1] != PART_CLASSES[part]:
         raise ValueError(
-            f"model.pretrained={pretrained!r}: model_index.json: {part}={home!r:.80}: a "
-            f"{PART_CLASSES[part]} is needed"
+            f"{where}model_index.json: {part}={home!r:.80}: {PART_CLASSES[part]} is needed"
         )
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from unlearn.models.noise_schedule import FLOW_SCHEDULERS, check_scheduler
 
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"  # names of empty tensors in a single file
+EDM_MARK = "edm_"  # how the names of tensors begin that mark another noise schedule
 METADATA_KEY = "modelspec.prediction_type"  # of the metadata of a single file
 
 
@@ -58,17 +59,29 @@ def set_prediction_type(
     pipe.register_modules(scheduler=scheduler)
 
 
-def set_marked_prediction(pipe: DiffusionPipeline, path: Path) -> None:
+def set_marked_prediction(pipe: DiffusionPipeline, path: Path, where: str) -> None:
     """Give a pipeline of a single file the scheduler that marks in the file ask for.
 
     The marks are empty tensors, `v_pred` and `ztsnr`, or `modelspec.prediction_type` of the
     metadata.
+
+    Args:
+        pipe: the pipeline, whose scheduler is replaced.
+        path: the single file.
+        where: what the message begins with.
+
+    Raises:
+        ValueError: the marks are those of a noise schedule that is not known.
     """
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             names, metadata = set(file.keys()), file.metadata() or {}
     else:
         names, metadata = set(load_single_file_checkpoint(str(path))), {}
+    if edm := sorted(name for name in names if name.startswith(EDM_MARK)):
+        raise ValueError(
+            f"{where}: its tensor {edm[0]!r} marks noise as of EDM, whose schedule is not known"
+        )
     stated = metadata.get(METADATA_KEY, "").lower()
     if V_MARK in names or ZERO_SNR_MARK in names or stated in ("v", "v_prediction"):
         set_prediction_type(pipe, "v_prediction", zero_snr=ZERO_SNR_MARK in names)

@@ -138,6 +138,16 @@ def test_a_single_file_marked_as_v_prediction_is_taken_as_such(
     assert drawn.config.rescale_betas_zero_snr == ("ztsnr" in marks)
 
 
+@pytest.mark.parametrize("mark", ["edm_mean", "edm_vpred.sigma_max"])
+def test_a_single_file_of_unknown_noise_is_refused(
+    random_model: Path, single: Path, mark: str
+) -> None:
+    """Playground 2.5 and CosXL as single files."""
+    save_file({**load_file(single), mark: torch.ones(1)}, single)
+    with pytest.raises(ValueError, match=f"its tensor '{mark}' marks noise as of EDM"):
+        load_pipeline(str(single), config=str(random_model))
+
+
 def test_a_marked_checkpoint_is_read_too(random_model: Path, single: Path) -> None:
     path = single.with_suffix(".ckpt")
     torch.save({"state_dict": {**load_file(single), "v_pred": torch.tensor([])}}, path)
@@ -153,9 +163,7 @@ def test_the_prediction_type_is_a_key(random_model: Path, single: Path) -> None:
     pipe = load_pipeline(str(single), config=str(random_model), prediction_type="epsilon")
     assert NoiseSchedule.from_scheduler(pipe.scheduler).prediction_type == "epsilon"
     sd3 = "stabilityai/stable-diffusion-3-medium-diffusers"
-    with pytest.raises(
-        ValueError, match=r"model.prediction_type='epsilon': the base model is a fl"
-    ):
+    with pytest.raises(ValueError, match=r"model.prediction_type='epsilon': the base model is a"):
         load_pipeline(
             sd3, random_weights=True, width=0.05, image_size=64, prediction_type="epsilon"
         )
@@ -246,9 +254,9 @@ def test_a_folder_without_weights_is_refused(model: Path) -> None:
         ({"unet": "UNet2DConditionModel"}, "a library and a class are needed"),
         ({"unet": None}, "a library and a class are needed"),
         ({"unet": {}}, "a library and a class are needed"),
-        ({"unet": [None, None]}, "a UNet2DConditionModel is needed"),
-        ({"unet": ["diffusers", "UNet3DConditionModel"]}, "a UNet2DConditionModel is needed"),
-        ({"vae": ["diffusers", "AutoencoderTiny"]}, "a AutoencoderKL is needed"),
+        ({"unet": [None, None]}, "UNet2DConditionModel is needed"),
+        ({"unet": ["diffusers", "UNet3DConditionModel"]}, "UNet2DConditionModel is needed"),
+        ({"vae": ["diffusers", "AutoencoderTiny"]}, "AutoencoderKL is needed"),
         ({"scheduler": ["diffusers", "NoSuch"]}, "a scheduler 'NoSuch', whose noise"),
         ({"scheduler": []}, "a library and a class are needed"),
         ({"scheduler": 3}, "a scheduler '3'"),
