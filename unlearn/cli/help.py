@@ -105,6 +105,7 @@ Writes RUN_DIR/sample.png: one row a prompt, the base model beside the unlearned
   format=delta     delta.bin, as DoCo's reference implementation writes it
   format=lora      a LoRA in PEFT's naming, for diffusers
   format=kohya     a LoRA in kohya's naming
+  format=single_file   one file in the original Stable Diffusion's naming
 
 error is of a LoRA: how far the change of each layer may be off, relative to its norm (Frobenius;
 default 0.01). Each layer gets the least rank that keeps to it. A LoRA holds linear layers alone.

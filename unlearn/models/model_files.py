@@ -72,13 +72,25 @@ def check_weight_files(
         raise ValueError(f"{reason}holds no .safetensors file of weights")
 
 
-def convert_hint(source: str) -> str:
-    """Return how to turn the pickles of a folder or hub id into safetensors."""
+def only_variant(folder: Path) -> str | None:
+    """Return the variant of a network's weights in a folder that holds one variant alone."""
+    names = (path.name for path in folder.glob("*"))
+    stored = {m["variant"] for name in names if (m := WEIGHT_FILE.fullmatch(name))}
+    return stored.pop() if len(stored) == 1 else None
+
+
+def convert_hint(source: str, kind: str = "DiffusionPipeline") -> str:
+    """Return how to turn the pickles of a folder or hub id into safetensors.
+
+    Args:
+        source: the folder or hub id.
+        kind: the class of diffusers that reads it.
+    """
     return (
         "Weights are loaded from .safetensors alone; where you trust the source, convert it: "
-        'python -c "from diffusers import DiffusionPipeline as P; '
+        f'python -c "from diffusers import {kind} as P; '
         f"P.from_pretrained('{source}', use_safetensors=False).save_pretrained('converted')\", "
-        "then model.pretrained=converted"
+        "then take converted in its place"
     )
 
 

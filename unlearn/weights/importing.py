@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from unlearn.models.model_files import convert_hint, only_variant
 from unlearn.models.pipeline import DENOISERS, denoiser_name, get_denoiser, load_pipeline
 from unlearn.weights.adapters import load_adapter
 from unlearn.weights.delta import (
@@ -196,14 +197,18 @@ def load_folder(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
     home = folder / part if whole else folder
     check_network(pipe, home)
     try:
+        variant = only_variant(home)
         if whole:
-            other = load_pipeline(str(folder))
+            other = load_pipeline(str(folder), variant=variant)
             parts = other.components
         else:
             options = {"use_safetensors": True, "low_cpu_mem_usage": False}
-            parts = {part: DENOISERS[part].from_pretrained(folder, **options)}
+            parts = {part: DENOISERS[part].from_pretrained(folder, variant=variant, **options)}
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if not whole and any(home.glob("*.bin")):
+            reason = f"{reason} {convert_hint(str(folder), type(get_denoiser(pipe)).__name__)}"
+        raise ValueError(f"{folder}: cannot be loaded: {reason}") from error
     stored: set[str] = set()
     for file in home.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
