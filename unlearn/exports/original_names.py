@@ -116,11 +116,8 @@ def vae_weights(weights: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]
         new = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", new)
         new = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", new)
         for ours, theirs in (("resnets", "block"), ("upsamplers.0", "upsample")):
-            new = re.sub(
-                rf"up_blocks\.(\d)\.{ours}",
-                lambda m, theirs=theirs: f"up.{blocks - 1 - int(m[1])}.{theirs}",
-                new,
-            )
+            if match := re.search(rf"up_blocks\.(\d)\.{ours}", new):
+                new = new.replace(match[0], f"up.{blocks - 1 - int(match[1])}.{theirs}")
         if ".mid_block.attentions.0." in new:
             begin, _, end = new.partition("mid_block.attentions.0.")
             part, _, side = end.rpartition(".")

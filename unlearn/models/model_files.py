@@ -52,11 +52,12 @@ def check_weight_files(
     Raises:
         ValueError: a part's weights are stored as another variant, or only as pickles, or not.
     """
-    for part in WEIGHT_PARTS:
-        if index.get(part, [None, None]) == [None, None]:
-            continue
+    parts = [part for part in WEIGHT_PARTS if index.get(part, [None, None]) != [None, None]]
+    found: set[str | None] = set()
+    for part in parts:
         names = [path.name for path in sorted((folder / part).glob("*"))]
         stored = {m["variant"] for name in names if (m := WEIGHT_FILE.fullmatch(name))}
+        found |= stored
         # diffusers takes the weights without a variant where a part has none of that variant
         if stored & {None, variant}:
             continue
@@ -70,6 +71,11 @@ def check_weight_files(
         if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in names):
             raise ValueError(f"{reason}holds a pickle alone. {convert_hint(str(folder))}")
         raise ValueError(f"{reason}holds no .safetensors file of weights")
+    if variant is not None and variant not in found:
+        raise ValueError(
+            f"model.variant={variant!r}: {folder} holds no such weights; its own need "
+            "model.variant=null"
+        )
 
 
 def only_variant(folder: Path) -> str | None:
