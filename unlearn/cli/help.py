@@ -101,10 +101,11 @@ Writes RUN_DIR/sample.png: one row a prompt, the base model beside the unlearned
   unlearn export runs/panda-doco-0                 a whole pipeline, in runs/panda-doco-0/export
   unlearn export runs/panda-doco-0 out.safetensors format=lora error=0.001
 
-  format=folder    a diffusers folder, with the delta and a model card (the default)
-  format=delta     delta.bin, as DoCo's reference implementation writes it
-  format=lora      a LoRA in PEFT's naming, for diffusers
-  format=kohya     a LoRA in kohya's naming
+  format=folder       a diffusers folder, with the delta and a model card (the default)
+  format=delta        delta.bin, as DoCo's reference implementation writes it
+  format=lora         a LoRA in PEFT's naming, for diffusers
+  format=kohya        a LoRA in kohya's naming
+  format=single_file  one file in the original Stable Diffusion's naming
 
 error is of a LoRA: how far the change of each layer may be off, relative to its norm (Frobenius;
 default 0.01). Each layer gets the least rank that keeps to it. A LoRA holds linear layers alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,13 +20,14 @@ class BaseModel:
     random_weights: bool = False
     width: float = 1.0
     image_size: int | None = None
+    variant: str | None = None
+    prediction_type: str | None = None
+    vae: str | None = None
 
     @classmethod
     def of(cls, model: ModelOptions) -> BaseModel:
         """Return the base model of a configuration's section `model`."""
-        return cls(
-            model.pretrained, model.config, model.random_weights, model.width, model.image_size
-        )
+        return cls(**{key.name: getattr(model, key.name) for key in fields(cls)})
 
     @property
     def name(self) -> str:
@@ -42,13 +43,7 @@ class BaseModel:
         Raises:
             ValueError: the pipeline cannot be loaded; see `load_pipeline`.
         """
-        return load_pipeline(
-            self.pretrained,
-            random_weights=self.random_weights,
-            width=self.width,
-            image_size=self.image_size,
-            config=self.config,
-        )
+        return load_pipeline(**vars(self))
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:

@@ -20,6 +20,7 @@ from unlearn.config.saved import (
 )
 from unlearn.config.sections import to_container
 from unlearn.utils.credentials import check_secrets
+from unlearn.weights.importing import is_external_folder
 
 TRAINER_OVERRIDES = r"trainer\.(accelerator|precision)=.*"  # overrides that change images
 RUN_OVERRIDES = {  # overrides that a run directory takes; True: `evaluation=` is among them
@@ -54,9 +55,7 @@ def parse_evaluation(path: Path, overrides: Sequence[str]) -> EvaluationRequest:
     """
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
-    external = path.is_file() or any(
-        (path / name).exists() for name in ("model_index.json", "config.json")
-    )
+    external = path.is_file() or is_external_folder(path)
     if external and not (path / WEIGHTS_FILE).exists():
         return parse_external_evaluation(path, overrides)
     return parse_run_evaluation(path, overrides)

@@ -8,6 +8,7 @@ from typing import Any
 from unlearn.utils.options import option
 
 PRECISIONS = ("32-true", "bf16-mixed", "auto")
+PREDICTIONS = ("epsilon", "v_prediction")
 PROMPT_SETS = "prompt_sets"  # the name of the evaluation that a run ends with
 
 
@@ -19,6 +20,15 @@ class ModelOptions:
     config: str | None = option(
         None,
         help="configuration of a single file: a folder or hub id; null: the published one",
+    )
+    variant: str | None = option(
+        None, help="of a folder's or hub id's weights, such as fp16; null: those without one"
+    )
+    prediction_type: str | None = option(
+        None, help="epsilon or v_prediction; null: what the model says", choices=PREDICTIONS
+    )
+    vae: str | None = option(
+        None, help="another VAE: a folder, .safetensors file or hub id; null: the model's own"
     )
     vocabulary: str | None = option(
         None, help="the words that the model knows: emoji, or null, and then names are not checked"

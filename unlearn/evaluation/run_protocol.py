@@ -79,7 +79,7 @@ def evaluate_published(
     base = config.base.load()
     scheduler, cut = base.scheduler, count_truncated_prompts(base, rows)
     sampler = replace(protocol.sampler, precision=precision)
-    pipe = load_weights(base, weights, concept.targets).to(device)
+    pipe = load_weights(base, weights, concept.targets, config.base.name).to(device)
     pipe.scheduler = scheduler  # a diffusers folder may bring another one
     installed = f"{file_sha256(weights)} {concept.targets}"  # an SPM's strength depends on targets
     after = draw_features(pipe, rows, lenses, sampler, "unlearned images", installed)

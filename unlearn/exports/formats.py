@@ -11,9 +11,16 @@ from torch import Tensor
 
 from unlearn.config.run_config import ModelConfig
 from unlearn.exports.folder import export_run
+from unlearn.exports.single_file import write_single_file
 from unlearn.utils.atomic import atomic_path
 from unlearn.utils.options import option
-from unlearn.weights.delta import check_fit, named_weights, read_weights_alone, write_safetensors
+from unlearn.weights.delta import (
+    check_fit,
+    load_unlearned,
+    named_weights,
+    read_weights_alone,
+    write_safetensors,
+)
 from unlearn.weights.lora import (
     LEAST_ERROR,
     layer_ranks,
@@ -27,6 +34,7 @@ FORMATS = {  # by format: the name of its file or folder in the run directory
     "delta": "delta.bin",
     "lora": "lora.safetensors",
     "kohya": "kohya.safetensors",
+    "single_file": "model.safetensors",
 }
 LORA = {"lora": to_peft_format, "kohya": to_kohya_format}
 DEFAULT_ERROR = 0.01  # relative, of each layer's change in a LoRA
@@ -72,6 +80,10 @@ def export_as(config: ModelConfig, out: Path | None, options: ExportOptions) -> 
     weights, metadata = read_weights_alone(delta)
     if options.format == "delta":
         write_delta(weights, out)
+        return str(out)
+    if options.format == "single_file":
+        pipe = load_unlearned(config.base.load(), delta)
+        write_single_file(pipe, out, metadata)
         return str(out)
     if options.format == "kohya" and not all(name.startswith("unet.") for name in weights):
         raise ValueError(

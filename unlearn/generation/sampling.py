@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unlearn.generation.image_cache import ImageCache, cache_folder
+from unlearn.models.noise_schedule import check_scheduler
 from unlearn.models.pipeline import get_denoiser
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -67,8 +68,9 @@ def sampling_scheduler(scheduler: Any, name: str | None) -> Any:
         name: a key of `SCHEDULERS`; None is DPM-Solver++, or for a flow its own scheduler.
 
     Raises:
-        ValueError: the scheduler is a flow's, which no other can take the place of.
+        ValueError: the scheduler is not known, or is a flow's, which no other can replace.
     """
+    check_scheduler(type(scheduler).__name__, scheduler.config)
     flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
     name = name or ("own" if flow else "dpm++")
     kind, options = SCHEDULERS[name]

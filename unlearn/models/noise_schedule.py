@@ -8,13 +8,26 @@ dtypes, so that a float32 schedule gives float32.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "flow")
+# diffusers' schedulers whose training schedule is that of their betas, however they sample
+DIFFUSION_SCHEDULERS = (
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
+    "UniPCMultistepScheduler",
+)  # fmt: skip
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+KNOWN_SCHEDULERS = (*DIFFUSION_SCHEDULERS, *FLOW_SCHEDULERS)
+# options that give those schedulers other noise than that of their betas
+OTHER_NOISE = {"timestep_type": "continuous", "use_flow_sigmas": True}
 
 
 class NoiseDraw(NamedTuple):
@@ -95,8 +108,12 @@ class NoiseSchedule(nn.Module):
         the time T σ.
 
         Source: Esser et al. 2024 (Stable Diffusion 3, arXiv 2403.03206), sections 3 and 5.3.2.
+
+        Raises:
+            ValueError: the scheduler is not known; see `check_scheduler`.
         """
-        if hasattr(scheduler, "alphas_cumprod"):
+        check_scheduler(type(scheduler).__name__, scheduler.config)
+        if type(scheduler).__name__ in DIFFUSION_SCHEDULERS:
             kind = scheduler.config.prediction_type
             return cls.from_alphas_cumprod(scheduler.alphas_cumprod.float(), kind)
         fresh = type(scheduler).from_config(scheduler.config)  # sampling replaces its sigmas
@@ -107,6 +124,37 @@ class NoiseSchedule(nn.Module):
         """Return a_t and σ_t, each of shape (B, 1, ..., 1) with `ndim` dimensions."""
         shape = (-1, *(1,) * (ndim - 1))
         return self.signal[timesteps].reshape(shape), self.sigma[timesteps].reshape(shape)
+
+
+def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose noise schedule is not known.
+
+    Args:
+        name: the scheduler's class.
+        config: its configuration.
+
+    Raises:
+        ValueError: the class is none of `KNOWN_SCHEDULERS`, or an option replaces the noise of its
+            betas. The message names the class or the option.
+    """
+    if name not in KNOWN_SCHEDULERS:
+        raise ValueError(
+            f"a scheduler {name!r}, whose noise schedule is not known; known are "
+            f"{', '.join(KNOWN_SCHEDULERS)}"
+        )
+    for key, value in OTHER_NOISE.items():
+        if name in DIFFUSION_SCHEDULERS and config.get(key) == value:
+            raise ValueError(f"{name} with {key}={value}, whose noise schedule is not known")
+    own = config.get("prediction_type", "epsilon")
+    if name in DIFFUSION_SCHEDULERS and own not in PREDICTION_TYPES[:2]:
+        raise ValueError(
+            f"{name} with prediction_type={own!r}; known are {', '.join(PREDICTION_TYPES[:2])}"
+        )
+    if own == "epsilon" and config.get("rescale_betas_zero_snr"):
+        raise ValueError(
+            f"{name} with prediction_type='epsilon' and rescale_betas_zero_snr=true: the last "
+            "timestep is noise alone, from which ε tells nothing"
+        )
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, SD3Transformer2DModel, UNet2DConditionM
 from torch import nn
 
 from unlearn.models.loading import load_stored_pipeline
+from unlearn.models.prediction import set_prediction_type, stated_prediction
 from unlearn.models.random_weights import random_pipeline
 
 DENOISERS: dict[str, Any] = {"unet": UNet2DConditionModel, "transformer": SD3Transformer2DModel}
@@ -24,6 +25,9 @@ def load_pipeline(
     width: float = 1.0,
     image_size: int | None = None,
     config: str | None = None,
+    variant: str | None = None,
+    prediction_type: str | None = None,
+    vae: str | None = None,
 ) -> DiffusionPipeline:
     """Load the pipeline at `pretrained`, frozen and in fp32.
 
@@ -31,14 +35,18 @@ def load_pipeline(
         pretrained: "emoji", a diffusers folder, a single file or a hub id.
         random_weights: whether to build the architecture alone, with seeded random weights.
         width, image_size: the size of an architecture with random weights (see `random_pipeline`).
-        config: the configuration of a single file (see `load_stored_pipeline`).
+        config, variant, vae: what else is stored where (see `load_stored_pipeline`).
+        prediction_type: "epsilon" or "v_prediction"; None: as the model says.
 
     Raises:
         ValueError: `load_stored_pipeline` or `random_pipeline` refuses the arguments. Or a stored
-            model is asked for another size than its own, or random weights for a configuration.
+            model is asked for another size than its own, or random weights for a file. Or the model
+            has no such prediction type.
     """
-    if random_weights and config is not None:
-        raise ValueError(f"model.config={config!r}: model.random_weights=true reads no file")
+    if random_weights:
+        for key, value in {"config": config, "variant": variant, "vae": vae}.items():
+            if value is not None:
+                raise ValueError(f"model.{key}={value!r}: model.random_weights=true reads no file")
     if random_weights:
         pipe = random_pipeline(pretrained, width, image_size)
     elif width != 1 or image_size is not None:
@@ -47,7 +55,9 @@ def load_pipeline(
             "has another size than its own (model.random_weights=true)"
         )
     else:
-        pipe = load_stored_pipeline(pretrained, config)
+        pipe = load_stored_pipeline(pretrained, config, variant, vae)
+    if prediction_type is not None and prediction_type != stated_prediction(pipe):
+        set_prediction_type(pipe, prediction_type)
     for network in pipeline_networks(pipe).values():
         network.float().eval().requires_grad_(False)
     return pipe

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlearn.methods.spm import SPM, permeable
-from unlearn.models.pipeline import pipeline_networks
 from unlearn.weights.delta import check_finite, copy_weights, named_weights
-
-FACTOR_NAME = re.compile(r"(.+?)\.(?:lora[_.](down|up|A|B)\.weight|(alpha))")
-PEFT_SIDES = {"A": "down", "B": "up"}
-KOHYA_PREFIXES = {  # the parts that a LoRA can change, and how kohya's names of their layers begin
-    "unet": ("lora_unet_",),
-    "transformer": (),
-    "text_encoder": ("lora_te_text_model_", "lora_te1_text_model_"),
-    "text_encoder_2": ("lora_te2_text_model_",),
-}
+from unlearn.weights.lora_metadata import check_trained_on, read_scales
+from unlearn.weights.lora_names import KOHYA_PREFIXES, factor_names
 
 
 class Factors(NamedTuple):
@@ -31,12 +20,7 @@ class Factors(NamedTuple):
 
     down: Tensor  # (rank, inputs), with a convolution's kernel in the inputs
     up: Tensor  # (outputs, rank)
-    scale: float  # alpha / rank
-
-
-def is_adapter(names: Iterable[str]) -> bool:
-    """Tell whether weights of these names are low-rank factors."""
-    return any("lora_" in name or ".lora." in name for name in names)
+    scale: float  # see `Scales.scale`
 
 
 def load_adapter(
@@ -51,8 +35,8 @@ def load_adapter(
     Factors are an SPM where they are of rank 1 and of the UNet alone, have the names that SPM and
     kohya share, and lack kohya's metadata. `SPM.install` then lets each prompt set the strength.
 
-    Other factors are a LoRA, whose change is added to the weights in full. The names of a LoRA are
-    kohya's (see `KOHYA_PREFIXES`) or diffusers' (unet...., text_encoder....).
+    Other factors are a LoRA, whose change is added to the weights in full. `factor_names` knows the
+    names.
 
     Source: the SPM repository's names and metadata (Con6924/SPM, src/models/spm.py), kohya's
     sd-scripts (networks/lora.py), diffusers' `save_lora_weights`.
@@ -65,9 +49,10 @@ def load_adapter(
         targets: what an SPM forgets; None takes the targets that the file names.
 
     Raises:
-        ValueError: the factors do not fit the pipeline (see `read_factors`), or an SPM's targets
-            are not known.
+        ValueError: the factors do not fit the pipeline (see `read_factors`), were trained on
+            another base model, or an SPM's targets are not known.
     """
+    check_trained_on(pipe, metadata, path)
     factors = read_factors(pipe, tensors, metadata, path)
     if all(name.startswith("lora_unet_") for name in tensors) and (
         all(f.down.shape[0] == 1 for f in factors.values())
@@ -90,23 +75,6 @@ def load_adapter(
     return pipe
 
 
-def layer_names_by_alias(pipe: DiffusionPipeline) -> dict[str, str]:
-    """Return the linear and convolutional layers: their names by those that adapter files have.
-
-    The values are the names of `named_weights` without ".weight". The keys are diffusers' and
-    kohya's names.
-    """
-    names = {}
-    for part, network in pipeline_networks(pipe).items():
-        for name, layer in network.named_modules():
-            if part in KOHYA_PREFIXES and isinstance(layer, nn.Linear | nn.Conv2d):
-                short = name.removeprefix("text_model.")
-                kohya = (begin + short.replace(".", "_") for begin in KOHYA_PREFIXES[part])
-                for alias in (f"{part}.{short}", f"{part}.text_model.{short}", *kohya):
-                    names[alias] = f"{part}.{short}"
-    return names
-
-
 def read_factors(
     pipe: DiffusionPipeline,
     tensors: Mapping[str, Tensor],
@@ -118,78 +86,42 @@ def read_factors(
     Raises:
         ValueError: a name is no layer's, or a factor is missing, of another shape, or not finite.
     """
-    tensors = {n: t.float() if n.endswith(".alpha") else t for n, t in tensors.items()}
-    check_finite(tensors, path)
-    known, own = layer_names_by_alias(pipe), named_weights(pipe)
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    names, own = factor_names(pipe, tensors, path), named_weights(pipe)
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        match = FACTOR_NAME.fullmatch(name)
-        if not match or match[1] not in known:
-            raise ValueError(f"{path}: {name} is not a low-rank factor of a layer of this pipeline")
-        part = match[3] or PEFT_SIDES.get(match[2], match[2])
-        found.setdefault(known[match[1]], {})[part] = tensor
-    alphas = stored_alphas(metadata, path)
+    for name, (layer, side) in names.items():
+        if side in found.setdefault(layer, {}):
+            raise ValueError(f"{path}: {name} is a second factor {side!r} of {layer}")
+        found[layer][side] = tensors[name].float() if side == "alpha" else tensors[name]
+    check_finite({f"{n} {s}": t for n, parts in found.items() for s, t in parts.items()}, path)
+    scales = read_scales(metadata, list(KOHYA_PREFIXES), path)
     factors = {}
     for layer, parts in found.items():
         if missing := sorted({"down", "up"} - parts.keys()):
             raise ValueError(f"{path}: {layer} lacks its factor {missing[0]!r}")
         down, up, weight = parts["down"], parts["up"], own[f"{layer}.weight"]
         rank, outputs, inputs = len(down) if down.ndim else 0, len(weight), weight[0].numel()
-        alpha = parts.get("alpha", torch.tensor(match_alpha(layer, alphas, rank)))
+        alpha = parts.get("alpha")
         if (
             not rank
             or up.shape[:2] != (outputs, rank)
-            or (down.numel(), up.numel(), alpha.numel()) != (rank * inputs, outputs * rank, 1)
+            or (down.numel(), up.numel()) != (rank * inputs, outputs * rank)
+            or (alpha is not None and alpha.numel() != 1)
         ):
             raise ValueError(
                 f"{path}: {layer} has factors of shape {tuple(down.shape)} and {tuple(up.shape)}, "
                 f"which do not make its {tuple(weight.shape)}; made for another base model"
             )
+        part, _, name = layer.partition(".")
+        stored = None if alpha is None else alpha.item()
         factors[layer] = Factors(
             down.float().reshape(rank, inputs),
             up.float().reshape(outputs, rank),
-            alpha.item() / rank,
+            scales[part].scale(name, rank, stored),
         )
     return factors
-
-
-def stored_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, float]]:
-    """Return the alphas that diffusers stored beside the factors, by part and pattern.
-
-    A pattern is a regular expression for layers' names. Patterns of single layers come before the
-    pattern of the whole network.
-
-    Raises:
-        ValueError: the metadata is not diffusers', or a pattern is no regular expression. Or the
-            factors are scaled in another way than by alpha / rank.
-    """
-    alphas: dict[str, dict[str, float]] = {part: {} for part in KOHYA_PREFIXES}
-    try:
-        stored = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
-        for part, known in alphas.items():
-            for key in ("use_rslora", "use_dora"):
-                if stored.get(f"{part}.{key}"):
-                    raise ValueError(f"a LoRA with {key} is not supported")
-            for pattern, alpha in dict(stored.get(f"{part}.alpha_pattern", {})).items():
-                re.compile(pattern)
-                known[pattern.replace("text_model.", "")] = float(alpha)  # as in `named_weights`
-            if f"{part}.lora_alpha" in stored:
-                known[".*"] = float(stored[f"{part}.lora_alpha"])
-    except (ValueError, TypeError, re.error) as error:
-        raise ValueError(f"{path}: lora_adapter_metadata: {error}") from error
-    return alphas
-
-
-def match_alpha(layer: str, alphas: Mapping[str, Mapping[str, float]], default: float) -> float:
-    """Return the alpha of the first pattern that the end of the layer's name matches.
-
-    The patterns are those of `stored_alphas`; `default` is the alpha where none matches.
-
-    Source: PEFT's `get_pattern_key`.
-    """
-    part, _, name = layer.partition(".")
-    fits = (a for key, a in alphas[part].items() if re.match(rf"(.*\.)?({key})$", name))
-    return next(fits, default)
 
 
 def install_spm(

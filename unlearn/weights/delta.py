@@ -69,6 +69,35 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
 
 
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Return the dictionary of tensors in a PyTorch file, without running what else the file holds.
+
+    Raises:
+        ValueError: the file is no PyTorch file of plain tensors, or holds no dictionary.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file raises anything
+        raise ValueError(
+            f"{path}: not a PyTorch file of plain tensors; what else a pickle holds can be code, "
+            "and is never run"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not named weights")
+    return content
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the content and the metadata of a safetensors file, or else of a PyTorch file.
+
+    A PyTorch file has no metadata.
+
+    Raises:
+        ValueError: the file is damaged, or holds more than plain tensors.
+    """
+    return read_safetensors(path) if path.suffix == ".safetensors" else (read_pickle(path), {})
+
+
 def named_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """Return the weights of all networks but the VAE, by name in the pipeline: "unet.NAME", ...
 
@@ -190,6 +219,23 @@ def check_base_model(path: Path, base: str) -> None:
     own = read_safetensors(path)[1].get("base", base)
     if own != base:
         raise ValueError(f"{path}: made for the base model {own!r}; its config.yaml says {base!r}")
+
+
+def check_base_name(metadata: Mapping[str, str], base: str, path: Path) -> None:
+    """Refuse a file of ours whose metadata names another base model.
+
+    The last word of a path or hub id counts, so that a downloaded copy is the same model.
+
+    Raises:
+        ValueError: the base models differ.
+    """
+    own = metadata.get("base", base)
+    random = own.startswith("random:") != base.startswith("random:")
+    if random or Path(own).name != Path(base).name:
+        raise ValueError(
+            f"{path}: made for the base model {own!r}; the base model here is {base!r} "
+            "(model.pretrained)"
+        )
 
 
 def inference_method(

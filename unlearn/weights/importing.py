@@ -9,14 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from unlearn.models.model_files import convert_hint, only_variant
 from unlearn.models.pipeline import DENOISERS, denoiser_name, get_denoiser, load_pipeline
-from unlearn.weights.adapters import is_adapter, load_adapter
-from unlearn.weights.delta import check_finite, copy_weights, load_unlearned, read_safetensors
+from unlearn.weights.adapters import load_adapter
+from unlearn.weights.delta import (
+    check_base_name,
+    check_finite,
+    copy_weights,
+    load_unlearned,
+    read_tensors,
+)
+from unlearn.weights.lora_names import is_adapter
+from unlearn.weights.peft_files import is_peft, peft_files, read_peft
 
 DELTA_SECTIONS = (*DENOISERS, "text_encoder", "modifier_token")  # sections of a delta.bin
 # the configuration of a network that must be equal for it to replace another
@@ -28,12 +36,16 @@ INTERFACE_KEYS = (
 CUSTOM_DIFFUSION_NAME = re.compile(r"\.processor\.(to_(?:q|k|v|out))_custom_diffusion\.")
 # how weights' names begin in the original Stable Diffusion checkpoints
 COMPVIS_PREFIX = "model.diffusion_model."
+FOLDER_CONFIGS = ("model_index.json", "config.json")  # of diffusers' folders
+LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+WEIGHT_FILES = ("unlearned.safetensors", *LORA_FILES)
 
 
 def load_weights(
     pipe: DiffusionPipeline,
     path: str | os.PathLike[str],
     targets: list[str] | None = None,
+    base: str | None = None,
 ) -> DiffusionPipeline:
     """Load unlearned weights into the pipeline, in place, and return it.
 
@@ -46,53 +58,51 @@ def load_weights(
       be those of diffusers' Custom Diffusion. In the `delta.bin` of DoCo, Concept Ablation and
       Custom Diffusion, the weights stand under "unet" or "transformer", beside "text_encoder" and
       "modifier_token".
-    - An SPM, or another LoRA (see `load_adapter`).
+    - An SPM, or another LoRA (see `load_adapter`), as safetensors or a pickle, or as the folder
+      that diffusers' `save_lora_weights` or PEFT's `save_pretrained` wrote. Of PEFT, the folder may
+      hold one such folder for each part of the pipeline.
 
     Args:
         pipe: the base model.
         path: the file or folder.
         targets: what an SPM forgets, on which its strength depends; None takes the targets that the
             file names.
+        base: the base model's name; None: the base model that the file names is not checked.
 
     Raises:
         ValueError: the format is not known, or its names, shapes or values do not fit the pipeline;
-            nothing is changed. A pickle with more than plain tensors in it is never run.
+            nothing is changed. Or the file names another base model. A pickle with more than plain
+            tensors in it is never run.
     """
     place = Path(path)
     if place.is_dir():
-        if (place / "model_index.json").exists() or (place / "config.json").exists():
+        if any((place / name).exists() for name in FOLDER_CONFIGS):
             return load_folder(pipe, place)
-        place = place / "unlearned.safetensors"
+        if files := peft_files(place):
+            return load_adapter(pipe, *read_peft(pipe, files), place, targets)
+        found = (place / name for name in WEIGHT_FILES if (place / name).is_file())
+        place = next(found, place)
     if not place.is_file():
         raise ValueError(
-            f"{path}: no file, run directory, or diffusers folder of a pipeline or its network"
+            f"{path}: no file, run directory, folder of a LoRA, or diffusers folder of a pipeline "
+            "or its network"
         )
-    if place.suffix != ".safetensors":
-        return load_delta(pipe, read_pickle(place), place)
-    tensors, metadata = read_safetensors(place)
+    tensors, metadata = read_tensors(place)
+    if base is not None:
+        check_base_name(metadata, base, place)
+    if is_peft(tensors):
+        tensors, metadata = read_peft(pipe, [place])
     if is_adapter(tensors):
         return load_adapter(pipe, tensors, metadata, place, targets)
-    if all(name.partition(".")[0] in DENOISERS for name in tensors):
+    if place.suffix == ".safetensors" and all(n.partition(".")[0] in DENOISERS for n in tensors):
         return load_unlearned(pipe, place)
     return load_delta(pipe, tensors, place)
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Return the dictionary of tensors in a PyTorch file, without running what else the file holds.
-
-    Raises:
-        ValueError: the file is no PyTorch file of plain tensors, or holds no dictionary.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file raises anything
-        raise ValueError(
-            f"{path}: not a PyTorch file of plain tensors; what else a pickle holds can be code, "
-            "and is never run"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not named weights")
-    return content
+def is_external_folder(folder: Path) -> bool:
+    """Tell whether a folder holds weights from elsewhere that `load_weights` may take."""
+    names = (*FOLDER_CONFIGS, *LORA_FILES)
+    return bool(peft_files(folder)) or any((folder / name).exists() for name in names)
 
 
 def load_delta(
@@ -187,14 +197,18 @@ def load_folder(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
     home = folder / part if whole else folder
     check_network(pipe, home)
     try:
+        variant = only_variant(home)
         if whole:
-            other = load_pipeline(str(folder))
+            other = load_pipeline(str(folder), variant=variant)
             parts = other.components
         else:
             options = {"use_safetensors": True, "low_cpu_mem_usage": False}
-            parts = {part: DENOISERS[part].from_pretrained(folder, **options)}
+            parts = {part: DENOISERS[part].from_pretrained(folder, variant=variant, **options)}
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if not whole and any(home.glob("*.bin")):
+            reason = f"{reason} {convert_hint(str(folder), type(get_denoiser(pipe)).__name__)}"
+        raise ValueError(f"{folder}: cannot be loaded: {reason}") from error
     stored: set[str] = set()
     for file in home.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:

@@ -178,6 +178,58 @@ CASES = [
         code_in_parts,
         True,
     ),
+    foreign(
+        lambda work: torch.save(
+            {"lora_unet_input_blocks_99_1_proj_in.alpha": FITS}, work / "d.bin"
+        ),
+        r"d\.bin: .* is not a low-rank factor of a layer of this pipeline",
+    ),
+    foreign(
+        lambda work: torch.save({f"base_model.model.{LAYER}.lora_A.weight": FITS}, work / "d.bin"),
+        r"adapter_config\.json: damaged",
+    ),
+    Case(
+        [
+            "train",
+            "concept=panda",
+            "model.pretrained={model}",
+            "+model.vae=x",
+        ],
+        r"model\.vae='x': cannot be loaded",
+        loads=True,
+    ),
+    Case(
+        ["train", "concept=panda", "model.pretrained={model}", "+model.variant=fp16"],
+        r"model\.variant='fp16': .* holds no such weights; .*null",
+        loads=True,
+    ),
+    Case(
+        ["train", "concept=panda", "model.pretrained={model}", "+model.prediction_type=sample"],
+        r"model\.prediction_type='sample' is unknown; .*epsilon",
+    ),
+    Case(
+        ["train", "concept=panda", "model.pretrained=model"],
+        r"model_index\.json: unet=\[\]: a library and a class are needed",
+        files(
+            model__model_index_dot_json='{"_class_name": "StableDiffusionPipeline", "unet": []}',
+            model__scheduler__scheduler_config_dot_json="{}",
+        ),
+        True,
+    ),
+    Case(
+        ["train", "concept=panda", "model.pretrained=model"],
+        r"scheduler_config\.json: a scheduler 'EDMEulerScheduler', whose .* known are ",
+        files(
+            model__model_index_dot_json=json.dumps(
+                {
+                    "_class_name": "StableDiffusionPipeline",
+                    "scheduler": ["diffusers", "EDMEulerScheduler"],
+                }
+            ),
+            model__scheduler__scheduler_config_dot_json="{}",
+        ),
+        True,
+    ),
     Case(
         ["train", "concept=panda", "model.pretrained=model"],
         r"model_index\.json is damaged",

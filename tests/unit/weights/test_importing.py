@@ -160,6 +160,26 @@ def test_other_unets_are_refused(random_model: Path, tmp_path: Path) -> None:
     assert_refused(random_model, tmp_path, "cannot be loaded")
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_of_one_variant_is_read_as_that_variant(
+    pipe: StableDiffusionPipeline, random_model: Path, tmp_path: Path, whole: bool
+) -> None:
+    expected, _ = changed(random_model, *KEYS_VALUES)
+    (expected if whole else expected.unet).save_pretrained(tmp_path, variant="fp16")
+    there = weights_of(expected)
+    load_weights(pipe, tmp_path)
+    assert all(torch.equal(w, there[n]) for n, w in weights_of(pipe).items())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_of_pickles_says_how_to_convert(
+    pipe: StableDiffusionPipeline, random_model: Path, tmp_path: Path, whole: bool
+) -> None:
+    (pipe if whole else pipe.unet).save_pretrained(tmp_path, safe_serialization=False)
+    kind = "DiffusionPipeline" if whole else "UNet2DConditionModel"
+    assert_refused(random_model, tmp_path, f"import {kind} as P; .*then take converted")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -217,4 +237,6 @@ def test_broken_files_are_refused(random_model: Path, tmp_path: Path) -> None:
     (tmp_path / "delta.bin").write_bytes(b"\x80\x04junk")
     assert_refused(random_model, tmp_path / "delta.bin", "not a PyTorch file of plain tensors")
     for nothing in (tmp_path, tmp_path / "absent.bin"):
-        assert_refused(random_model, nothing, "no file, run directory, or diffusers folder")
+        assert_refused(
+            random_model, nothing, "no file, run directory, folder of a LoRA, or diffusers folder"
+        )
