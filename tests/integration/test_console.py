@@ -160,7 +160,7 @@ def test_every_method_goes_the_same_way(smoke: list[str], tmp_path: Path, method
 def test_sample_and_evaluate_a_finished_run(run: Path) -> None:
     done = unlearn("sample", str(run), "a panda", "a fox", cwd=run.parent)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert Image.open(run / "sample.png").size == (128, 128)
+    assert Image.open(run / "sample.png").size == (512, 608)
     (run / "sample.png").unlink()
     before = (run / "result.json").read_text()
     done = unlearn("evaluate", str(run), "evaluation.images_per_prompt=2", cwd=run.parent)

@@ -130,7 +130,7 @@ def test_a_run_is_evaluated_again_and_by_a_protocol(
 
 def test_prompts_are_drawn_side_by_side(run: unlearn.Run) -> None:
     picture = unlearn.sample(run, ["a panda", "a pizza"])
-    assert picture.size == (2 * 64, 2 * 64)
+    assert picture.size == (2 * 256, 24 + 2 * (24 + 256 + 12))
     with Image.open(run.folder / "sample.png") as written:
         assert written.tobytes() == picture.tobytes()
     assert unlearn.sample(run.folder, ["a panda", "a pizza"]).tobytes() == picture.tobytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ def run(arguments: Sequence[str]) -> None:
     if len(paths) != 1:
         raise ValueError(USAGE)
     options = parse_options(overrides, DemoOptions)
+    check_host(options.host)
     config = load_run_config(Path(paths[0]))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -64,6 +66,20 @@ def run(arguments: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error}; it needs the extra `demo`") from error
     serve_page(build_page(config, make_draw(config)), options)
+
+
+def check_host(host: str) -> None:
+    """Check that a host has an address, before a model is loaded.
+
+    Raises:
+        ValueError: the name does not resolve.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"host={host}: no such host; an address of this machine is needed, such as 127.0.0.1"
+        ) from error
 
 
 def make_draw(config: ModelConfig) -> Draw:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from unlearn.utils.atomic import atomic_path
 PICTURED = 8  # prompts of each set in the picture
 # in pixels: the least and the most of a tile's side, the labels' width, the gap between sets
 TILE, MARGIN, GAP = (128, 256), 150, 12
+LEAST_SAMPLE, LINE = 256, 24  # of a sample's side, and the height of a line of its labels
 
 
 def pictured_rows(items: list[Any]) -> list[Any]:
@@ -65,3 +68,36 @@ def before_after(probes: list[EvaluationPrompt], base: Tensor, after: Tensor, pa
                 picture.paste(image, tile_box(width, name, side, column))
     with atomic_path(path) as partial:
         picture.save(partial, format="PNG")
+
+
+def labelled_rows(prompts: Sequence[str], base: Tensor, unlearned: Tensor) -> Image.Image:
+    """Return a row a prompt: prompt and seed above the base model's image and the unlearned one's.
+
+    Small images are enlarged by a whole number to `LEAST_SAMPLE` pixels or more, without smoothing.
+
+    Args:
+        prompts: the prompt of each row; its seed is the row's number.
+        base: the base model's images, uint8 (N, 3, H, W).
+        unlearned: the unlearned model's images of the same shape.
+    """
+    factor = -(-LEAST_SAMPLE // min(base.shape[-2:]))
+    height, width = (side * factor for side in base.shape[-2:])
+    titles = [
+        textwrap.wrap(f"{prompt} (seed {seed})", width=2 * width // 10)
+        for seed, prompt in enumerate(prompts)
+    ]
+    total = LINE + sum(len(title) * LINE + height + GAP for title in titles)
+    picture = Image.new("RGB", (2 * width, total), "white")
+    draw = ImageDraw.Draw(picture)
+    for column, label in enumerate(("base", "unlearned")):
+        draw.text((column * width + 8, 4), label, "black", font_size=16)
+    top = LINE
+    for title, *sides in zip(titles, base, unlearned, strict=True):
+        draw.multiline_text((8, top + 4), "\n".join(title), "black", font_size=16)
+        top += len(title) * LINE
+        for column, side in enumerate(sides):
+            image = Image.fromarray(side.permute(1, 2, 0).numpy())
+            tile = image.resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(tile, (column * width, top))
+        top += height + GAP
+    return picture

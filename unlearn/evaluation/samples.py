@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from unlearn.config.run_config import ModelConfig
+from unlearn.evaluation.pictures import labelled_rows
 from unlearn.generation.sampling import generate
 from unlearn.models.text_states import check_prompt_lengths, check_words_known
 from unlearn.utils.atomic import atomic_path
@@ -40,8 +40,7 @@ def draw_samples(config: ModelConfig, prompts: Sequence[str]) -> tuple[Path, Ima
     sides = [generate(pipe, prompts, numbers, sampler, description="base images")]
     load_unlearned(pipe, config.weights)
     sides.append(generate(pipe, prompts, numbers, sampler, description="unlearned images"))
-    rows = torch.cat(sides, dim=-1).permute(0, 2, 3, 1).flatten(0, 1)
-    picture = Image.fromarray(rows.numpy())
+    picture = labelled_rows(prompts, *sides)
     with atomic_path(config.folder / "sample.png") as partial:
         picture.save(partial, format="PNG")
     return config.folder / "sample.png", picture

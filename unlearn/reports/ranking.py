@@ -24,7 +24,8 @@ class RankedRun(NamedTuple):
         settings: the settings that can change the result, by dotted keys.
         rates: the rate of each of the `SCORE_COLUMNS`.
         score: the harmonic mean of retention and of what is forgotten, see `forget_keep_score`.
-        rank: the Pareto rank among the other runs, from 1; 0 before the runs are ranked.
+        rank: the Pareto rank among the runs of the same concept, from 1; 0 before the
+            runs are ranked.
     """
 
     folder: Path
@@ -32,6 +33,11 @@ class RankedRun(NamedTuple):
     rates: dict[str, Rate]
     score: float
     rank: int = 0
+
+    @property
+    def concept(self) -> str:
+        """The name of the concept that the run unlearned."""
+        return str(self.settings.get("concept.name"))
 
     @property
     def aims(self) -> tuple[float, float]:
@@ -79,7 +85,20 @@ def read_ranked_runs(folders: Sequence[Path]) -> tuple[list[RankedRun], dict[Pat
 
 
 def rank_runs(runs: Sequence[RankedRun]) -> list[RankedRun]:
-    """Return the runs with their ranks, the best first; of equal rank by score."""
+    """Return the runs with their ranks, by concept, the best first; of equal rank by score.
+
+    Runs of different concepts are not compared: each concept has ranks of its own.
+    """
+    concepts = sorted({run.concept for run in runs})
+    return [
+        run
+        for concept in concepts
+        for run in rank_alike([run for run in runs if run.concept == concept])
+    ]
+
+
+def rank_alike(runs: Sequence[RankedRun]) -> list[RankedRun]:
+    """Return runs of one concept with their ranks, the best first; of equal rank by score."""
     left, done = list(runs), list[RankedRun]()
     while left:
         aims = [run.aims for run in left]

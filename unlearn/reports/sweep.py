@@ -17,8 +17,8 @@ HEADER = (
     "Ranked by Pareto rank in the unseen-target rate (low) and retention (high; on related and "
     "unrelated prompts together), then by the score: the harmonic mean of retention and of what is "
     "forgotten (images for unseen target prompts that are neither the target nor broken). Rank 1 "
-    "is the Pareto front: no run is as good in one and better in the other. Rates with 95 % "
-    "intervals."
+    "is the Pareto front: no run is as good in one and better in the other. Each concept has ranks "
+    "of its own. Rates with 95 % intervals."
 )
 
 

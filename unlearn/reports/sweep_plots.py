@@ -16,6 +16,8 @@ from unlearn.reports.ranking import RankedRun
 from unlearn.utils.atomic import atomic_path
 
 COLORS = colormaps["viridis"]
+# Okabe and Ito, https://jfly.uni-koeln.de/color: told apart by colour-blind readers
+OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LOG = 5  # the ratio of the largest to the least number from which an axis is logarithmic
 LABELS = {
     "unseen target": "unseen-target rate (left is better)",
@@ -32,7 +34,7 @@ def save_plot(figure: Figure, path: Path) -> None:
 def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> None:
     """Draw each run by its unseen-target rate and retention, with their intervals.
 
-    A line joins the runs of the Pareto front.
+    A line in a colour of its own joins the runs of each concept's Pareto front.
 
     Args:
         path: the file to write.
@@ -49,22 +51,21 @@ def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> None:
     axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="none", ecolor="0.85", elinewidth=1)
     scores = [run.score for run in runs]
     axes.scatter(x, y, c=scores, cmap=COLORS, vmin=0, vmax=1, s=45, zorder=3)
-    front: dict[tuple[float, float], list[str]] = {}
-    for run in runs:
-        if run.rank == 1:
-            front.setdefault((run.aims[0], -run.aims[1]), []).append(run.folder.name)
-    best = np.array(sorted(front)).T
-    axes.step(best[0], best[1], where="post", color="black", linewidth=1, zorder=2)
-    ring: dict[str, Any] = {
-        "facecolors": "none",
-        "edgecolors": "black",
-        "linewidths": 1.5,
-        "zorder": 4,
-    }
-    axes.scatter(best[0], best[1], s=110, label="Pareto front", **ring)
-    for place, names in front.items():
-        text = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-        axes.annotate(text, place, (7, -11), textcoords="offset points", fontsize=8, zorder=5)
+    for number, concept in enumerate(sorted({run.concept for run in runs})):
+        front: dict[tuple[float, float], list[str]] = {}
+        for run in runs:
+            if run.rank == 1 and run.concept == concept:
+                front.setdefault((run.aims[0], -run.aims[1]), []).append(run.folder.name)
+        best = np.array(sorted(front)).T
+        color = OKABE_ITO[number % len(OKABE_ITO)]
+        axes.step(best[0], best[1], where="post", color=color, linewidth=1, zorder=2)
+        axes.scatter(
+            best[0], best[1], s=110, label=f"Pareto front, {concept}", facecolors="none",
+            edgecolors=color, linewidths=1.5, zorder=4,
+        )  # fmt: skip
+        for place, names in front.items():
+            text = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            axes.annotate(text, place, (7, -11), textcoords="offset points", fontsize=8, zorder=5)
     axes.set(xlabel=LABELS["unseen target"], ylabel=LABELS["retention"])
     axes.legend(loc="lower right")
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), ax=axes, label="score")

@@ -50,6 +50,8 @@ CASES = [
     Case(["demo", "nowhere"], r"nowhere: not a finished run directory, config.yaml is missing"),
     Case(["demo", "run", "port=high"], r"port: Value 'high' of type 'str'"),
     Case(["demo", "run", "port=70000"], r"port=70000: at least 0 and at most 65535 is needed"),
+    Case(["demo", "run", "host=no.such.invalid"], r"host=no\.such\.invalid: no such host"),
+    Case(["demo", "run", "host=" + "a" * 70 + ".invalid"], r"host=a+\.invalid: no such host"),
     Case(["demo", "run", "prot=80"], r"prot=80: there is no such key; did you mean .*'port'"),
 ]
 

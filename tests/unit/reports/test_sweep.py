@@ -12,7 +12,7 @@ from unlearn.evaluation.score import SCORE_COLUMNS, forget_keep_score
 from unlearn.reports.comparison import differing_keys
 from unlearn.reports.ranking import rank_runs, read_ranked_runs, run_folders
 from unlearn.reports.sweep import report_sweep
-from unlearn.reports.sweep_plots import Axis
+from unlearn.reports.sweep_plots import Axis, draw_pareto
 
 
 @pytest.fixture
@@ -67,6 +67,18 @@ def test_the_front_is_what_no_run_dominates(sweep: Path) -> None:
                 for other in chosen
             )
             assert (run.rank == 1) == (not dominated)
+
+
+def test_each_concept_has_a_front_of_its_own(sweep: Path) -> None:
+    make_run(sweep / "g", 9, 1, concept={"name": "fox"})  # worse than any run of the panda
+    make_run(sweep / "h", 9, 0, concept={"name": "fox"})
+    runs, _ = read_ranked_runs(list(run_folders(sweep)))
+    assert [(run.folder.name, run.concept, run.rank) for run in runs] == [
+        ("g", "fox", 1), ("h", "fox", 2),
+        ("a", "panda", 1), ("b", "panda", 1), ("c", "panda", 2), ("d", "panda", 3),
+    ]  # fmt: skip
+    draw_pareto(sweep / "pareto.png", runs)
+    assert (sweep / "pareto.png").stat().st_size
 
 
 def test_columns_are_the_settings_that_differ(sweep: Path) -> None:
