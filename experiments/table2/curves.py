@@ -78,20 +78,28 @@ def means(points: Lines, row: str) -> list[tuple[float, float]]:
 
 
 def draw(points: Lines, plan: dict[str, Any]) -> None:
-    """curves.png: one line a row, from few steps (small marks) to all (large marks)."""
+    """curves.png: a panel a row, from few steps (small marks) to all; the others' lines in grey."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for number, row in enumerate(plan["curves"]):
-        if not (line := means(points, row)):
-            continue
+    from experiments.plot_style import FAINT, HIGHLIGHT, save_figure
+
+    lines = {row: line for row in plan["curves"] if (line := means(points, row))}
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    for axes, (row, line) in zip(panels, lines.items(), strict=False):
+        for other in lines.values():
+            axes.plot(*zip(*other, strict=True), color=FAINT, zorder=1)
         x, y = zip(*line, strict=True)
-        axes.plot(x, y, color=f"C{number}", label=plan["rows"][row]["label"], alpha=0.7)
-        axes.scatter(x, y, [15 + 20 * i for i in range(len(x))], color=f"C{number}")
-    axes.set(xlabel="unseen-target rate", ylabel="retention, related and unrelated")
-    axes.legend(fontsize=8)
-    figure.savefig(CURVES.with_suffix(".png"), dpi=150)
+        axes.plot(x, y, color=HIGHLIGHT, zorder=2)
+        axes.scatter(x, y, [15 + 20 * i for i in range(len(x))], color=HIGHLIGHT, zorder=3)
+        axes.set_title(plan["rows"][row]["label"], fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+    figure.supxlabel("unseen-target rate (left is better)", fontsize=10)
+    figure.supylabel("retention, related and unrelated", fontsize=10)
+    save_figure(figure, CURVES)
 
 
 def main() -> None:
