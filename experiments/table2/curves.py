@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
+from experiments.provenance import keep_provenance
 from experiments.table2.run import HERE, Job, overrides_of, read_rows
 from experiments.table2.tune import measures
 from unlearn.config.compose import compose
@@ -60,6 +61,12 @@ def points_of(job: Job, run: Path) -> Lines:
             {"row": job.row, "target": job.concept, "step": str(int(folder.name))} | shares
         )
     return points
+
+
+def keep_points(job: Job, run: Path) -> None:
+    """Add a finished run's points to curves.csv."""
+    add_lines(CURVES, points_of(job, run))
+    keep_provenance(CURVES.parent, f"{CURVES.name}: {job.name}", run)
 
 
 def means(points: Lines, row: str) -> list[tuple[float, float]]:
@@ -115,7 +122,7 @@ def main() -> None:
     missing = {n: pool_job(j) for n, j in jobs.items() if (j.row, j.concept) not in done}
     CURVES.parent.mkdir(exist_ok=True)
     errors = run_jobs(
-        missing, lambda name, run: add_lines(CURVES, points_of(jobs[name], run)), options.workers,
+        missing, lambda name, run: keep_points(jobs[name], run), options.workers,
         len(jobs) - len(missing),
     )  # fmt: skip
     points = read_lines(CURVES)

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from experiments.lines import Lines
+from experiments.provenance import keep_provenance
 from experiments.table2.bootstrap import Estimate, rate_of
 from experiments.table2.claims import Kept, claims, on_targets, read_kept, samples_of
 from experiments.table2.pages import latex_table, page
@@ -186,6 +187,7 @@ def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
             large.save(partial, format="WEBP", quality=85)
     with atomic_path(results / "rows" / f"{name}.csv") as partial:
         shutil.copyfile(run / "images.csv", partial)
+    keep_provenance(results, f"rows/{name}.csv", run)
 
 
 def render(results: Path, plan: dict[str, Any], note: str = TUNING) -> None:
