@@ -23,7 +23,7 @@ from experiments.lines import read_lines
 from unlearn.utils.atomic import atomic_path
 
 FILE = "provenance.csv"
-FACTS = ("config", "commit", "date", "processor", "threads", "precision")
+FACTS = ("config", "commit", "date", "device", "processor", "threads", "precision")
 COLUMNS = ["result", *FACTS, "file commit"]
 NOT_RECORDED = "not recorded"
 OF_THE_MACHINE = {"run_dir", "trainer", "logger", "callbacks", "log_group"}  # no part of the hash
