@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from experiments.command import end, positive
+from experiments.provenance import keep_provenance
 from experiments.several.curve import render
 from experiments.several.plan import CONCEPTS, Job, jobs_of, missing, overrides_of
 from unlearn.config.saved import WEIGHTS_FILE, load_run_config
@@ -56,6 +57,7 @@ def run_all(scale: str, workers: int, concepts: tuple[str, ...]) -> tuple[Path, 
     def keep(name: str, run: Path) -> None:
         with atomic_path(rows / f"{name}.csv") as partial:
             shutil.copyfile(run / "images.csv", partial)
+        keep_provenance(results, f"rows/{name}.csv", run)
 
     done = len(jobs) - len(todo)
     errors: dict[str, str] = {}

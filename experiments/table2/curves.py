@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
+from experiments.provenance import keep_provenance
 from experiments.table2.run import HERE, Job, overrides_of, read_rows
 from experiments.table2.tune import measures
 from unlearn.config.compose import compose
@@ -62,6 +63,12 @@ def points_of(job: Job, run: Path) -> Lines:
     return points
 
 
+def keep_points(job: Job, run: Path) -> None:
+    """Add a finished run's points to curves.csv."""
+    add_lines(CURVES, points_of(job, run))
+    keep_provenance(CURVES.parent, f"{CURVES.name}: {job.name}", run)
+
+
 def means(points: Lines, row: str) -> list[tuple[float, float]]:
     """Unseen-target rate and retention of a row at each step, means over the targets."""
     steps: dict[int, list[tuple[float, float]]] = {}
@@ -78,20 +85,28 @@ def means(points: Lines, row: str) -> list[tuple[float, float]]:
 
 
 def draw(points: Lines, plan: dict[str, Any]) -> None:
-    """curves.png: one line a row, from few steps (small marks) to all (large marks)."""
+    """curves.png: a panel a row, from few steps (small marks) to all; the others' lines in grey."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for number, row in enumerate(plan["curves"]):
-        if not (line := means(points, row)):
-            continue
+    from experiments.plot_style import FAINT, HIGHLIGHT, save_figure
+
+    lines = {row: line for row in plan["curves"] if (line := means(points, row))}
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    for axes, (row, line) in zip(panels, lines.items(), strict=False):
+        for other in lines.values():
+            axes.plot(*zip(*other, strict=True), color=FAINT, zorder=1)
         x, y = zip(*line, strict=True)
-        axes.plot(x, y, color=f"C{number}", label=plan["rows"][row]["label"], alpha=0.7)
-        axes.scatter(x, y, [15 + 20 * i for i in range(len(x))], color=f"C{number}")
-    axes.set(xlabel="unseen-target rate", ylabel="retention, related and unrelated")
-    axes.legend(fontsize=8)
-    figure.savefig(CURVES.with_suffix(".png"), dpi=150)
+        axes.plot(x, y, color=HIGHLIGHT, zorder=2)
+        axes.scatter(x, y, [15 + 20 * i for i in range(len(x))], color=HIGHLIGHT, zorder=3)
+        axes.set_title(plan["rows"][row]["label"], fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+    figure.supxlabel("unseen-target rate (left is better)", fontsize=10)
+    figure.supylabel("retention, related and unrelated", fontsize=10)
+    save_figure(figure, CURVES)
 
 
 def main() -> None:
@@ -107,7 +122,7 @@ def main() -> None:
     missing = {n: pool_job(j) for n, j in jobs.items() if (j.row, j.concept) not in done}
     CURVES.parent.mkdir(exist_ok=True)
     errors = run_jobs(
-        missing, lambda name, run: add_lines(CURVES, points_of(jobs[name], run)), options.workers,
+        missing, lambda name, run: keep_points(jobs[name], run), options.workers,
         len(jobs) - len(missing),
     )  # fmt: skip
     points = read_lines(CURVES)

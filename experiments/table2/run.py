@@ -23,10 +23,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from experiments.command import positive
+from experiments.provenance import config_hash, recorded_configs
 from experiments.table2.claims import MORE
 from experiments.table2.table import keep_run, render
 from unlearn.cli import train as train_command
 from unlearn.config.compose import compose
+from unlearn.config.parse import parse_config
 from unlearn.sweeps.jobs import read_failure
 
 HERE = Path(__file__).parent
@@ -130,6 +132,21 @@ def is_kept(job: Job, scale: str) -> bool:
     return (results_of(scale) / "rows" / f"{job.name}.csv").exists()
 
 
+def stale_jobs(jobs: list[Job], scale: str) -> list[str]:
+    """The names of kept runs whose configuration is no longer what rows.yaml composes today.
+
+    Runs whose configuration was not recorded are left out.
+    """
+    recorded = recorded_configs(results_of(scale))
+    stale = []
+    for job in jobs:
+        if kept := recorded.get(f"rows/{job.name}.csv"):
+            own = overrides_of(job, scale, Path("runs") / f"table2-{scale}")
+            if config_hash(parse_config(compose(own)).saved) != kept:
+                stale.append(job.name)
+    return stale
+
+
 def run_all(scale: str, jobs: list[Job], workers: int) -> None:
     """Run what is missing, and write the table.
 
@@ -141,6 +158,8 @@ def run_all(scale: str, jobs: list[Job], workers: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not is_kept(job, scale)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are kept", flush=True)
+    if stale := stale_jobs([job for job in jobs if job not in missing], scale):
+        print(f"stale, kept of another configuration: {', '.join(stale)}", flush=True)
     if len(missing) < len(jobs):
         render_scale(scale)
     if missing:

@@ -1,4 +1,4 @@
-"""The table, the trade-off plot and the contact sheet, from the kept rows alone.
+"""The table in its formats, the plot of both rates and the contact sheet, from the kept rows alone.
 
 python -m experiments.table2.table
 """
@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-import html
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from experiments.lines import Lines
+from experiments.provenance import keep_provenance
 from experiments.table2.bootstrap import Estimate, rate_of
 from experiments.table2.claims import Kept, claims, on_targets, read_kept, samples_of
+from experiments.table2.pages import latex_table, page
+from experiments.table2.pictures import Columns, Rows, draw_contact_sheet, draw_tradeoff
 from unlearn.evaluation.score import SCORE_COLUMNS
-from unlearn.utils.atomic import atomic_path
+from unlearn.utils.atomic import atomic_path, write_text
 
 HERE = Path(__file__).parent
 SHOWN = [
@@ -27,9 +29,11 @@ SHOWN = [
 ]  # of single sets
 ESTIMATED = [*SHOWN, "retention"]  # the last for the plot
 HEAD = ["method", "runs", *SHOWN]
+IN_PAPER = (  # of the LaTeX table
+    "unseen target", "anchor", "broken, unseen target", "retention, related",
+    "retention, unrelated",
+)  # fmt: skip
 MORE_BROKEN = 0.05  # over the base model's share, from which on a cell is marked
-Columns = dict[str, Estimate]
-Rows = list[tuple[str, int, Columns]]  # row, its number of runs, its columns
 
 
 def table(kept: Kept) -> Rows:
@@ -130,16 +134,6 @@ class Part(NamedTuple):
         table = ["| " + " | ".join(line) + " |" for line in lines]
         return [self.heading, "", *table, "", self.left_out, ""]
 
-    @property
-    def html(self) -> str:
-        """The same."""
-        body = "".join(
-            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>\n"
-            for tag, line in [("th", HEAD), *(("td", line) for line in self.cells)]
-        )
-        above, below = html.escape(self.heading), html.escape(self.left_out)
-        return f"<p>{above}</p>\n<table>\n{body}</table>\n<p>{below}</p>\n"
-
 
 def parts_of(plan: dict[str, Any], kept: Kept, header: str) -> list[Part]:
     """The table's targets, then the fresh ones, where runs of them are kept."""
@@ -155,7 +149,7 @@ def parts_of(plan: dict[str, Any], kept: Kept, header: str) -> list[Part]:
 
 
 def write_texts(results: Path, parts: list[Part], verdicts: list[str]) -> None:
-    """table2.md, table2.csv and table2.html."""
+    """table2.md, table2.csv, table2.html and table2.tex."""
     lines = [line for part in parts for line in part.markdown]
     (results / "table2.md").write_text("\n".join([*lines, *verdicts, ""]), "utf-8")
     with (results / "table2.csv").open("w", newline="", encoding="utf-8") as file:
@@ -165,48 +159,15 @@ def write_texts(results: Path, parts: list[Part], verdicts: list[str]) -> None:
             for label, runs, own in part.lines:
                 values = [f"{v:.6g}" for column in SHOWN for v in own[column]]
                 csv.writer(file).writerow([part.which, label, runs, *values])
-    (results / "table2.html").write_text(
-        "<!doctype html><meta charset=utf-8><title>Table 2</title>\n"
-        "<style>body{font:14px sans-serif}td,th{padding:4px 8px;border-bottom:1px solid #ccc}"
-        f"</style>\n{''.join(part.html for part in parts)}"
-        f"{''.join(f'<p>{html.escape(line)}</p>' for line in verdicts)}\n"
-        '<img src="tradeoff.png" alt="trade-off"><img src="contact.webp" alt="contact sheet">\n',
-        "utf-8",
-    )
-
-
-def draw_tradeoff(results: Path, plan: dict[str, Any], rows: Rows) -> None:
-    """Unseen-target rate against retention, whole and its best corner; one colour a method.
-
-    Ablations are left out, as their means are over fewer targets.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    whole_range, corner = figure.subplots(1, 2)
-    shown = [(row, own) for row, _, own in rows if not plan["rows"][row].get("ablation")]
-    for number, (row, estimates) in enumerate(shown):
-        x, y = estimates["unseen target"], estimates["retention"]
-        bars = [[[max(0, e.value - e.low)], [max(0, e.high - e.value)]] for e in (x, y)]
-        label = plan["rows"][row]["label"]
-        for axes in (whole_range, corner):
-            axes.errorbar(
-                x.value, y.value, xerr=bars[0], yerr=bars[1], capsize=2, elinewidth=1,
-                fmt="D" if label.startswith("DoCo") else "o", label=label,
-                color=colormaps["tab20"](number % 20), zorder=2 + len(shown) - number,
-            )  # fmt: skip
-    for axes in (whole_range, corner):
-        axes.set(xlabel="unseen-target rate (left is better)")
-        axes.grid(alpha=0.3)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1))
-    whole_range.set(ylabel="retention (up is better)")
-    corner.set(xlim=(-0.005, 0.2), ylim=(0.8, 1.005), title="the best corner")
-    handles, labels = corner.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, ncols=5, loc="outside lower center")
-    figure.savefig(results / "tradeoff.png", dpi=130)
+    tables = [(part.which, [HEAD, *part.cells]) for part in parts]
+    notes = [text for part in parts for text in (part.heading, part.left_out) if text]
+    write_text(results / "table2.html", page(tables, notes, verdicts))
+    in_paper = [HEAD.index(column) for column in ("method", "runs", *IN_PAPER)]
+    latex = [
+        latex_table(which, [[line[i] for i in in_paper] for line in lines])
+        for which, lines in tables
+    ]
+    write_text(results / "table2.tex", "\n".join(latex))
 
 
 def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
@@ -226,35 +187,7 @@ def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
             large.save(partial, format="WEBP", quality=85)
     with atomic_path(results / "rows" / f"{name}.csv") as partial:
         shutil.copyfile(run / "images.csv", partial)
-
-
-def draw_contact_sheet(results: Path, plan: dict[str, Any], kept: Kept) -> None:
-    """Methods by prompts, cut from the runs' own pictures: two prompts of each set a target."""
-    from unlearn.concepts.prompts import SET_NAMES
-    from unlearn.evaluation.pictures import tile_box
-
-    size, margin = 64, 190
-    targets, shown = plan["ablation_targets"], [(s, column) for s in SET_NAMES for column in (0, 4)]
-    width = margin + len(targets) * len(shown) * size
-    sheet = Image.new("RGB", (width, (len(kept) + 1) * size), "white")
-    draw = ImageDraw.Draw(sheet)
-    base_drawn: set[str] = set()
-    for line, row in enumerate(kept, start=1):
-        draw.text((6, line * size + size // 2 - 6), plan["rows"][row]["label"], "black")
-        for number, target in enumerate(targets):
-            path = results / "pictures" / f"{row}-{target}-0.webp"
-            if not path.exists():
-                continue
-            sides = [(1, line * size)] if target in base_drawn else [(0, 0), (1, line * size)]
-            with Image.open(path) as picture:
-                for place, (part, column) in enumerate(shown, start=number * len(shown)):
-                    for side, top in sides:
-                        box = tile_box(picture.width, part, side, column)
-                        tile = picture.crop(box).resize((size, size))
-                        sheet.paste(tile, (margin + place * size, top))
-            base_drawn.add(target)
-    draw.text((6, size // 2 - 6), "base model", "black")
-    sheet.save(results / "contact.webp", quality=90)
+    keep_provenance(results, f"rows/{name}.csv", run)
 
 
 def render(results: Path, plan: dict[str, Any], note: str = TUNING) -> None:

@@ -21,6 +21,7 @@ import yaml
 
 from experiments.command import end, positive
 from experiments.lines import Lines, add_lines, read_lines
+from experiments.provenance import keep_provenance
 from unlearn.config.compose import compose
 from unlearn.config.run_files import read_images
 from unlearn.evaluation.score import column_rate, forget_keep_score
@@ -81,6 +82,7 @@ def keep(trial: dict[str, str], run: Path) -> None:
     """Add a finished trial to outcome.csv."""
     found = measures(read_images(run))
     add_lines(OUTCOME, [trial | {key: f"{value:.4f}" for key, value in found.items()}])
+    keep_provenance(OUTCOME.parent, f"{OUTCOME.name}: {run.name}", run)
 
 
 def pool_job(name: str, trial: dict[str, str], common: list[str]) -> PoolJob[Path]:

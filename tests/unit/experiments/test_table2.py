@@ -256,7 +256,7 @@ def test_the_table_is_made_of_the_kept_rows_alone(results: Path) -> None:
         line = next(r for r in csv.DictReader(file) if r["method"] == "Concept Ablation")
     assert float(line["unseen target: value"]) == 0.4
     assert line["unseen target: n"] == str(12 * 40)
-    for name in ("table2.csv", "table2.html", "tradeoff.png", "contact.webp"):
+    for name in ("table2.csv", "table2.html", "table2.tex", "tradeoff.png", "contact.webp"):
         assert (results / name).stat().st_size > 200
     rows = {row: (runs, e) for row, runs, e in table(read_kept(results / "rows", PLAN))}
     assert rows["doco"][0] == 12
