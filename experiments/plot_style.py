@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ FAINT = "#C8C8C8"  # what only gives the context
 NO_DATE: dict[str, dict[str, None]] = {  # by format; a date would change the bytes of each drawing
     "png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None},
 }  # fmt: skip
-EMBEDDED_FONTS = {"svg.hashsalt": "unlearn", "pdf.fonttype": 42}
+EMBEDDED_FONTS: Any = {"svg.hashsalt": "unlearn", "pdf.fonttype": 42}
 
 
 def save_figure(figure: Figure, path: Path) -> None:

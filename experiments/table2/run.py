@@ -84,10 +84,7 @@ def jobs_of(plan: dict[str, Any], scale: str, rows: list[str]) -> list[Job]:
 def overrides_of(job: Job, scale: str, runs: Path) -> list[str]:
     """Those of `unlearn train` for the run."""
     smaller = SMOKE if scale == "smoke" else ()
-    concept = [f"concept={job.concept}"]
-    if anchor := read_rows()["fresh_targets"].get(job.concept):  # without a file of its own
-        concept = [f"concept.name={job.concept}", "concept.kind=instance", f"anchor.name={anchor}"]
-    own = ["trainer.precision=auto", *concept, *job.overrides, f"seed={job.seed}"]
+    own = ["trainer.precision=auto", f"concept={job.concept}", *job.overrides, f"seed={job.seed}"]
     own += [*smaller, f"run_dir={runs / job.name}"]
     if scale == "smoke":
         config = compose(own)

@@ -37,9 +37,9 @@ def smoke(random_model: Path, random_judge: Path) -> list[str]:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """Every file of a run but its seconds and its checkpoint, which counts Lightning's restarts."""
+    """Every file of a run but its facts of the call and its checkpoint, which counts restarts."""
     files = (p for p in run.rglob("*") if p.is_file() and p.suffix != ".ckpt")
-    files = (p for p in files if p.name != "budget.json")
+    files = (p for p in files if p.name not in ("budget.json", "environment.json"))
     return {str(p.relative_to(run)): p.read_bytes() for p in files}
 
 

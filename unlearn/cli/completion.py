@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unlearn.cli.help import HELP
 from unlearn.config import recipes  # noqa: F401 - registers a resolver
 from unlearn.config.search_path import conf_dir, further_conf_dirs, group_choices
+from unlearn.config.vocabulary_words import register_words
 from unlearn.utils.checks import check_choice
 
 ACTIONS = ("install", "uninstall", "query")
@@ -69,6 +70,7 @@ def config_loader() -> ConfigLoaderImpl:
     """
     sys.modules["hydra_plugins"] = None  # type: ignore[assignment]
     version.setbase("1.3")
+    register_words()
     path = create_config_search_path(f"file://{conf_dir()}")
     for folder in reversed(further_conf_dirs()):  # the first that has a file counts
         path.prepend("unlearn", f"file://{folder}", SearchPathQuery(provider="schema"))

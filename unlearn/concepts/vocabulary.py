@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,14 @@ class Vocabulary:
             return [s for s in self.styles if s != name]
         own = self.objects[name].family
         return [n for n, o in self.objects.items() if o.family == own and n != name]
+
+    def anchor(self, name: str, forgotten: Sequence[str] = ()) -> str:
+        """Return the anchor of a name that chooses none: the first other of its family.
+
+        Names that are forgotten too are passed over, unless the whole family is.
+        """
+        family = self.family(name)
+        return next((other for other in family if other not in forgotten), family[0])
 
 
 @cache

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from unlearn.config.schema import PRECISIONS, ModelOptions
-from unlearn.models.pipeline import load_pipeline
+from unlearn.models.pipeline import device_for, load_pipeline
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def resolve_precision(precision: str, accelerator: str) -> str:
         raise ValueError(f"trainer.precision={precision!r}: allowed are {list(PRECISIONS)}")
     if precision != "auto":
         return precision
-    if accelerator != "cpu" and torch.cuda.is_available():
+    if device_for(accelerator) == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.cpu._is_avx512_bf16_supported()
+        native = device_for(accelerator) == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"

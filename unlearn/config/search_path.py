@@ -92,6 +92,23 @@ def with_search_path(overrides: Sequence[str]) -> list[str]:
     return [f"{SEARCH_PATH}[{own},{quoted}]", *rest]
 
 
+def replaced_files(overrides: Sequence[str]) -> list[str]:
+    """Return the user's own files that overrides choose in place of the package's."""
+    own = user_conf_dir()
+    chosen = [o.partition("=") for o in overrides] if own else []
+    names = [f"{group}/{name}.yaml" for group, _, names in chosen for name in split_names(names)]
+    return [
+        f"conf/{name}"
+        for name in names
+        if own and (own / name).is_file() and (conf_dir() / name).is_file()
+    ]
+
+
+def split_names(value: str) -> list[str]:
+    """Return the names of an override's value, such as "panda", "[panda,noto]" or "panda,noto"."""
+    return [name.strip() for name in value.strip("[]").split(",")]
+
+
 def conf_folders() -> list[Path]:
     """Return the folders of configuration files: the package's first, the user's own last."""
     return [conf_dir(), *further_conf_dirs()]

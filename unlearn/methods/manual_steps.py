@@ -42,7 +42,7 @@ class ManualSteps(L.LightningModule):
             raise NotFiniteError(step, values, batch)
 
     def log_step(self, metrics: Metrics, step: int, shown: str) -> None:
-        """Send a step's metrics to the loggers, and one of them to the progress bar.
+        """Send a step's metrics to the loggers, and its losses to the progress bar.
 
         The loggers get them at once. Lightning's own way is to send them after the step's
         callbacks, so a checkpoint of the step would lack them.
@@ -50,9 +50,11 @@ class ManualSteps(L.LightningModule):
         Args:
             metrics: the step's metrics.
             step: the number of the step.
-            shown: the name of the metric in the progress bar.
+            shown: the loss in the progress bar of a step that neither unlearns nor relearns.
         """
-        self.log(shown.split("_")[0], metrics[shown], prog_bar=True, logger=False)
+        losses = [name for name in ("unlearn_loss", "relearn_loss") if name in metrics] or [shown]
+        for name in losses:
+            self.log(name.split("_")[0], metrics[name], prog_bar=True, logger=False)
         if (step + 1) % self.trainer.log_every_n_steps == 0:
             values = {name: float(value) for name, value in metrics.items()}
             for logger in self.trainer.loggers:

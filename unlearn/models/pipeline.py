@@ -79,5 +79,16 @@ def denoiser_name(network: nn.Module) -> str:
 
 
 def device_for(accelerator: str) -> str:
-    """Return the device that draws images: the current GPU if Lightning's `accelerator` allows."""
-    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    """Return the device that trains, draws and judges: the one that Lightning's Trainer takes.
+
+    "auto" takes the GPU that there is: CUDA's, or else Apple's (MPS).
+
+    Args:
+        accelerator: "auto", "cpu", "gpu", "cuda" or "mps". One that is not there becomes "cpu";
+            a run has then been refused by the Trainer.
+    """
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    for device, is_available in available.items():
+        if accelerator in ("auto", "gpu", device) and is_available():
+            return device
+    return "cpu"

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from diffusers import DiffusionPipeline
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from PIL import Image
 from torch import Tensor
 
@@ -35,6 +35,21 @@ def picture_prompts(concept: Concept) -> list[str]:
         spaced = [chosen[i * len(chosen) // count] for i in range(count)]
         prompts += (spaced * PICTURE_COLUMNS)[:PICTURE_COLUMNS]
     return prompts
+
+
+class StepsBar(TQDMProgressBar):
+    """A progress bar of the run's one epoch: steps, time left and losses."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Begin the bar, under the name of what goes on in place of an epoch's number."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("training")
+
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
+        """Return the losses, without the number that a logger gave the run."""
+        metrics: dict[str, Any] = super().get_metrics(*arguments)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class ProgressPictures(L.Callback):

@@ -26,12 +26,12 @@ GIT_SECONDS = 10
 @rank_zero_only
 def write_environment(config: ModelConfig) -> None:
     """Write environment.json; a secret on the command line is replaced by its variable's name."""
-    on_gpu = config.device == "cuda"
+    names = {"cuda": torch.cuda.get_device_name, "mps": lambda: "Apple GPU", "cpu": lambda: "CPU"}
     facts = {
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "device": names[config.device](),
         "precision": config.precision,
         "command": hide_secrets(command_line()),
         **read_commit(Path(__file__).parents[1]),

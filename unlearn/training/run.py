@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from diffusers import DiffusionPipeline
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -32,7 +33,7 @@ from unlearn.models.frozen_layers import store_in_bf16
 from unlearn.models.pipeline import pipeline_networks
 from unlearn.models.text_states import check_prompt_lengths, check_words_known
 from unlearn.training.budget import Budget, estimate_run
-from unlearn.training.callbacks import KeptWeights, ProgressPictures
+from unlearn.training.callbacks import KeptWeights, ProgressPictures, StepsBar
 from unlearn.training.checkpoints import AtomicCheckpointIO, Checkpoints, checkpoint_step
 from unlearn.training.device import claim_device, trainer_options
 from unlearn.training.dry_run import describe_plan
@@ -193,7 +194,9 @@ def fit(
         if progress.step:
             begun = f"{config.folder}: goes on after step {progress.step} of {config.steps}"
             rank_zero_only(print)(begun)
-        trainer.fit(method, module, ckpt_path=progress.checkpoint, weights_only=True)
+        with warnings.catch_warnings():  # all but the trained weights is frozen, in eval mode
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode")
+            trainer.fit(method, module, ckpt_path=progress.checkpoint, weights_only=True)
     if trainer.is_global_zero:
         weights = {**earlier, **method.trained_weights}
         save_unlearned(weights, config.weights, metadata, method.part)
@@ -232,7 +235,7 @@ def load_earlier_weights(pipe: DiffusionPipeline, run: Path) -> dict[str, Tensor
 def build_run_callbacks(context: RunContext, metadata: dict[str, str]) -> list[Callback]:
     """Return a progress bar, the callbacks that config keys ask for, and those of `callbacks`."""
     config = context.config
-    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=5)]
+    callbacks: list[Callback] = [StepsBar(refresh_rate=5)]
     if config.keep_every:
         callbacks.append(KeptWeights(config.folder, config.keep_every, metadata, context.earlier))
     if every := config.log_images_every:

@@ -29,9 +29,9 @@ def test_files_of_the_working_folder_are_found(own: Path) -> None:
     assert compose(["concept=conf"]).concept.related == ["lion"]
 
 
-def test_a_search_path_that_is_given_counts_first(own: Path) -> None:
+def test_ones_own_files_count_before_a_search_path_that_is_given(own: Path) -> None:
     given = f"hydra.searchpath=['file://{own / 'elsewhere'}']"
-    for name, related in (("elsewhere", "dog"), ("conf", "lion"), ("both", "dog")):
+    for name, related in (("elsewhere", "dog"), ("conf", "lion"), ("both", "lion")):
         assert compose([given, f"concept={name}"]).concept.related == [related]
 
 
