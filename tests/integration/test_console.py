@@ -94,6 +94,7 @@ def test_the_same_seed_gives_the_same_bytes(run: Path, smoke: list[str], tmp_pat
         assert (files[0] == files[1]) == same
 
 
+@pytest.mark.slow
 def test_weights_kept_on_the_way_are_run_directories(smoke: list[str], tmp_path: Path) -> None:
     overrides = ["concept=panda", *smoke, "run_dir=run", "keep_every=2"]
     done = unlearn("train", *overrides, cwd=tmp_path)
@@ -109,6 +110,7 @@ def test_weights_kept_on_the_way_are_run_directories(smoke: list[str], tmp_path:
     assert results[1] == results[2]
 
 
+@pytest.mark.slow
 def test_training_images_are_the_base_model_s_wherever_a_method_starts(
     smoke: list[str], tmp_path: Path
 ) -> None:
@@ -292,6 +294,7 @@ def test_a_new_concept_file_is_found_and_trains(smoke: list[str], tmp_path: Path
     assert (tmp_path / "runs" / "mine-doco-0" / "unlearned.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_as_a_lora_and_merged(
     run: Path, smoke: list[str], tmp_path: Path
 ) -> None:

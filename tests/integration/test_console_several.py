@@ -56,6 +56,7 @@ def test_a_joint_run_reports_each_concept(smoke: list[str], tmp_path: Path) -> N
     assert json.loads((run / "result.json").read_text()) == shown
 
 
+@pytest.mark.slow
 def test_a_list_of_one_gives_the_bytes_of_the_single_run(smoke: list[str], tmp_path: Path) -> None:
     for name in ("concept=panda", "concept=[panda]"):
         trained(tmp_path, name, *smoke, f"run_dir={len(name)}")
@@ -65,6 +66,7 @@ def test_a_list_of_one_gives_the_bytes_of_the_single_run(smoke: list[str], tmp_p
     assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
 
 
+@pytest.mark.slow
 def test_one_run_goes_on_from_another(smoke: list[str], tmp_path: Path) -> None:
     first = [o for o in smoke if not o.startswith(("steps=", "method."))]
     trained(

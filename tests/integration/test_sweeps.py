@@ -117,6 +117,7 @@ def test_what_cannot_be_a_sweep_is_refused_before_its_first_job(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_jobs_of_a_file_run_beside_the_overrides_given(smoke: list[str], tmp_path: Path) -> None:
     jobs = [["steps=2", "seed=3,4"], ["concept=rabbit", "anchor=cat"]]
     (tmp_path / "jobs.yaml").write_text(json.dumps(jobs))

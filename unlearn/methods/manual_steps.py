@@ -52,7 +52,9 @@ class ManualSteps(L.LightningModule):
             step: the number of the step.
             shown: the loss in the progress bar of a step that neither unlearns nor relearns.
         """
-        losses = [name for name in ("unlearn_loss", "relearn_loss") if name in metrics] or [shown]
+        losses: list[str] = [
+            name for name in ("unlearn_loss", "relearn_loss") if name in metrics
+        ] or [shown]
         for name in losses:
             self.log(name.split("_")[0], metrics[name], prog_bar=True, logger=False)
         if (step + 1) % self.trainer.log_every_n_steps == 0:

@@ -87,7 +87,10 @@ def device_for(accelerator: str) -> str:
         accelerator: "auto", "cpu", "gpu", "cuda" or "mps". One that is not there becomes "cpu";
             a run has then been refused by the Trainer.
     """
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    available: dict[str, Any] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
     for device, is_available in available.items():
         if accelerator in ("auto", "gpu", device) and is_available():
             return device

@@ -39,6 +39,7 @@ def test_the_folder_is_small_half_precision_and_has_its_papers() -> None:
     assert not list(EMBEDDED.rglob("*.bin")) + list(EMBEDDED.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_the_base_model_draws_what_the_judge_recognises(pipe: StableDiffusionPipeline) -> None:
     names = ["panda", "pizza", "rocket", "strawberry", "bus", "castle", "bomb", "guitar"]
     images = pipe(

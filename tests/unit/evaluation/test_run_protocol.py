@@ -131,6 +131,7 @@ def test_a_protocol_ends_in_a_table_and_one_result(
         assert f"! {next(w for w in result['warnings'] if warning in w)}" in out
 
 
+@pytest.mark.slow
 def test_another_precision_is_drawn_and_said(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +176,7 @@ def test_a_lite_variant_and_a_limit_say_so(
     assert values(result_of(run), "clip_score")["Snoopy"]["base"]["n"] == 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     make_run: Callable[..., Path], drawn: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +244,7 @@ def test_weights_from_elsewhere_have_the_command_line_s_config(
     assert values(result_of(Path("own")), "kid") == values(result, "kid")
 
 
+@pytest.mark.slow
 def test_weights_from_elsewhere_go_through_the_four_prompt_sets_as_a_run_does(
     make_run: Callable[..., Path], random_model: Path, random_judge: Path
 ) -> None:

@@ -28,6 +28,7 @@ SD14 = "CompVis/stable-diffusion-v1-4"
 SMALL = (0.05, 64)
 
 
+@pytest.mark.slow
 def test_the_unet_s_count_is_that_of_its_layers() -> None:
     """2 · inputs · outputs a position for each layer, 4 · queries · keys · width for attention."""
     total = 0
@@ -128,6 +129,7 @@ def test_a_run_s_count_is_that_of_the_method_s_own_steps(
     assert counted(run) == pytest.approx(estimate, rel=0.1 if name == "forget_me_not" else 2e-3)
 
 
+@pytest.mark.slow
 def test_the_backward_pass_is_cheaper_the_less_trains() -> None:
     """Keys and values: the gradient of every activation, and of few weights."""
     forward = networks().unet
@@ -161,6 +163,7 @@ def test_hours_follow_from_the_throughput() -> None:
     assert "not measured: 1 TFLOP/s" in text
 
 
+@pytest.mark.slow
 def test_the_plan_s_cost_is_its_runs_and_the_base_s_images_once() -> None:
     row = {"seeds": 1, "overrides": ["method=uce"]}
     plan = {

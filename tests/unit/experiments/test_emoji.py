@@ -90,6 +90,7 @@ def test_every_epoch_goes_on_where_the_last_one_ended() -> None:
     assert list(steps) == [12, 13, 14]
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_the_vae_and_both_judges_share_them(tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED / "vae", tmp_path / "vae")
     first = JudgeStage(small(tmp_path), ART, WORDS)

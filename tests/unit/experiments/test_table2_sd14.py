@@ -166,6 +166,7 @@ sd14.run_all(sd14.jobs_of(plan, "sd14", ["uce"]), plan, sd14.Call(Path("runs"), 
 """
 
 
+@pytest.mark.slow
 def test_a_call_that_is_killed_ends_its_runs_too(tmp_path: Path) -> None:
     stub, begun, ended = (tmp_path / name for name in ("unlearn", "begun", "ended"))
     names = {"python": sys.executable, "begun": str(begun), "ended": str(ended)}

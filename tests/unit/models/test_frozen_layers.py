@@ -128,6 +128,7 @@ def test_what_trains_and_what_autocast_leaves_alone_stay_fp32(random_model: Path
     assert all(w.dtype == torch.float32 for w in method.weights)
 
 
+@pytest.mark.slow
 def test_images_are_the_same_bits_with_weights_stored_in_bf16(random_model: Path) -> None:
     images = []
     for stored in (False, True):
