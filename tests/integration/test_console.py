@@ -55,7 +55,9 @@ def run(smoke: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first")
     done = unlearn("train", "concept=panda", *smoke, "run_dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "| unseen_target |" in done.stdout
+    assert "\nunseen_target " in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if "_target " in line) <= 80
+    assert done.stdout.endswith("See more: unlearn report run\n")
     assert "NaN" not in (folder / "run" / "result.json").read_text()
     assert [p.name for p in folder.iterdir()] == ["run"]
     return folder / "run"

@@ -15,6 +15,7 @@ from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.run_config import ModelConfig
 from unlearn.evaluation.clip import ClipScorer
 from unlearn.evaluation.clip_judge import ClipJudge, candidate_names
+from unlearn.evaluation.goals import describe_outcome
 from unlearn.evaluation.judge import Judge
 from unlearn.evaluation.pictures import before_after, pictured_rows
 from unlearn.evaluation.summary import (
@@ -26,7 +27,7 @@ from unlearn.evaluation.summary import (
     summarise_all,
     write_images,
 )
-from unlearn.evaluation.table import markdown_table
+from unlearn.evaluation.table import terminal_table
 from unlearn.generation.image_cache import pipeline_fingerprint
 from unlearn.generation.sampling import generate
 from unlearn.models.frozen_layers import store_in_bf16
@@ -158,9 +159,9 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
 
 
 def print_result(result: dict[str, Any], run: Path, weights: Path) -> None:
-    """Print the table, the prompts that were left out, and the paths of the files."""
+    """Print the table, the prompts left out, the files, the verdict, and the next command."""
     if result["sets"]:
-        print(markdown_table(result))
+        print(terminal_table(result))
     else:
         print("not judged, by evaluation.judge=none; before_after.png shows what the model draws")
     if excluded := result["excluded_prompts"]:
@@ -170,3 +171,4 @@ def print_result(result: dict[str, Any], run: Path, weights: Path) -> None:
         )
     for path in (run / "before_after.png", weights, run / "result.json"):
         print(path)
+    print(f"{describe_outcome(result)['head']}. See more: unlearn report {run}")

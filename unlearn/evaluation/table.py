@@ -1,12 +1,17 @@
-"""Render the four prompt sets as a Markdown table."""
+"""Render the four prompt sets as a Markdown table, and as a table for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from unlearn.evaluation.intervals import Rate
+from rich.console import Console
+from rich.table import Table
 
+from unlearn.evaluation.intervals import Rate
+from unlearn.evaluation.score import TARGET_SETS
+
+TERMINAL_WIDTH = 80  # columns
 TABLE_COLUMNS = ("right", "anchor", "retention", "object", "style", "broken")
 
 
@@ -43,3 +48,42 @@ def table_lines(sets: dict[str, Any]) -> list[str]:
                 cells.append(f"{pair['base'].value:.0%} → {pair['unlearned']}")
         lines.append(f"| {name} | {row['right']['base']['n']} | " + " | ".join(cells) + " |")
     return lines
+
+
+def terminal_table(result: Mapping[str, Any]) -> str:
+    """Return the four sets as aligned text of at most 80 columns.
+
+    A cell is base → unlearned in per cent, with the 95 % interval in brackets. The column `kept` is
+    the anchor's rate of target sets, and the retention of the others. With several concepts there
+    is a table for each, and one for all.
+    """
+    concepts = {
+        f"{name}, before" if own["earlier"] else name: own["sets"]
+        for name, own in result.get("concepts", {}).items()
+    }
+    console = Console(width=TERMINAL_WIDTH, color_system=None, highlight=False)
+    with console.capture() as written:
+        for title, sets in {**concepts, "all" if concepts else "": result["sets"]}.items():
+            table = Table(
+                box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title or None,
+                title_justify="left",
+            )  # fmt: skip
+            for name in ("set", "n", "right", "anchor / kept", "broken"):
+                table.add_column(name, justify="right" if name == "n" else "left", no_wrap=True)
+            for name, rates in sets.items():
+                second = rates["anchor" if name in TARGET_SETS else "retention"]
+                cells = [terminal_cell(pair) for pair in (rates["right"], second)]
+                broken = terminal_cell(rates["broken"]).partition(" [")[0]
+                table.add_row(name, str(rates["right"]["base"]["n"]), *cells, broken)
+            console.print(table)
+    return "\n".join(line.rstrip() for line in written.get().splitlines() if line.strip())
+
+
+def terminal_cell(pair: Mapping[str, Any]) -> str:
+    """Return a pair of rates as short text, such as "98 → 3% [1–8]"; "" without an image."""
+    sides = {side: Rate(**pair[side]) for side in ("base", "unlearned")}
+    before, after = sides["base"], sides["unlearned"]
+    if not before.n or not after.n:
+        return ""
+    numbers = (before.value, after.value, after.low, after.high)
+    return "{:.0f} → {:.0f}% [{:.0f}–{:.0f}]".format(*(100 * (x or 0) for x in numbers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from unlearn.concepts.prompts import EvaluationPrompt
 from unlearn.evaluation.intervals import wilson_rate
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.summary import ImageRequest, judge_flags, summarise_sets, write_images
-from unlearn.evaluation.table import markdown_table
+from unlearn.evaluation.table import markdown_table, terminal_table
 
 
 def test_wilson_interval_pinned() -> None:
@@ -150,3 +151,23 @@ def test_what_the_judge_cannot_tell_is_not_a_rate_of_zero(tmp_path: Path) -> Non
     row = "| panda | instance | 0% | 0% | 100% | n/a | n/a | 0% ! | 100% |"
     assert summary([result]).splitlines()[2] == row
     assert summary([result]).endswith("4 of 5 bars met.")
+
+
+def test_the_table_of_the_terminal_is_aligned_and_fits_80_columns() -> None:
+    def pair(base: tuple[int, int], unlearned: tuple[int, int]) -> dict[str, Any]:
+        sides = {"base": wilson_rate(*base), "unlearned": wilson_rate(*unlearned)}
+        return {side: rate._asdict() for side, rate in sides.items()}
+
+    full, none = pair((99999, 99999), (99999, 99999)), pair((0, 0), (0, 0))
+    rates = {"right": full, "anchor": full, "retention": full, "broken": full}
+    sets = dict.fromkeys(("seen_target", "unseen_target", "related", "unrelated"), rates)
+    lines = terminal_table({"sets": sets}).splitlines()
+    assert [line[:13].rstrip() for line in lines] == ["set", *sets]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    few = {**rates, "right": pair((16, 16), (1, 16)), "broken": none}
+    own = {"earlier": True, "sets": {**sets, "seen_target": few}}
+    text = terminal_table({"sets": sets, "concepts": {"panda": own}})
+    assert "panda, before" in text
+    assert "seen_target       16  100 → 6% [1–28]" in text
+    assert text.count("unseen_target") == 2
