@@ -8,7 +8,7 @@ from unlearn.config.overrides import parse_options, split_arguments
 from unlearn.config.saved import load_run_config
 from unlearn.exports.formats import ExportOptions, export_as
 
-USAGE = "usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE]"
+USAGE = "usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE] [overwrite=true]"
 
 
 def run(arguments: list[str]) -> None:

@@ -96,7 +96,7 @@ conf/evaluation holds every key, such as:
 
 Writes RUN_DIR/sample.png: one row a prompt, the base model beside the unlearned one.
 """,
-    "export": """usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE]
+    "export": """usage: unlearn export RUN_DIR [OUT] [format=FORMAT] [error=SHARE] [overwrite=true]
 
   unlearn export runs/panda-doco-0                 a whole pipeline, in runs/panda-doco-0/export
   unlearn export runs/panda-doco-0 out.safetensors format=lora error=0.001
@@ -118,7 +118,7 @@ default 0.01). Each layer gets the least rank that keeps to it. A LoRA holds lin
 OUT_DIR is a run directory, its weights the base model's plus `scale` times the sum of what each
 run changed.
 """,
-    "report": """usage: unlearn report RUN_DIR... [out=report.html]
+    "report": """usage: unlearn report RUN_DIR... [out=report.html] [overwrite=true]
 
   unlearn report runs/panda-doco-0
   unlearn report runs/panda-doco-0 runs/panda-esd-0 out=panda.html

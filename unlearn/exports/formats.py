@@ -51,6 +51,7 @@ class ExportOptions:
         at_least=LEAST_ERROR,
         at_most=1,
     )
+    overwrite: bool = option(False, help="replace a file that is there")
 
 
 def export_as(config: ModelConfig, out: Path | None, options: ExportOptions) -> str:
@@ -74,8 +75,7 @@ def export_as(config: ModelConfig, out: Path | None, options: ExportOptions) -> 
     if options.format == "folder":
         return str(export_run(config, out))
     suffix = Path(FORMATS[options.format]).suffix
-    if out.exists() or out.suffix != suffix:
-        raise ValueError(f"{out}: name a file that does not exist yet and ends in {suffix}")
+    check_file(out, suffix, options.overwrite, config)
     delta = config.weights
     weights, metadata = read_weights_alone(delta)
     if options.format == "delta":
@@ -98,6 +98,21 @@ def export_as(config: ModelConfig, out: Path | None, options: ExportOptions) -> 
     write_safetensors(tensors, out, {**metadata, **own})
     ranks, share = layer_ranks(factors).values(), out.stat().st_size / delta.stat().st_size
     return f"{out}: ranks {min(ranks)} to {max(ranks)}, {share:.0%} of the delta's size"
+
+
+def check_file(out: Path, suffix: str, overwrite: bool, config: ModelConfig) -> None:
+    """Refuse a file that an export must not write.
+
+    Raises:
+        ValueError: the file has another suffix, or is the run's own; or it exists, and `overwrite`
+            is not set or it is no plain file.
+    """
+    taken = out.exists() and not (overwrite and out.is_file())
+    if out.suffix != suffix or taken or out.resolve() == config.weights.resolve():
+        raise ValueError(
+            f"{out}: name a file that does not exist yet and ends in {suffix} (overwrite=true "
+            "replaces one that is not the run's own)"
+        )
 
 
 def write_delta(weights: Mapping[str, Tensor], path: Path) -> None:

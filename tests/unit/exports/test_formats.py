@@ -66,7 +66,7 @@ def run(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) ->
     return make_run(tmp_path_factory.mktemp("formats") / "run", weights)
 
 
-def exported(run: Path, out: Path, **options: str | float) -> Path:
+def exported(run: Path, out: Path, **options: str | float | bool) -> Path:
     told = export_as(load_run_config(run), out, parse_section(options, "", ExportOptions))
     assert told.startswith(str(out))
     return out
@@ -86,6 +86,25 @@ def test_the_whole_folder_and_delta_bin_hold_the_weights_exactly(
     assert not patched.unet.load_state_dict(delta["unet"], strict=False).unexpected_keys
     assert torch.equal(draw(patched), expected)
     assert torch.equal(draw(load_weights(plain(), tmp_path / "delta.bin")), expected)
+
+
+def test_a_file_that_is_there_is_replaced_only_if_told_to_and_never_the_run_s_own(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "delta.bin"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match=r"delta\.bin: name a file that does not exist yet"):
+        exported(run, out, format="delta")
+    assert out.read_text() == "mine"
+    exported(run, out, format="delta", overwrite=True)
+    assert torch.load(out, weights_only=True)["unet"]
+    own = run / "unlearned.safetensors"
+    before = own.read_bytes()
+    with pytest.raises(ValueError, match="replaces one that is not the run's own"):
+        exported(run, own, format="lora", overwrite=True)
+    with pytest.raises(ValueError, match=r"/dev/null: name a file"):
+        exported(run, Path("/dev/null"), format="delta", overwrite=True)
+    assert own.read_bytes() == before
 
 
 def rank_needed(change: Tensor, error: float) -> int:
