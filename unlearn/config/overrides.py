@@ -21,6 +21,7 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.schema import RunOptions
 from unlearn.config.search_path import conf_dir, group_choices
 from unlearn.config.sections import Schema, parse_section, resolver_reason
@@ -175,6 +176,8 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, name = str(error.missing_cfg_file).partition("/")
         if known := group_choices(group):
+            if group in ("concept", "anchor"):  # each word of the vocabulary is one too
+                known = [*known, *load_vocabulary().names]
             return f"{group}={name}: no such file of conf/{group}; {suggest(name, known)}"
     cause = error.__cause__ or error
     if isinstance(error, InterpolationResolutionError) and str(error).startswith("ValueError"):
