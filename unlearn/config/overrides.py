@@ -60,7 +60,7 @@ def check_flags(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: names the option.
     """
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if not argument.startswith("-"):
             continue
         flag, sign, value = argument.partition("=")

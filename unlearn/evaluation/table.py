@@ -55,7 +55,7 @@ def terminal_table(result: Mapping[str, Any]) -> str:
 
     A cell is base → unlearned in per cent, with the 95 % interval in brackets. The column `kept` is
     the anchor's rate of target sets, and the retention of the others. With several concepts there
-    is a table for each, and one for all.
+    is a table for each, and one for all. The judge's note stands below.
     """
     concepts = {
         f"{name}, before" if own["earlier"] else name: own["sets"]
@@ -76,7 +76,8 @@ def terminal_table(result: Mapping[str, Any]) -> str:
                 broken = terminal_cell(rates["broken"]).partition(" [")[0]
                 table.add_row(name, str(rates["right"]["base"]["n"]), *cells, broken)
             console.print(table)
-    return "\n".join(line.rstrip() for line in written.get().splitlines() if line.strip())
+    lines = [line.rstrip() for line in written.get().splitlines() if line.strip()]
+    return "\n".join([*lines, *([result["judge"]] if "judge" in result else [])])
 
 
 def terminal_cell(pair: Mapping[str, Any]) -> str:
