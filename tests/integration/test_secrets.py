@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -122,6 +123,16 @@ def test_a_name_with_a_secret_word_in_any_place_holds_a_secret(name: str, secret
 SHOWS = ["--cfg", "job", "--resolve"]
 
 
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """What Hydra's --info makes of the root logger ends with the test."""
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -141,6 +152,7 @@ SHOWS = ["--cfg", "job", "--resolve"]
     ],
     ids=" ".join,
 )
+@pytest.mark.usefixtures("own_logging")
 def test_no_command_prints_or_writes_a_secret(
     bad_input_run: Path,
     tmp_path: Path,

@@ -25,7 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 MORE = ConfigDict(extra="allow")  # files of later versions may hold more
 LARGEST_SHOWN = 1e100  # of a metric; larger ones cannot be drawn, nor those that are not finite
-IMAGE_FLAGS = ("right", "anchor", "object", "style", "broken")  # of each side in images.csv
+IMAGE_FLAGS = ("right", "anchor", "broken")  # of each side in images.csv: what scores count
 
 
 @with_config(MORE)
@@ -232,7 +232,8 @@ def parse_images(text: str) -> list[dict[str, str]]:
             raise ValueError(f"line {number} has set={row['set']!r}, none of {SET_NAMES}")
         if not row["seed"].isdecimal() or row["counts"] not in ("0", "1"):
             raise ValueError(f"line {number} has seed={row['seed']!r}, counts={row['counts']!r}")
-        if wrong := [flag for flag in flags if row[flag] not in ("", "0", "1")]:
+        told = [key for key in row if key.startswith(("base_", "unlearned_"))]
+        if wrong := [flag for flag in told if row[flag] not in ("", "0", "1")]:
             raise ValueError(f"line {number} has {wrong[0]}={row[wrong[0]]!r}, not 0, 1 or nothing")
         rows.append(row)
     return rows

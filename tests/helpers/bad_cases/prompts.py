@@ -83,7 +83,7 @@ CASES = [
     protocol("prompt,height,width\na,-8,8\n", r"row 1: height=-8: at least 8 and at most 8192"),
     protocol("prompt,evaluation_seed\na,-1\n", r"row 1: evaluation_seed=-1: at least 0"),
     protocol(
-        'prompt,evaluation_seed\n"a,1\nb,2\n', r"line 3: unexpected end of data; a stray quote"
+        'prompt,evaluation_seed\n"a,1\nb,2\n', r"line \d: unexpected end of data; a stray quote"
     ),
     protocol(
         'prompt,evaluation_seed\n"a,1\nb,2\nc",3\n', r"row 1 has a cell that holds other rows"

@@ -58,7 +58,7 @@ def test_each_format_is_read(kind: str, text: str, prompts: list[Prompt]) -> Non
     ("kind", "text", "message"),
     [
         ("csv", "text,seed\na,1\n", r"file: not of evaluation\.format='csv': no column 'prompt'"),
-        ("csv", "prompt,sd_seed\na,x\n", r"invalid literal for int.* 'x'"),
+        ("csv", "prompt,sd_seed\na,x\n", r"row 1: sd_seed='x': a whole number is needed"),
         ("csv", "prompt,sd_seed\na\n", r"file: not of evaluation\.format='csv'"),
         ("csv", "prompt\n", r"file: holds no prompts"),
         ("lines", "\n \n", r"file: holds no prompts"),

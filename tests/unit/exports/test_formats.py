@@ -244,7 +244,7 @@ def test_what_is_no_matrix_is_refused_by_a_lora_alone(name: str, shape: tuple[in
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("o", {"format": "loar"}, "format='loar' is unknown; did you mean .'lora'"),
+        ("o", {"format": "loar"}, "format='loar' is unknown; did you mean 'lora'"),
         ("o.safetensors", {"format": "lora", "error": 0.0}, "error=0.0: .*at least 1e-05"),
         ("o.safetensors", {"format": "kohya", "error": 1.0}, "error=1.0: at least 1e-05"),
         ("o.safetensors", {"format": "lora", "error": float("nan")}, "error=nan: .*at least 1e-05"),
