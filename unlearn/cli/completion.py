@@ -14,15 +14,15 @@ from hydra._internal.core_plugins.bash_completion import BashCompletion
 from hydra._internal.core_plugins.fish_completion import FishCompletion
 from hydra._internal.core_plugins.zsh_completion import ZshCompletion
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import CompletionPlugin
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.cli.help import HELP
 from unlearn.config import recipes  # noqa: F401 - registers a resolver
-from unlearn.config.search_path import conf_dir, further_conf_dirs, group_choices
-from unlearn.config.vocabulary_words import register_words
+from unlearn.config.search_path import conf_dir, extend_search_path, group_choices
+from unlearn.config.vocabulary_words import VocabularySource
 from unlearn.utils.checks import check_choice
 
 ACTIONS = ("install", "uninstall", "query")
@@ -70,10 +70,9 @@ def config_loader() -> ConfigLoaderImpl:
     """
     sys.modules["hydra_plugins"] = None  # type: ignore[assignment]
     version.setbase("1.3")
-    register_words()
+    Plugins.instance().register(VocabularySource)
     path = create_config_search_path(f"file://{conf_dir()}")
-    for folder in reversed(further_conf_dirs()):  # the first that has a file counts
-        path.prepend("unlearn", f"file://{folder}", SearchPathQuery(provider="schema"))
+    extend_search_path(path)
     return ConfigLoaderImpl(path)
 
 

@@ -27,10 +27,8 @@ from unlearn.config.search_path import (
     check_user_files,
     conf_dir,
     replaced_files,
-    with_search_path,
 )
 from unlearn.config.sections import to_container
-from unlearn.config.vocabulary_words import register_words
 from unlearn.sweeps.jobs import run_job
 from unlearn.training.run import train
 from unlearn.utils.credentials import hide_secrets
@@ -87,10 +85,9 @@ def run(overrides: list[str]) -> None:
             raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")
     for name in replaced_files(values):
         print(f"unlearn: {name} of this folder is taken, not the shipped one", file=sys.stderr)
-    register_words()
     job = update_wrapper(partial(train_composed, list(sys.argv)), train_composed)
     flags = [o for o in overrides if o not in values]  # last: none may stand between overrides
-    sys.argv = [sys.argv[0], *with_search_path(values), *flags]
+    sys.argv = [sys.argv[0], *values, *flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors, and exit with 1
     launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     with hydra_errors_as_value_errors(overrides):

@@ -19,9 +19,8 @@ from unlearn.config.search_path import (
     check_user_files,
     conf_dir,
     group_choices,
-    with_search_path,
 )
-from unlearn.config.vocabulary_words import anchor_overrides, register_words
+from unlearn.config.vocabulary_words import anchor_overrides
 
 OmegaConf.register_new_resolver(  # conf/train.yaml uses it in `run_dir`
     "then", lambda after: f"{earlier_run_dir(after).name}-then-" if after else "", replace=True
@@ -51,7 +50,6 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         ValueError: see `hydra_errors_as_value_errors`, `split_concept_list` and
             `check_compatible_kinds`.
     """
-    register_words()
     with (
         hydra_errors_as_value_errors(overrides),
         hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
@@ -60,12 +58,11 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         check_user_files()
         names, rest = split_concept_list(overrides)
         if not names:
-            return hydra.compose(root, with_search_path(overrides))
-        chosen = [
-            with_search_path([*anchor_overrides(name, names), *rest, f"concept={name}"])
+            return hydra.compose(root, overrides)
+        configs = [
+            hydra.compose(root, [*anchor_overrides(name, names), *rest, f"concept={name}"])
             for name in names
         ]
-        configs = [hydra.compose(root, own_overrides) for own_overrides in chosen]
     check_compatible_kinds(configs)
     return OmegaConf.create(join_configs(configs))
 

@@ -9,9 +9,11 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from hydra.core.config_search_path import ConfigSearchPath
+
 from unlearn.utils.files import check_yaml_size, read_text
 
-SEARCH_PATH = "hydra.searchpath="  # Hydra's key of further folders
+VOCABULARY_SCHEME = "vocabulary"  # of `VocabularySource` in Hydra's search path
 GROUPS = ("unlearn.methods", "unlearn.conf")  # of the entry points of packages that bring files
 
 
@@ -75,21 +77,20 @@ def check_user_file(path: Path, written: int) -> None:
     check_yaml_size(read_text(path), str(path))
 
 
-def with_search_path(overrides: Sequence[str]) -> list[str]:
-    """Return overrides with which Hydra looks into further folders too.
+def extend_search_path(search_path: ConfigSearchPath) -> None:
+    """Extend Hydra's search path, in which the first folder that has a file counts.
 
-    A `hydra.searchpath` among the overrides keeps its folders, which come first.
+    The user's own conf/ comes first, unless it has a root's name, as conf/train.yaml. The conf/
+    of installed packages and the vocabulary's words come last.
     """
-    places = [f"file://{folder}".replace("'", r"\'") for folder in further_conf_dirs()]
-    quoted = ",".join(f"'{place}'" for place in reversed(places))  # the first with the file counts
-    if not quoted:
-        return list(overrides)
-    given = [o for o in overrides if o.startswith(SEARCH_PATH)]
-    if not given:
-        return [f"{SEARCH_PATH}[{quoted}]", *overrides]
-    own = given[-1].removeprefix(SEARCH_PATH).strip().removeprefix("[").removesuffix("]")
-    rest = [o for o in overrides if not o.startswith(SEARCH_PATH)]
-    return [f"{SEARCH_PATH}[{own},{quoted}]", *rest]
+    own = user_conf_dir()
+    if own and not any((own / root.name).exists() for root in conf_dir().glob("*.yaml")):
+        search_path.prepend("unlearn-own", f"file://{own}")
+    elif own:
+        search_path.append("unlearn-own", f"file://{own}")
+    for folder in installed_conf_dirs():
+        search_path.append("unlearn-installed", f"file://{folder}")
+    search_path.append("unlearn-vocabulary", f"{VOCABULARY_SCHEME}://")
 
 
 def replaced_files(overrides: Sequence[str]) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.errors import MissingConfigException
 
 from unlearn.config.compose import compose
-from unlearn.config.search_path import with_search_path
 
 
 @pytest.fixture
@@ -35,9 +36,9 @@ def test_ones_own_files_count_before_a_search_path_that_is_given(own: Path) -> N
         assert compose([given, f"concept={name}"]).concept.related == [related]
 
 
-def test_without_further_folders_overrides_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = ["hydra.searchpath=[file://x]", "seed=1"]
-    assert with_search_path(given) == given
+def test_another_application_keeps_its_search_path(own: Path) -> None:
+    with hydra.initialize_config_dir(str(own / "elsewhere"), version_base="1.3"):
+        with pytest.raises(MissingConfigException):
+            hydra.compose(overrides=["+concept=conf"])  # in conf/ of the working folder
+        with pytest.raises(MissingConfigException):
+            hydra.compose(overrides=["+concept=elephant"])  # a word
