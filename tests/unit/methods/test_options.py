@@ -77,7 +77,7 @@ def test_every_trained_method_accumulates_and_no_other_does() -> None:
 
 def test_a_method_refuses_bad_options_and_those_of_another(random_model: Path) -> None:
     pipe = load_pipeline(str(random_model))
-    with pytest.raises(ValueError, match=r"method\.accumulate_grad_batches=0: at least 1 is"):
+    with pytest.raises(ValueError, match=r"method\.accumulate_grad_batches=0: at least 1 and"):
         make_method(pipe, "esd", accumulate_grad_batches=0)
     with pytest.raises(AssertionError, match="ESDOptions"):
         METHODS["esd"](pipe.unet, None, options_of("uce")())  # type: ignore[arg-type]

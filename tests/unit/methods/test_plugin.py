@@ -119,7 +119,7 @@ def test_the_commands_know_it(
     assert "method.tether = 0.02\n  how strongly the base weights pull back\n" in section
     assert (bad_value, bad_key) == ("status 2\n", "status 2\n")
     assert "unlearn: method.tether=-1.0: a finite number of at least 0 is needed\n" in errors
-    assert "unlearn: method.tehter=1: there is no such key; did you mean ['tether'" in errors
+    assert "unlearn: method.tehter=1: there is no such key; did you mean 'tether'?" in errors
     assert "status" not in trained
     run = tmp_path / "runs" / "panda-tethered-0"
     moved = moves(run, random_model)
