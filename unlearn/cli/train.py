@@ -24,7 +24,6 @@ from unlearn.config.overrides import (
 from unlearn.config.parse import parse_config
 from unlearn.config.run_config import RunConfig
 from unlearn.config.search_path import (
-    check_user_files,
     conf_dir,
     replaced_files,
 )
@@ -79,7 +78,6 @@ def run(overrides: list[str]) -> None:
     values = [o for o in overrides if "=" in o or o.startswith("~")]
     with hydra_errors_as_value_errors(values):
         check_overrides(values)
-        check_user_files()
         several, _ = split_concept_list(values)
         if several and "--cfg" in overrides:
             raise ValueError("--cfg: shows one concept's configuration; a run's is its config.yaml")

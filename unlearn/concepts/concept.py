@@ -169,24 +169,9 @@ def build_concept(
     for key in ("targets", "related", "unrelated"):
         check_no_duplicates(f"concept.{key}", getattr(concept, key) or [])
     anchors = pair_anchors(targets, anchor, by_style)
-    related, unrelated = concept.related, concept.unrelated
     if words:
-        known = list(words.styles) if by_style else words.names
-        try:
-            check_names("concept.targets" if concept.targets else "concept.name", targets, known)
-        except ValueError as error:
-            raise ValueError(f"{error}; Stable Diffusion may know it: add model=sd14") from error
-        check_names("anchor.words" if anchor.words else "anchor.name", anchors.values(), known)
-        check_names("concept.related", related or [], known)
-        check_names("concept.unrelated", unrelated or [], words.names)
-    taken = {*targets, *anchors.values()}
-    if related is None:
-        family = [n for n in words.family(targets[0]) if n not in taken] if words else []
-        related = family[:4]
-    if unrelated is None:
-        # far concepts are of no family of a target or an anchor
-        near = {m for n in taken if n and words and not by_style for m in words.family(n)}
-        unrelated = [n for n in DEFAULT_UNRELATED if n not in {*taken, *near, *related}][:8]
+        check_known(concept, anchor, anchors, words)
+    related, unrelated = resolve_kept(concept, anchors, words)
     both = sorted({*targets} & {*anchors.values(), *related, *unrelated})
     if both:
         raise ValueError(f"concept.targets={both}: also given as anchor, related or unrelated")
@@ -198,11 +183,57 @@ def build_concept(
         synonyms=resolve_synonyms(concept, targets, words),
         seen=seen,
         unseen=unseen,
-        related=list(related),
-        unrelated=list(unrelated),
+        related=related,
+        unrelated=unrelated,
         pack=read_pack(anchor.prompts, anchors, by_style and words is None),
         words=words,
     )
+
+
+def check_known(
+    concept: ConceptConfig, anchor: AnchorConfig, anchors: dict[str, str], words: Vocabulary
+) -> None:
+    """Refuse names that the model's vocabulary lacks.
+
+    Args:
+        concept: the config section `concept`.
+        anchor: the config section `anchor`.
+        anchors: the anchor word of each target.
+        words: the vocabulary.
+
+    Raises:
+        ValueError: a name is unknown; the message names the key and the nearest known names.
+    """
+    known = list(words.styles) if concept.kind == "style" else words.names
+    if anchor.prompts and not {*anchors} <= {*known}:  # prompts are of Stable Diffusion's concepts
+        raise ValueError(
+            f"concept={concept.name}: the embedded model does not know it; add model=sd14"
+        )
+    check_names("concept.targets" if concept.targets else "concept.name", anchors, known)
+    check_names("anchor.words" if anchor.words else "anchor.name", anchors.values(), known)
+    check_names("concept.related", concept.related or [], known)
+    check_names("concept.unrelated", concept.unrelated or [], words.names)
+
+
+def resolve_kept(
+    concept: ConceptConfig, anchors: dict[str, str], words: Vocabulary | None
+) -> tuple[list[str], list[str]]:
+    """Return the related and the unrelated concepts; by default, the vocabulary's.
+
+    The default for related concepts are four of the first target's family. Those for unrelated
+    ones are of no family of a target or an anchor.
+    """
+    taken = {*anchors, *anchors.values()}
+    related = concept.related
+    if related is None:
+        family = words.family(next(iter(anchors))) if words else []
+        related = [n for n in family if n not in taken][:4]
+    unrelated = concept.unrelated
+    if unrelated is None:
+        named = taken if words and concept.kind != "style" else ()
+        near = {m for n in named if n and words for m in words.family(n)}
+        unrelated = [n for n in DEFAULT_UNRELATED if n not in {*taken, *near, *related}][:8]
+    return list(related), list(unrelated)
 
 
 def pair_anchors(targets: list[str], anchor: AnchorConfig, by_style: bool) -> dict[str, str]:

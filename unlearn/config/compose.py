@@ -15,11 +15,7 @@ from unlearn.config import recipes  # noqa: F401 - registers a resolver
 from unlearn.config.concepts import earlier_sections, trained_sections
 from unlearn.config.overrides import check_overrides, hydra_errors_as_value_errors
 from unlearn.config.saved import earlier_run_dir
-from unlearn.config.search_path import (
-    check_user_files,
-    conf_dir,
-    group_choices,
-)
+from unlearn.config.search_path import conf_dir, group_choices
 from unlearn.config.vocabulary_words import anchor_overrides
 
 OmegaConf.register_new_resolver(  # conf/train.yaml uses it in `run_dir`
@@ -55,7 +51,6 @@ def compose(overrides: list[str], root: str = "train") -> DictConfig:
         hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
     ):
         check_overrides(overrides)
-        check_user_files()
         names, rest = split_concept_list(overrides)
         if not names:
             return hydra.compose(root, overrides)

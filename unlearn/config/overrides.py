@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.schema import RunOptions
-from unlearn.config.search_path import conf_dir, group_choices
+from unlearn.config.search_path import check_user_files, conf_dir, group_choices
 from unlearn.config.sections import Schema, parse_section, resolver_reason
 from unlearn.utils.checks import check_choice, suggest, unknown_key_message
 from unlearn.utils.files import parse_yaml
@@ -77,15 +77,17 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse overrides that take a key away, and keys of Hydra that have it write files itself.
+    """Refuse what Hydra must not see: some overrides, and harmful files of the user's conf/.
 
+    The overrides are those that take a key away, and keys of Hydra that have it write files itself.
     Entries of `logger`, `callbacks` and `evaluation.concepts` can be taken away, and whole groups.
 
     Raises:
-        ValueError: names the override, and what is allowed.
+        ValueError: names the override, and what is allowed, or the file.
         OverrideParseException: an override is not of the form KEY=VALUE.
     """
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    check_user_files()
+    groups = conf_groups()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if override.is_delete() and "." in key and not re.match(ENTRIES, key):
@@ -131,8 +133,12 @@ def parse_options(overrides: Sequence[str], schema: type[Schema]) -> Schema:
 
 def known_roots() -> set[str]:
     """Return the names of the groups of conf/, and of the keys at the top of conf/train.yaml."""
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    return groups | {each.name for each in fields(RunOptions)}
+    return conf_groups() | {each.name for each in fields(RunOptions)}
+
+
+def conf_groups() -> set[str]:
+    """Return the names of the groups of conf/."""
+    return {path.name for path in conf_dir().iterdir() if path.is_dir()}
 
 
 @contextmanager

@@ -94,6 +94,23 @@ def draw_side(
     )  # fmt: skip
 
 
+def draw_both(
+    config: ModelConfig, weights: Path, requests: list[ImageRequest]
+) -> tuple[Tensor, Tensor]:
+    """Draw the images of the base model and of the unlearned one, each uint8 (N, 3, H, W).
+
+    Raises:
+        ValueError: the weights cannot be loaded.
+    """
+    base, targets = config.base.load(), config.concept.targets
+    scheduler = base.scheduler
+    pipe = load_weights(base, weights, targets, config.base.name)
+    pipe.scheduler = scheduler  # a diffusers folder may bring another one
+    after = draw_side(config, pipe, requests, "unlearned", f"{file_sha256(weights)} {targets}")
+    del base, pipe  # one model at a time
+    return draw_side(config, config.base.load(), requests, "base"), after
+
+
 def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[str, Any]:
     """Draw and judge the images of both models, write the results, and print the table.
 
@@ -117,14 +134,7 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
     if judge is None:
         requests = pictured_requests(requests)
     weights = external_weights or config.weights
-    base = config.base.load()
-    scheduler = base.scheduler
-    pipe = load_weights(base, weights, concept.targets, config.base.name)
-    pipe.scheduler = scheduler  # a diffusers folder may bring another one
-    installed = f"{file_sha256(weights)} {concept.targets}"
-    after = draw_side(config, pipe, requests, "unlearned", installed)
-    del base, pipe
-    before = draw_side(config, config.base.load(), requests, "base")
+    before, after = draw_both(config, weights, requests)
     result: dict[str, Any] = {
         "concept": concept.name,
         "kind": concept.kind,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unlearn.evaluation.intervals import Rate
@@ -107,9 +107,6 @@ def anchor_measure(results: Iterable[Mapping[str, Any]], side: str) -> Measure |
 def describe_outcome(result: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a run's `result.json` in words, and by the goals that it misses.
 
-    What was not measured misses no goal. The target counts as forgotten where the goal of the
-    unseen prompts is met, and that of the seen prompts is not missed.
-
     Returns:
         "head", a headline; "text", a paragraph; "missed" and "undecided", those goals as text;
         "verdict": "met" where all was measured and every goal is met, "not met" where one is
@@ -120,42 +117,62 @@ def describe_outcome(result: Mapping[str, Any]) -> dict[str, Any]:
             "head": "Not judged", "text": "", "missed": [], "undecided": [], "verdict": "undecided"
         }  # fmt: skip
     measures = goal_measures(result)
-    by_verdict: dict[str, list[str]] = {"met": [], "not met": [], "undecided": []}
+    goals: dict[str, list[str]] = {"met": [], "not met": [], "undecided": []}
     verdicts = []
     for measure, (name, bar, more) in zip(measures, GOALS, strict=True):
-        said = "met" if measure is None else verdict(measure, bar, more)
-        verdicts.append(said)
+        verdicts.append("met" if measure is None else verdict(measure, bar, more))
         if measure is not None:
-            interval = f"{measure.value:.0%} [{measure.low:.0%}, {measure.high:.0%}]"
-            by_verdict[said].append(f"{name} {interval} (bar: {'≥' if more else '≤'} {bar:.0%})")
-    missed, undecided = by_verdict["not met"], by_verdict["undecided"]
+            value, low, high = (f"{share:z.0%}" for share in measure)
+            sign = "≥" if more else "≤"
+            goals[verdicts[-1]].append(f"{name} {value} [{low}, {high}] (bar: {sign} {bar:.0%})")
+    missed, undecided = goals["not met"], goals["undecided"]
     seen, unseen, *_, unrelated, related = measures
-    anchor = anchor_measure([result], "unlearned")
-    kept_measured = not (unrelated is None and related is None)
-    if seen is None or unseen is None:
-        head = "No target prompt counts: the base model obeys none"
-    elif "not met" in verdicts[:2]:
-        head = "Not forgotten"
-    elif verdicts[1] == "undecided":
-        head = "Undecided: too few images to tell whether the target is forgotten"
-    elif not kept_measured:
-        head = "Forgotten; what is kept was not measured"
-    elif missed:
-        head = "Forgotten, with a cost"
-    elif undecided:
-        head = f"Forgotten; too few images to decide {len(undecided)} of the goals"
-    else:
-        head = "Forgotten, and the rest kept"
-    measured = seen is not None and unseen is not None and kept_measured
+    measured = bool(seen and unseen and (unrelated or related))
     overall = "not met" if missed else "met" if measured and not undecided else "undecided"
+    return {
+        "head": headline(measures, verdicts), "text": describe_rates(result), "missed": missed,
+        "undecided": undecided, "verdict": overall,
+    }  # fmt: skip
 
-    def rate(name: str, metric: str) -> str:
-        pair = {side: Rate(**cell) for side, cell in result["sets"][name][metric].items()}
+
+def headline(measures: Sequence[Measure | None], verdicts: Sequence[str]) -> str:
+    """Return the verdict on a run as one line.
+
+    The target counts as forgotten where the goal of the unseen prompts is met, and that of the
+    seen prompts is not missed.
+
+    Args:
+        measures: those of `goal_measures`.
+        verdicts: on each of them; "met" where nothing was measured.
+    """
+    seen, unseen, *_, unrelated, related = measures
+    if seen is None or unseen is None:
+        return "No target prompt counts: the base model obeys none"
+    if "not met" in verdicts[:2]:
+        return "Not forgotten"
+    if verdicts[1] == "undecided":
+        return "Undecided: too few images to tell whether the target is forgotten"
+    if unrelated is None and related is None:
+        return "Forgotten; what is kept was not measured"
+    if "not met" in verdicts:
+        return "Forgotten, with a cost"
+    if open_goals := verdicts.count("undecided"):
+        return f"Forgotten; too few images to decide {open_goals} of the goals"
+    return "Forgotten, and the rest kept"
+
+
+def describe_rates(result: Mapping[str, Any]) -> str:
+    """Return a paragraph on how often the target, the anchor and what is kept are drawn."""
+
+    def rate(name: str) -> str:
+        pair = {side: Rate(**cell) for side, cell in result["sets"][name]["right"].items()}
         return f"{pair['unlearned']} (base {pair['base'].value:.0%})" if pair["base"].n else "n/a"
 
+    *_, unrelated, related = goal_measures(result)
+    anchor = anchor_measure([result], "unlearned")
     text = (
-        f"The target is still drawn on {rate('seen_target', 'right')} of the prompts that "
-        f"unlearning saw and on {rate('unseen_target', 'right')} of those that it never saw"
+        f"The target is still drawn on {rate('seen_target')} of the prompts that "
+        f"unlearning saw and on {rate('unseen_target')} of those that it never saw"
     )
     shown = "the prompt's object" if result["kind"] == "style" else "the anchor instead"
     text += "." if anchor is None else f"; {anchor.value:.0%} of these images show {shown}."
@@ -163,6 +180,4 @@ def describe_outcome(result: Mapping[str, Any]) -> dict[str, Any]:
             if m is not None]  # fmt: skip
     if kept:
         text += f" Of what the base model drew right, {' and '.join(kept)} images are still right."
-    return {
-        "head": head, "text": text, "missed": missed, "undecided": undecided, "verdict": overall
-    }  # fmt: skip
+    return text

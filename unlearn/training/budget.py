@@ -71,46 +71,66 @@ def estimate_run(
     drawn = partial(check_memory, pipe.device, "draw images", "a lower sampling_batch_size")
     forward = measure_call_cost(passes.forward, 2 * batch, drawn)
     decode = measure_call_cost(passes.decode, batch, drawn)
-    drawing = max(forward.memory(2 * batch), decode.memory(batch))
-    steps, training = 0.0, 0
+    memory, steps = max(forward.memory(2 * batch), decode.memory(batch)), 0.0
     if left:
-        drawing = max(drawing, measure_call_cost(passes.encode, batch, drawn).memory(batch))
-        samples = method.samples_at_once(config.options, config.plan)
-        states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's two moments
-        states -= offloaded_bytes(config, pipe)
-        less = "experiment=low_memory, or batch_size lower and method.accumulate_grad_batches as "
-        check = partial(check_memory, pipe.device, "train", f"{less}many times higher")
-        trained = measure_call_cost(
-            lambda n: passes.trained(n, method), samples, lambda needed: check(needed + states)
-        )
-        training = trained.memory(samples) + states
-        alone, with_gradient = method.samples(config.options, config.plan)
-        seconds = alone * forward.seconds + with_gradient * trained.seconds
-        steps = seconds * left / config.steps
-    data, settings = config.data, config.prompt_sets
-    drawn_images = (data.images + data.relearn_images) * bool(left)
-    check_memory(
-        torch.device("cpu"), "hold the images to train on", "lower data.images",
-        drawn_images * image_bytes(pipe),
-    )  # fmt: skip
+        memory = max(memory, measure_call_cost(passes.encode, batch, drawn).memory(batch))
+        training, seconds = estimate_training(config, passes, pipe, method, forward.seconds)
+        memory, steps = max(memory, training), seconds * left / config.steps
+    trained_on, judged = check_image_memory(config, pipe, left)
     image, shown = (
-        2 * part.num_inference_steps * forward.seconds + decode.seconds for part in (data, settings)
+        2 * part.num_inference_steps * forward.seconds + decode.seconds
+        for part in (config.data, config.prompt_sets)
     )
-    judged = (
-        2
-        * settings.images_per_prompt
-        * sum(len(evaluation_prompts(part)) for part in config.trained.members)
+    return Estimate(held + memory, steps, trained_on * image, judged * shown)
+
+
+def estimate_training(
+    config: RunConfig,
+    passes: NetworkPasses,
+    pipe: DiffusionPipeline,
+    method: UnlearningModule,
+    forward: float,
+) -> tuple[int, float]:
+    """Return the bytes that training adds to those held now, and the seconds of all its steps.
+
+    Args:
+        config: the run's configuration.
+        passes: the rehearsal's passes.
+        pipe: the pipeline on its device.
+        method: the method, on the pipeline's denoising network.
+        forward: the seconds of one sample without a gradient.
+
+    Raises:
+        ValueError: the device has less memory.
+    """
+    samples = method.samples_at_once(config.options, config.plan)
+    states = 2 * sum(w.nbytes for w in method.weights)  # AdamW's two moments
+    states -= offloaded_bytes(config, pipe)
+    less = "experiment=low_memory, or batch_size lower and method.accumulate_grad_batches as "
+    check = partial(check_memory, pipe.device, "train", f"{less}many times higher")
+    trained = measure_call_cost(
+        lambda n: passes.trained(n, method), samples, lambda needed: check(needed + states)
     )
-    check_memory(
-        torch.device("cpu"), "hold the evaluation's images",
-        "a lower evaluation.images_per_prompt", judged * image_bytes(pipe),
-    )  # fmt: skip
-    return Estimate(
-        held + max(drawing, training),
-        steps,
-        (data.images + data.relearn_images) * image * bool(config.steps),
-        judged * shown,
-    )
+    alone, with_gradient = method.samples(config.options, config.plan)
+    return trained.memory(samples) + states, alone * forward + with_gradient * trained.seconds
+
+
+def check_image_memory(config: RunConfig, pipe: DiffusionPipeline, left: int) -> tuple[int, int]:
+    """Refuse more images than memory holds at once; return how many are trained on and judged.
+
+    Raises:
+        ValueError: the images do not fit.
+    """
+    data, settings = config.data, config.prompt_sets
+    trained_on = (data.images + data.relearn_images) * bool(config.steps)
+    prompts = sum(len(evaluation_prompts(part)) for part in config.trained.members)
+    judged = 2 * settings.images_per_prompt * prompts  # of both models
+    cpu, each = torch.device("cpu"), image_bytes(pipe)
+    work = "hold the images to train on"
+    check_memory(cpu, work, "a lower data.images", trained_on * each * bool(left))
+    way_out = "a lower evaluation.images_per_prompt"
+    check_memory(cpu, "hold the evaluation's images", way_out, judged * each)
+    return trained_on, judged
 
 
 def image_bytes(pipe: DiffusionPipeline) -> int:

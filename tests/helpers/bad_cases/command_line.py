@@ -25,7 +25,10 @@ CASES = [
         ["train", "concept=panda", "concept.name=O'Keeffe"], r"as text, write 'concept\.name=\"O'"
     ),
     train("run_dir=~/runs", r"run_dir=~/runs: .*; write run_dir=/\S*/runs"),
-    Case(["train", "concept=van_gogh"], r"Stable Diffusion may know it: add model=sd14"),
+    Case(
+        ["train", "concept=van_gogh"],
+        r"concept=van_gogh: the embedded model does not know it; add model=sd14$",
+    ),
     Case(["train", "esd"], r"esd: not of the form KEY=VALUE .*; write method=esd"),
     train("--fast", r"option='--fast' is unknown; did you mean"),
     train("--experimental-rerun rerun.pickle", r"option='--experimental-rerun' is unknown", trap),

@@ -76,7 +76,7 @@ def test_a_concept_from_the_command_line_needs_no_file() -> None:
         (["concept=panda", "+concept.colour=red"], r"concept\.colour=.*: there is no such key"),
         (["concept=panda", "anchor.prompts={a: b}"], r"anchor\.prompts: .*\{'a': 'b'\}"),
         (["concept=panda", "model.vocabulary=coco"], r"model\.vocabulary='coco': allowed"),
-        (["concept=snoopy"], r"concept\.targets='Snoopy' is unknown"),
+        (["concept=snoopy"], r"concept=snoopy: the embedded model does not know it"),
     ],
 )
 def test_bad_configs_are_refused(overrides: list[str], message: str) -> None:

@@ -125,6 +125,16 @@ def test_more_samples_need_more_memory_and_fewer_steps_less_time(random_model: P
             "to draw images.*a lower sampling_batch_size",
         ),
         (["sampling_batch_size=1", "batch_size=64"], 2**22, "to train.*experiment=low_memory"),
+        (
+            ["sampling_batch_size=1", "batch_size=1", "data.images=9999"],
+            2**25,
+            "to hold the images to train on.*a lower data.images",
+        ),
+        (
+            ["sampling_batch_size=1", "batch_size=1", "evaluation.images_per_prompt=999"],
+            2**25,
+            "to hold the evaluation's images.*a lower evaluation.images_per_prompt",
+        ),
     ],
 )
 def test_too_little_memory_is_refused_with_a_way_out(
