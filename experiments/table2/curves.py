@@ -89,7 +89,7 @@ def draw(points: Lines, plan: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    from experiments.plot_style import FAINT, HIGHLIGHT, save_figure
+    from unlearn.reports.plot_style import FAINT, HIGHLIGHT, save_figure
 
     lines = {row: line for row in plan["curves"] if (line := means(points, row))}
     figure = Figure(figsize=(8, 6), layout="constrained")

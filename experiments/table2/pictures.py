@@ -26,7 +26,7 @@ def draw_tradeoff(results: Path, plan: dict[str, Any], rows: Rows) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    from experiments.plot_style import FAINT, HIGHLIGHT, OTHERS, save_figure
+    from unlearn.reports.plot_style import FAINT, HIGHLIGHT, OTHERS, save_figure
 
     shown = [(row, own) for row, _, own in rows if not plan["rows"][row].get("ablation")]
     labels = [plan["rows"][row]["label"] for row, _ in shown]

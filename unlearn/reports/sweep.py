@@ -70,8 +70,9 @@ def write_csv(path: Path, runs: Sequence[RankedRun], failed: dict[Path, str]) ->
 def report_sweep(folders: Sequence[Path]) -> None:
     """Write the report of all runs in some folders, and print its table.
 
-    The report is sweep.md and sweep.csv, and pareto.png and parallel.png if a run is finished. They
-    are written into the folder that holds all the folders.
+    The report is sweep.md and sweep.csv. If a run is finished, it is also the pictures `pareto` and
+    `parallel`, each as PNG, SVG and PDF. All are written into the folder that holds all the
+    folders.
 
     Raises:
         ValueError: a folder is missing or holds no run, or matplotlib is missing.
@@ -93,10 +94,9 @@ def report_sweep(folders: Sequence[Path]) -> None:
     write_text(out / "sweep.md", f"{HEADER}\n\n{text}\n")
     write_csv(out / "sweep.csv", runs, failed)
     print(text)
-    files = ["sweep.md", "sweep.csv"]
+    files = [out / "sweep.md", out / "sweep.csv"]
     if runs:
-        draw_pareto(out / "pareto.png", runs)
-        draw_parallel(out / "parallel.png", runs, differing_keys(runs))
-        files += ["pareto.png", "parallel.png"]
-    for name in files:
-        print(out / name)
+        files += draw_pareto(out / "pareto.png", runs)
+        files += draw_parallel(out / "parallel.png", runs, differing_keys(runs))
+    for file in files:
+        print(file)

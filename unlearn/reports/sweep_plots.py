@@ -12,12 +12,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from unlearn.reports.plot_style import COLOURS, save_figure
 from unlearn.reports.ranking import RankedRun
-from unlearn.utils.atomic import atomic_path
 
-COLORS = colormaps["viridis"]
-# Okabe and Ito, https://jfly.uni-koeln.de/color: told apart by colour-blind readers
-OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SCORES = colormaps["viridis"]
 LOG = 5  # the ratio of the largest to the least number from which an axis is logarithmic
 LABELS = {
     "unseen target": "unseen-target rate (left is better)",
@@ -25,19 +23,14 @@ LABELS = {
 }
 
 
-def save_plot(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file, atomically."""
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
+def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> list[Path]:
+    """Draw each run by its unseen-target rate and retention, and return the files.
 
-
-def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> None:
-    """Draw each run by its unseen-target rate and retention, with their intervals.
-
-    A line in a colour of its own joins the runs of each concept's Pareto front.
+    Each rate has its interval. A line in a colour of its own joins the runs of each concept's
+    Pareto front.
 
     Args:
-        path: the file to write.
+        path: of the PNG.
         runs: the ranked runs.
     """
     figure = Figure(figsize=(8, 5.5), layout="constrained")
@@ -50,14 +43,14 @@ def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> None:
     ]
     axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="none", ecolor="0.85", elinewidth=1)
     scores = [run.score for run in runs]
-    axes.scatter(x, y, c=scores, cmap=COLORS, vmin=0, vmax=1, s=45, zorder=3)
+    axes.scatter(x, y, c=scores, cmap=SCORES, vmin=0, vmax=1, s=45, zorder=3)
     for number, concept in enumerate(sorted({run.concept for run in runs})):
         front: dict[tuple[float, float], list[str]] = {}
         for run in runs:
             if run.rank == 1 and run.concept == concept:
                 front.setdefault((run.aims[0], -run.aims[1]), []).append(run.folder.name)
         best = np.array(sorted(front)).T
-        color = OKABE_ITO[number % len(OKABE_ITO)]
+        color = COLOURS[number % len(COLOURS)]
         axes.step(best[0], best[1], where="post", color=color, linewidth=1, zorder=2)
         axes.scatter(
             best[0], best[1], s=110, label=f"Pareto front, {concept}", facecolors="none",
@@ -68,8 +61,8 @@ def draw_pareto(path: Path, runs: Sequence[RankedRun]) -> None:
             axes.annotate(text, place, (7, -11), textcoords="offset points", fontsize=8, zorder=5)
     axes.set(xlabel=LABELS["unseen target"], ylabel=LABELS["retention"])
     axes.legend(loc="lower right")
-    figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), ax=axes, label="score")
-    save_plot(figure, path)
+    figure.colorbar(ScalarMappable(Normalize(0, 1), SCORES), ax=axes, label="score")
+    return save_figure(figure, path)
 
 
 class Axis:
@@ -109,13 +102,13 @@ class Axis:
         return [(self.place(v), f"{v:.0f}" if v > 100 else f"{v:.3g}") for v in ticks]
 
 
-def draw_parallel(path: Path, runs: Sequence[RankedRun], keys: Sequence[str]) -> None:
-    """Draw a line for each run through its differing settings and both aims.
+def draw_parallel(path: Path, runs: Sequence[RankedRun], keys: Sequence[str]) -> list[Path]:
+    """Draw a line for each run through its differing settings and both aims; return the files.
 
     The lines of the Pareto front are thick.
 
     Args:
-        path: the file to write.
+        path: of the PNG.
         runs: the ranked runs.
         keys: the settings that differ between the runs.
     """
@@ -127,7 +120,7 @@ def draw_parallel(path: Path, runs: Sequence[RankedRun], keys: Sequence[str]) ->
     for number, run in enumerate(runs):
         places = [axis.place(columns[key][number]) for key, axis in axes.items()]
         width, alpha, z = (2.5, 1, 3) if run.rank == 1 else (1, 0.6, 2)
-        picture.plot(places, color=COLORS(run.score), linewidth=width, alpha=alpha, zorder=z)
+        picture.plot(places, color=SCORES(run.score), linewidth=width, alpha=alpha, zorder=z)
     for position, axis in enumerate(axes.values()):
         picture.axvline(position, color="black", linewidth=0.8)
         for place, label in axis.labels():
@@ -140,5 +133,5 @@ def draw_parallel(path: Path, runs: Sequence[RankedRun], keys: Sequence[str]) ->
     picture.set_xticks(range(len(axes)), names, fontsize=8)
     picture.set(yticks=[], xlim=(-0.5, len(axes) - 0.7), ylim=(-0.05, 1.05))
     picture.spines[:].set_visible(False)
-    figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), ax=picture, label="score", pad=0.01)
-    save_plot(figure, path)
+    figure.colorbar(ScalarMappable(Normalize(0, 1), SCORES), ax=picture, label="score", pad=0.01)
+    return save_figure(figure, path)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.plot_style import NO_DATE, save_figure
 from experiments.table2.pages import latex, latex_cell, latex_table, page
+from unlearn.reports.plot_style import NO_DATE, save_figure
 
 CELLS = [["method", "unseen"], ["DoCo, g_u + 0.1 g_r", "9.2% [0.3%, 21.7%] (40) !"], ["<b>", "n/a"]]
 

@@ -1,4 +1,4 @@
-"""The one style of the experiments' figures: colours, and files that are equal when drawn again."""
+"""The one style of all figures: colours, and files that are equal when drawn again."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ NO_DATE: dict[str, dict[str, None]] = {  # by format; a date would change the by
 EMBEDDED_FONTS: Any = {"svg.hashsalt": "unlearn", "pdf.fonttype": 42}
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, SVG and PDF.
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG, SVG and PDF, and return the three files.
 
     Args:
         figure: what to write.
         path: of the PNG; the others lie beside it.
     """
+    files = {kind: path.with_suffix(f".{kind}") for kind in NO_DATE}
     with rc_context(EMBEDDED_FONTS):
-        for kind, metadata in NO_DATE.items():
-            with atomic_path(path.with_suffix(f".{kind}")) as partial:
-                figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
+        for kind, file in files.items():
+            with atomic_path(file) as partial:
+                figure.savefig(partial, format=kind, dpi=150, metadata=NO_DATE[kind])
+    return list(files.values())
