@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from PIL import Image, ImageDraw
 
 from experiments.table2.bootstrap import Estimate
 from experiments.table2.claims import Kept
+from unlearn.concepts.prompts import SET_NAMES
+from unlearn.utils.atomic import atomic_path
 
 Columns = dict[str, Estimate]
+# in pixels: a kept picture's tile, the height of a set, and the width of the margin
+KEPT, KEPT_SET, KEPT_MARGIN = 128, 268, 150
 Rows = list[tuple[str, int, Columns]]  # row, its number of runs, its columns
 PANELS = (
     ("unseen target", "unseen-target rate (left is better)"),
@@ -51,11 +56,36 @@ def draw_tradeoff(results: Path, plan: dict[str, Any], rows: Rows) -> None:
     save_figure(figure, results / "tradeoff.png")
 
 
+def kept_box(part: str, side: int, column: int) -> tuple[int, int, int, int]:
+    """Return the box of a tile in a kept picture: left, top, right, bottom.
+
+    The arguments are those of `unlearn.evaluation.pictures.tile_box`.
+    """
+    left, top = KEPT_MARGIN + column * KEPT, SET_NAMES.index(part) * KEPT_SET + side * KEPT
+    return left, top, left + KEPT, top + KEPT
+
+
+def keep_picture(run: Path, path: Path) -> None:
+    """Keep a run's before_after.png, smaller and without its labels.
+
+    Args:
+        run: the run directory.
+        path: the WebP file to write.
+    """
+    from unlearn.evaluation.pictures import PICTURED, tile_box
+
+    size = (KEPT_MARGIN + PICTURED * KEPT, len(SET_NAMES) * KEPT_SET)
+    kept = Image.new("RGB", size, "white")
+    with Image.open(run / "before_after.png") as picture:
+        for part, side, column in product(SET_NAMES, (0, 1), range(PICTURED)):
+            tile = picture.crop(tile_box(picture.width, part, side, column))
+            kept.paste(tile.resize((KEPT, KEPT)), kept_box(part, side, column))
+    with atomic_path(path) as partial:
+        kept.save(partial, format="WEBP", quality=85)
+
+
 def draw_contact_sheet(results: Path, plan: dict[str, Any], kept: Kept) -> None:
     """Methods by prompts, cut from the runs' own pictures: two prompts of each set a target."""
-    from unlearn.concepts.prompts import SET_NAMES
-    from unlearn.evaluation.pictures import tile_box
-
     size, margin = 64, 190
     targets, shown = plan["ablation_targets"], [(s, column) for s in SET_NAMES for column in (0, 4)]
     width = margin + len(targets) * len(shown) * size
@@ -72,8 +102,7 @@ def draw_contact_sheet(results: Path, plan: dict[str, Any], kept: Kept) -> None:
             with Image.open(path) as picture:
                 for place, (part, column) in enumerate(shown, start=number * len(shown)):
                     for side, top in sides:
-                        box = tile_box(picture.width, part, side, column)
-                        tile = picture.crop(box).resize((size, size))
+                        tile = picture.crop(kept_box(part, side, column)).resize((size, size))
                         sheet.paste(tile, (margin + place * size, top))
             base_drawn.add(target)
     draw.text((6, size // 2 - 6), "base model", "black")

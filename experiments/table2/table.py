@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from PIL import Image
 
 from experiments.lines import Lines
 from experiments.provenance import keep_provenance
 from experiments.table2.bootstrap import Estimate, rate_of
 from experiments.table2.claims import Kept, claims, on_targets, read_kept, samples_of
 from experiments.table2.pages import latex_table, page
-from experiments.table2.pictures import Columns, Rows, draw_contact_sheet, draw_tradeoff
+from experiments.table2.pictures import (
+    Columns,
+    Rows,
+    draw_contact_sheet,
+    draw_tradeoff,
+    keep_picture,
+)
 from unlearn.evaluation.score import SCORE_COLUMNS
 from unlearn.utils.atomic import atomic_path, write_text
 
@@ -180,11 +185,7 @@ def keep_run(run: Path, results: Path, name: str, picture: bool) -> None:
         picture: keep that too.
     """
     if picture:
-        with (
-            Image.open(run / "before_after.png") as large,
-            atomic_path(results / "pictures" / f"{name}.webp") as partial,
-        ):
-            large.save(partial, format="WEBP", quality=85)
+        keep_picture(run, results / "pictures" / f"{name}.webp")
     with atomic_path(results / "rows" / f"{name}.csv") as partial:
         shutil.copyfile(run / "images.csv", partial)
     keep_provenance(results, f"rows/{name}.csv", run)

@@ -74,7 +74,8 @@ def make_finished(
     write_images(folder / "images.csv", asked, flags, rates["excluded_prompts"])
     colours = torch.randint(256, (2, len(asked), 3, 1, 1), generator=torch.manual_seed(0))
     images = colours.to(torch.uint8).expand(-1, -1, -1, 16, 16)
-    before_after(probes, *images, folder / "before_after.png")
+    seeds = [a.seed for a in asked]
+    before_after([a.probe for a in asked], seeds, *images, folder / "before_after.png")
     (folder / "result.json").write_text(json.dumps(named | rates))
     OmegaConf.save(config, folder / "config.yaml")
     write_environment(run)

@@ -224,7 +224,7 @@ def test_without_a_judge_a_model_is_pictured_and_not_judged(
     assert not (tmp_path / "other").exists()
     assert "not judged, by evaluation.judge=none" in done.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["sets"] == {}
-    assert Image.open(tmp_path / "run" / "before_after.png").size == (1174, 1072)
+    assert Image.open(tmp_path / "run" / "before_after.png").size == (1174, 1376)
     assert unlearn("export", "run", cwd=tmp_path).returncode == 0
     assert "Not judged" in (tmp_path / "run" / "export" / "README.md").read_text()
 

@@ -72,7 +72,9 @@ def config_loader() -> ConfigLoaderImpl:
     version.setbase("1.3")
     Plugins.instance().register(VocabularySource)
     path = create_config_search_path(f"file://{conf_dir()}")
+    schema = path.get_path().pop()
     extend_search_path(path)
+    path.get_path().append(schema)  # Hydra wants it last
     return ConfigLoaderImpl(path)
 
 

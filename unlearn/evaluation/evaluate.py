@@ -160,7 +160,8 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
     else:
         result |= {"excluded_prompts": [], "sets": {}}
     write_images(folder / "images.csv", requests, flags, result["excluded_prompts"])
-    before_after([r.probe for r in requests], before, after, folder / "before_after.png")
+    probes, seeds = [r.probe for r in requests], [r.seed for r in requests]
+    before_after(probes, seeds, before, after, folder / "before_after.png")
     result["sha256"] = {n: file_sha256(folder / n) for n in ("images.csv", "before_after.png")}
     # last, since it marks a finished evaluation
     write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")

@@ -1,12 +1,24 @@
-"""Where labels and images stand in the picture of `unlearn sample`."""
+"""Where labels and images stand in the pictures of `unlearn sample` and of the prompt sets."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from unlearn.evaluation.pictures import GAP, LINE, labelled_rows
+from unlearn.concepts.prompts import SET_NAMES, EvaluationPrompt
+from unlearn.evaluation.pictures import (
+    GAP,
+    HEAD,
+    LINE,
+    PICTURED,
+    before_after,
+    labelled_rows,
+    tile_box,
+)
 
 
 @pytest.mark.parametrize(("side", "shown"), [(16, 256), (64, 256), (100, 300), (512, 512)])
@@ -31,3 +43,25 @@ def test_a_long_prompt_takes_more_lines() -> None:
     short, long = (labelled_rows([text], image, image) for text in ("a cat", "a cat " * 20))
     assert long.size[0] == short.size[0]
     assert long.size[1] > short.size[1]
+
+
+def test_each_pair_stands_under_its_prompt_and_seed(tmp_path: Path) -> None:
+    long = "a picture of a panda that sits on a very long bench " * 4
+    probes = [EvaluationPrompt(name, text, "panda") for name in SET_NAMES for text in ("x", long)]
+    images = torch.randint(0, 255, (2, len(probes), 3, 64, 64), dtype=torch.uint8)
+    path = tmp_path / "before_after.png"
+    before_after(probes, range(len(probes)), *images, path)
+    picture = Image.open(path)
+    pixels = np.asarray(picture)
+    for number, name in enumerate(SET_NAMES):
+        for column in range(2):
+            for side in (0, 1):
+                left, top, right, bottom = tile_box(picture.width, name, side, column)
+                tile, image = pixels[top:bottom, left:right], images[side, 2 * number + column]
+                assert np.array_equal(tile[::2, ::2], image.permute(1, 2, 0).numpy())
+        left, top, right, _ = tile_box(picture.width, name, 0, 0)
+        short, long_one = (pixels[top - HEAD : top, x : x + 128] for x in (left, right))
+        assert 0 < (short < 128).sum() < (long_one < 128).sum()
+        assert (pixels[top - HEAD : top, left + 2 * 128 :] == 255).all()  # no third prompt
+    assert picture.height == len(SET_NAMES) * (HEAD + 2 * 128 + GAP)
+    assert picture.width == tile_box(picture.width, "related", 0, PICTURED - 1)[2]
