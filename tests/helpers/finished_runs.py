@@ -81,5 +81,5 @@ def make_finished(
     write_environment(run)
     metrics = MetricsFile(folder / "metrics.csv")
     for step in range(3):
-        metrics.log_metrics({"unlearn_loss": 1 / (step + 1), "surgery/cosine": -0.25}, step)
+        metrics.log_metrics({"loss/unlearn": 1 / (step + 1), "surgery/cosine": -0.25}, step)
     return folder

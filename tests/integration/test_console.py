@@ -70,7 +70,7 @@ def test_the_run_directory_holds_what_the_readme_lists(run: Path) -> None:
     assert set(result["sets"]) == {"seen_target", "unseen_target", "related", "unrelated"}
     assert Image.open(run / "before_after.png").size[0] > 256
     rows = list(csv.DictReader((run / "metrics.csv").open()))
-    assert {"unlearn_loss", "relearn_loss", "discriminator_loss", "surgery/cosine"} <= set(rows[0])
+    assert {"loss/unlearn", "loss/relearn", "loss/discriminator", "surgery/cosine"} <= set(rows[0])
 
 
 def test_only_cross_attention_keys_and_values_are_saved(run: Path, random_model: Path) -> None:
@@ -154,7 +154,7 @@ def test_every_method_goes_the_same_way(smoke: list[str], tmp_path: Path, method
     assert json.loads((run / "result.json").read_text())["method"] == method
     if not METHODS[method].closed_form:
         rows = list(csv.DictReader((run / "metrics.csv").open()))
-        assert [row["step"] for row in rows if row["unlearn_loss"]][-1] == "3"
+        assert [row["step"] for row in rows if row["loss/unlearn"]][-1] == "3"
     if METHODS[method] in (SPM, SLD):
         exported = unlearn("export", "run", cwd=tmp_path)
         assert exported.returncode == 2

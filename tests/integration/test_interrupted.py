@@ -234,13 +234,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_inputs(
     )  # fmt: skip
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("unlearn:")]
-    assert line.startswith("unlearn: in step 1 unlearn_loss is nan; the last checkpoint is of st")
+    assert line.startswith("unlearn: in step 1 loss/unlearn is nan; the last checkpoint is of st")
     assert "Lower method.lr" in line
     code = line.partition('python -c "')[2].removesuffix('"')
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
-    assert "'unlearn_loss': nan" in shown.stdout
+    assert "'loss/unlearn': nan" in shown.stdout
     kept = torch.load(tmp_path / "run" / "failed_step_rank0.pt", weights_only=True)
     assert kept["step"] == 1
     assert kept["batch"]["latents"].shape == (3, 2, 4, 16, 16)

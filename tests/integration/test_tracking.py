@@ -13,6 +13,8 @@ from PIL import Image
 
 from tests.helpers.console import unlearn
 from tests.helpers.wandb_files import values_of, wandb_records
+from unlearn.evaluation.pictures import tile_box
+from unlearn.evaluation.table import markdown_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 RATES = {"eval/related/right", "eval/unrelated/broken"}
@@ -25,7 +27,7 @@ TABLE = [
 def documented() -> set[str]:
     """The curves of DoCo that the page of logged metrics names."""
     table = PAGE.read_text(encoding="utf-8").partition("At the end")[0]
-    rows = [row for row in table.splitlines() if row.startswith("| `")]
+    rows = [r for r in table.splitlines() if r.startswith("| `") and "`images/" not in r]
     own = [row.split(" | ")[0] for row in rows if "doco_reference" not in row]
     return {name for cell in own for name in re.findall("`(.*?)`", cell)}
 
@@ -70,33 +72,42 @@ def test_wandb_offline_runs_hold_config_curves_pictures_and_the_table(
         keys = {key for row in history for key in row}
         curves = {k for k in keys if not k.startswith(("_", "eval", "images", "trainer"))}
         assert curves == documented()
-        steps = [row["trainer/global_step"] for row in history if "unlearn_loss" in row]
+        steps = [row["trainer/global_step"] for row in history if "loss/unlearn" in row]
         assert steps == [2, 3]
         check_pictures(history, file.parent / "files", run)
         summary: dict[str, Any] = {}
         for record in by_kind["summary"]:
             summary |= values_of(record.update)
         check_rates(summary, run)
+        check_intervals(summary, run)
         rows = json.loads((file.parent / "files" / summary["evaluation/path"]).read_text())
         assert rows["columns"] == TABLE
         check_table(rows["data"], run)
 
 
 def check_pictures(history: list[dict[str, Any]], files: Path, run: Path) -> None:
-    """The grids by step, with the prompt and the seed of each image."""
+    """The images by step, each with its prompt and its seed, and the pairs of the prompt sets."""
     grids = [row for row in history if "images/unlearned/captions" in row]
     assert [row["trainer/global_step"] for row in grids] == [2, 4]
     for row in grids:
-        (caption,), (name,) = row["images/unlearned/captions"], row["images/unlearned/filenames"]
-        assert [int(s) for s in re.findall(r"\(seed (\d+)\)", caption)] == list(range(16))
+        captions, names = row["images/unlearned/captions"], row["images/unlearned/filenames"]
+        seeds = [int(re.search(r"\(seed (\d+)\)$", caption)[1]) for caption in captions]
+        assert seeds == list(range(16))
         kept = run / "images" / f"step_{row['trainer/global_step']:06d}.png"
-        with Image.open(files / name) as sent, Image.open(kept) as image:
-            assert sent.size == (256, 256)
-            assert sent.tobytes() == image.tobytes()
+        with Image.open(kept) as grid:
+            for number, name in enumerate(names):
+                down, across = (64 * n for n in divmod(number, 4))
+                tile = grid.crop((across, down, across + 64, down + 64))
+                with Image.open(files / name) as sent:
+                    assert sent.tobytes() == tile.tobytes()
     (last,) = [row for row in history if "images/before_after/captions" in row]
-    (caption,) = last["images/before_after/captions"]
-    assert caption.startswith("base above unlearned: ")
-    assert caption.count("(seed 10000") == 4 * 8
+    captions, names = last["images/before_after/captions"], last["images/before_after/filenames"]
+    assert len(captions) == len(names) == 4 * 8
+    assert all(re.match(r"base above unlearned: .* \(seed 10000\d\d\)$", c) for c in captions)
+    with Image.open(run / "before_after.png") as picture, Image.open(files / names[-1]) as sent:
+        left, top, right, _ = tile_box(picture.width, "unrelated", 0, 7)
+        pair = picture.crop((left, top, right, tile_box(picture.width, "unrelated", 1, 7)[3]))
+        assert sent.tobytes() == pair.tobytes()
 
 
 def check_rates(found: dict[str, Any], run: Path) -> None:
@@ -110,6 +121,14 @@ def check_rates(found: dict[str, Any], run: Path) -> None:
     }
     assert rates.keys() >= RATES
     assert {key: found[key] for key in rates} == pytest.approx(rates)
+
+
+def check_intervals(summary: dict[str, Any], run: Path) -> None:
+    """The base model's rate and the interval beside each rate."""
+    sets = json.loads((run / "result.json").read_text())["sets"]
+    base, unlearned = (sets["related"]["right"][side] for side in ("base", "unlearned"))
+    found = [summary[f"eval/related/right/{part}"] for part in ("base", "low", "high")]
+    assert found == pytest.approx([base["value"], unlearned["low"], unlearned["high"]])
 
 
 def check_table(data: list[list[Any]], run: Path) -> None:
@@ -139,18 +158,22 @@ def test_tensorboard_holds_curves_by_step_pictures_and_texts(
     scalars = set(events.Tags()["scalars"])
     assert {tag for tag in scalars if not tag.startswith("eval")} == documented()
     check_rates({tag: events.Scalars(tag)[-1].value for tag in scalars}, tmp_path / "run")
-    assert set(events.Tags()["images"]) == {"images/unlearned", "images/before_after"}
-    assert [e.step for e in events.Scalars("unlearn_loss")] == [2, 3]
-    assert [e.step for e in events.Images("images/unlearned")] == [2, 4]
+    drawn = {f"images/unlearned/{n:02}" for n in range(16)}
+    assert set(events.Tags()["images"]) == drawn | {
+        f"images/before_after/{n:02}" for n in range(32)
+    }
+    assert [e.step for e in events.Scalars("loss/unlearn")] == [2, 3]
+    assert [e.step for e in events.Images("images/unlearned/00")] == [2, 4]
     texts = {
         tag.removesuffix("/text_summary"): events.Tensors(tag)[-1]
         .tensor_proto.string_val[0]
         .decode()
         for tag in events.Tags()["tensors"]
     }
-    assert texts["evaluation"] in done.stdout
-    assert texts["images/unlearned/caption"].count("(seed ") == 16
-    assert "(seed 1000000)" in texts["images/before_after/caption"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert texts["evaluation"] == markdown_table(result)
+    assert texts["images/unlearned/15/caption"].endswith("(seed 15)")
+    assert "(seed 1000000)" in texts["images/before_after/00/caption"]
     (start,) = [
         parsed.session_start_info
         for content in events.PluginTagToContent("hparams").values()

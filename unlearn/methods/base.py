@@ -236,7 +236,7 @@ class UnlearningModule(ManualSteps):
         """Add the gradient of `loss` on one batch; after the step's last batch, make the step."""
         step, number = divmod(batch_idx, self.accumulate_grad_batches)
         loss = self.loss(batch)
-        metrics = {"unlearn_loss": loss.detach()}
+        metrics = {"loss/unlearn": loss.detach()}
         self.check_losses(metrics, batch, step)
         gradient = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
         last = number == self.accumulate_grad_batches - 1
@@ -249,7 +249,7 @@ class UnlearningModule(ManualSteps):
             optimizer: Any = self.optimizers()
             self.set_learning_rate(optimizer, step)
             optimizer_step(optimizer, self.weights, g_u)
-            self.log_step(metrics, step, "unlearn_loss")
+            self.log_step(metrics, step, "loss/unlearn")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained weights and all else of the method; drop the network's frozen ones."""

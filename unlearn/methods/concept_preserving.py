@@ -196,7 +196,7 @@ class ConceptPreserving(UnlearningModule):
             relearn_half = (x[size:] for x in (latents, noise, timesteps))
             loss_r = relearn_loss(output[size:], self.relearn_targets(teacher, *relearn_half))
             both = torch.autograd.grad(loss_u + loss_r, [*leaves_u, *leaves_r])
-        metrics |= {"unlearn_loss": loss_u.detach(), "relearn_loss": loss_r.detach()}
+        metrics |= {"loss/unlearn": loss_u.detach(), "loss/relearn": loss_r.detach()}
         count = len(leaves_u)
         return Gradients(both[:count], both[count:], g_d), metrics
 
@@ -276,4 +276,4 @@ class ConceptPreserving(UnlearningModule):
         mean = self.mean_gradients(gradients, last)
         if mean is not None:
             metrics |= self.update(self.optimizers(), mean, step)
-            self.log_step(metrics, step, "unlearn_loss")
+            self.log_step(metrics, step, "loss/unlearn")

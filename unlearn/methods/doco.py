@@ -139,7 +139,7 @@ class DoCo(ConceptPreserving):
         real_logits, fake_logits = self.discriminator_logits(real, fake.detach())
         loss = discriminator_loss(real_logits, fake_logits)
         metrics = {
-            "discriminator_loss": loss.detach(),
+            "loss/discriminator": loss.detach(),
             "discriminator/real_accuracy": (real_logits < 0).float().mean(),
             "discriminator/fake_accuracy": (fake_logits > 0).float().mean(),
             "discriminator/pair_accuracy": (fake_logits > real_logits).float().mean(),
@@ -179,4 +179,4 @@ class DoCo(ConceptPreserving):
                 metrics |= self.update(for_weights, mean, step - first)
             parameters = list(self.discriminator.parameters())
             optimizer_step(for_discriminator, parameters, mean.discriminator)
-            self.log_step(metrics, step, "discriminator_loss")
+            self.log_step(metrics, step, "loss/discriminator")

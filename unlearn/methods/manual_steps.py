@@ -14,6 +14,7 @@ from unlearn.utils.errors import NotFiniteError
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]
+LEARNERS = ("unlearn", "discriminator")  # of a method's optimizers, in order
 
 
 class ManualSteps(L.LightningModule):
@@ -36,13 +37,13 @@ class ManualSteps(L.LightningModule):
         Raises:
             NotFiniteError: names the losses, and holds the batch.
         """
-        losses = {name: value for name, value in metrics.items() if name.endswith("_loss")}
+        losses = {name: value for name, value in metrics.items() if name.startswith("loss/")}
         if not torch.stack([*losses.values()]).isfinite().all():
             values = {name: value.item() for name, value in losses.items()}
             raise NotFiniteError(step, values, batch)
 
     def log_step(self, metrics: Metrics, step: int, shown: str) -> None:
-        """Send a step's metrics to the loggers, and its losses to the progress bar.
+        """Send a step's metrics and learning rates to the loggers, its losses to the progress bar.
 
         The loggers get them at once. Lightning's own way is to send them after the step's
         callbacks, so a checkpoint of the step would lack them.
@@ -53,12 +54,14 @@ class ManualSteps(L.LightningModule):
             shown: the loss in the progress bar of a step that neither unlearns nor relearns.
         """
         losses: list[str] = [
-            name for name in ("unlearn_loss", "relearn_loss") if name in metrics
+            name for name in ("loss/unlearn", "loss/relearn") if name in metrics
         ] or [shown]
         for name in losses:
-            self.log(name.split("_")[0], metrics[name], prog_bar=True, logger=False)
+            self.log(name.removeprefix("loss/"), metrics[name], prog_bar=True, logger=False)
         if (step + 1) % self.trainer.log_every_n_steps == 0:
             values = {name: float(value) for name, value in metrics.items()}
+            for name, optimizer in zip(LEARNERS, self.trainer.optimizers, strict=False):
+                values[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step)
 

@@ -28,10 +28,11 @@ from unlearn.utils.options import option
 REPORT_MARK = '<meta name="generator" content="unlearn report">'  # of the template
 COLOURS = 6  # of lines, in the page's style sheet
 CHARTS = {  # groups of charts, and the metrics of each by the beginnings of their names
-    "Losses": ("unlearn_loss", "relearn_loss", "discriminator_loss"),
+    "Losses": ("loss/unlearn", "loss/relearn", "loss/discriminator"),
     "Discriminator": ("discriminator/",),
     "Surgery": ("surgery/",),
     "Gradient norms": ("norm/",),
+    "Learning rates": ("lr/",),
     "Other": ("",),
 }
 

@@ -1,9 +1,10 @@
-"""Keep weights and pictures during training, by callbacks."""
+"""Show how a run goes on, and keep its weights and pictures, by callbacks."""
 
 from __future__ import annotations
 
 import copy
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from torch import Tensor
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import SET_NAMES, evaluation_prompts
 from unlearn.generation.sampling import Sampler, generate
-from unlearn.training.loggers import log_image, picture_caption
+from unlearn.training.budget import peak_memory
+from unlearn.training.loggers import log_images, picture_caption
+from unlearn.training.metrics_file import MetricsFile
 from unlearn.utils.atomic import atomic_path
+from unlearn.utils.units import GIB
 from unlearn.weights.delta import save_unlearned
 
 PICTURE_COLUMNS = 4  # prompts of each set in a picture
@@ -50,6 +54,35 @@ class StepsBar(TQDMProgressBar):
         metrics: dict[str, Any] = super().get_metrics(*arguments)
         metrics.pop("v_num", None)
         return metrics
+
+
+class StepCost(Callback):
+    """A callback that sends the time and the memory of a step to the dashboards.
+
+    metrics.csv has neither, so that one seed gives the same file again.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Begin to measure."""
+        self.since, self.batches = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Send the mean time of the steps since the last call, and the peak memory so far."""
+        self.batches += 1
+        step, rest = divmod(batch_idx + 1, module.accumulate_grad_batches)
+        if rest or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        steps = self.batches / module.accumulate_grad_batches
+        cost = {
+            "step/seconds": (time.monotonic() - self.since) / steps,
+            "step/memory_gib": peak_memory(module.device) / GIB,
+        }
+        self.since, self.batches = time.monotonic(), 0
+        for logger in trainer.loggers:
+            if not isinstance(logger, MetricsFile):
+                logger.log_metrics(cost, step - 1)
 
 
 class ProgressPictures(L.Callback):
@@ -93,9 +126,9 @@ class ProgressPictures(L.Callback):
         self.folder.mkdir(exist_ok=True)
         with atomic_path(self.folder / f"step_{step:06d}.png") as partial:
             Image.fromarray(array.numpy()).save(partial, format="PNG")
-        caption = picture_caption(zip(self.prompts, seeds, strict=True))
+        captions = [picture_caption(p, s) for p, s in zip(self.prompts, seeds, strict=True)]
         for logger in trainer.loggers:
-            log_image(logger, "images/unlearned", array, step, caption)
+            log_images(logger, "images/unlearned", [*images.permute(0, 2, 3, 1)], captions, step)
 
 
 class KeptWeights(Callback):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
@@ -19,11 +20,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+from torch import Tensor
 
 from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.run_config import RunConfig
 from unlearn.config.run_files import read_images
-from unlearn.evaluation.pictures import pictured_rows
+from unlearn.evaluation.pictures import pictured_rows, tile_box
 from unlearn.evaluation.score import column_rate, forget_keep_score
 from unlearn.evaluation.table import markdown_table
 from unlearn.training.metrics_file import MetricsFile
@@ -177,18 +179,23 @@ def errors_naming(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {reason}") from error
 
 
-def picture_caption(drawn: Iterable[tuple[str, Any]]) -> str:
-    """Return a caption with the prompts and seeds of a picture, in reading order."""
-    return " | ".join(f"{prompt} (seed {seed})" for prompt, seed in drawn)
+def picture_caption(prompt: str, seed: Any) -> str:
+    """Return an image's caption: its prompt and its seed."""
+    return f"{prompt} (seed {seed})"
 
 
-def log_image(logger: Logger, key: str, image: torch.Tensor, step: int, caption: str) -> None:
-    """Send a uint8 image (H, W, 3) to a logger that shows images."""
+def log_images(
+    logger: Logger, key: str, images: Sequence[Tensor], captions: Sequence[str], step: int
+) -> None:
+    """Send uint8 images (H, W, 3), each with its caption, to a logger that shows images."""
     if isinstance(logger, WandbLogger):
-        logger.log_image(key, [Image.fromarray(image.numpy())], step=step, caption=[caption])
+        pictures = [Image.fromarray(image.numpy()) for image in images]
+        logger.log_image(key, pictures, step=step, caption=list(captions))
     elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(key, image, step, dataformats="HWC")
-        logger.experiment.add_text(f"{key}/caption", caption, step)
+        for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            tag = f"{key}/{number:02}"
+            logger.experiment.add_image(tag, image, step, dataformats="HWC")
+            logger.experiment.add_text(f"{tag}/caption", caption, step)
 
 
 INTERVAL_FIELDS = ("value", "low", "high")
@@ -221,7 +228,9 @@ def log_table(logger: Logger, result: dict[str, Any], step: int) -> None:
 
 
 def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: int) -> None:
-    """Send an evaluation to the loggers: rates, the table, and the picture before and after.
+    """Send an evaluation to the loggers: rates, the table, and the images before and after.
+
+    W&B's summary also has the base model's rates and the intervals.
 
     Args:
         loggers: the run's loggers.
@@ -229,23 +238,18 @@ def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: i
         run: the run directory.
         step: the step that the evaluation belongs to.
     """
-    rates = {
-        f"eval/{name}/{metric}": sides["unlearned"]["value"]
+    cells = {
+        f"eval/{name}/{metric}": sides
         for name, row in result["sets"].items()
         for metric, sides in row.items()
         if sides["unlearned"]["n"]
     }
+    rates = {key: sides["unlearned"]["value"] for key, sides in cells.items()}
     images = read_images(run)
     with contextlib.suppress(ValueError):  # nothing to score
         rates["eval/score"] = forget_keep_score(images)
         rates["eval/retention"] = column_rate(images, "retention").value
-    drawn = [
-        i for name in SET_NAMES for i in pictured_rows([i for i in images if i["set"] == name])
-    ]
-    caption = f"base above unlearned: {picture_caption((i['prompt'], i['seed']) for i in drawn)}"
-    with Image.open(run / "before_after.png") as picture:
-        data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-        image = data.view(picture.height, picture.width, 3)
+    pairs, captions = read_pairs(run, images)
     for logger in loggers:
         if not isinstance(logger, MetricsFile):
             if isinstance(logger, TensorBoardLogger):
@@ -253,7 +257,44 @@ def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: i
                 logger.log_hyperparams(logger.hparams, rates, step)
             else:
                 logger.log_metrics(rates, step)
-            log_image(logger, "images/before_after", image, step, caption)
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary.update(summary_of(cells))
+            log_images(logger, "images/before_after", pairs, captions, step)
             if rates:
                 log_table(logger, result, step)
             logger.finalize("success")
+
+
+def summary_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the base model's rates and the ends of the unlearned model's intervals, by name."""
+    return {
+        f"{key}/{name}": value
+        for key, sides in cells.items()
+        for name, value in (
+            ("base", sides["base"]["value"]),
+            ("low", sides["unlearned"]["low"]),
+            ("high", sides["unlearned"]["high"]),
+        )
+    }
+
+
+def read_pairs(run: Path, images: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], list[str]]:
+    """Return the pairs of before_after.png, base above unlearned, and their captions.
+
+    Args:
+        run: the run directory.
+        images: the rows of its images.csv.
+
+    Returns:
+        Images, uint8 (2H, W, 3), and a caption for each.
+    """
+    pairs, captions = [], []
+    with Image.open(run / "before_after.png") as picture:
+        whole = torch.from_numpy(np.array(picture.convert("RGB")))
+    for name in SET_NAMES:
+        for column, row in enumerate(pictured_rows([i for i in images if i["set"] == name])):
+            left, top, right, _ = tile_box(whole.shape[1], name, 0, column)
+            bottom = tile_box(whole.shape[1], name, 1, column)[3]
+            pairs.append(whole[top:bottom, left:right])
+            captions.append(f"base above unlearned: {picture_caption(row['prompt'], row['seed'])}")
+    return pairs, captions

@@ -33,7 +33,7 @@ from unlearn.models.frozen_layers import store_in_bf16
 from unlearn.models.pipeline import pipeline_networks
 from unlearn.models.text_states import check_prompt_lengths, check_words_known
 from unlearn.training.budget import Budget, estimate_run
-from unlearn.training.callbacks import KeptWeights, ProgressPictures, StepsBar
+from unlearn.training.callbacks import KeptWeights, ProgressPictures, StepCost, StepsBar
 from unlearn.training.checkpoints import AtomicCheckpointIO, Checkpoints, checkpoint_step
 from unlearn.training.device import claim_device, trainer_options
 from unlearn.training.dry_run import describe_plan
@@ -236,6 +236,8 @@ def build_run_callbacks(context: RunContext, metadata: dict[str, str]) -> list[C
     """Return a progress bar, the callbacks that config keys ask for, and those of `callbacks`."""
     config = context.config
     callbacks: list[Callback] = [StepsBar(refresh_rate=5)]
+    if config.loggers:
+        callbacks.append(StepCost())
     if config.keep_every:
         callbacks.append(KeptWeights(config.folder, config.keep_every, metadata, context.earlier))
     if every := config.log_images_every:

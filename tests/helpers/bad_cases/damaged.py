@@ -121,7 +121,7 @@ CASES = [
         result=sets(right={"base": RATE | {"value": 7.0}, "unlearned": RATE}),
     ),
     report(r"result\.json: damaged .*value", result=json.dumps(RESULT).replace("0.5", "NaN")),
-    report(r"metrics\.csv: damaged .*step=inf", metrics_dot_csv="step,unlearn_loss\ninf,2\n1,3\n"),
+    report(r"metrics\.csv: damaged .*step=inf", metrics_dot_csv="step,loss/unlearn\ninf,2\n1,3\n"),
     report(r"metrics\.csv: damaged .*step=-1", metrics_dot_csv="step,a\n-1,2\n"),
     report(r"metrics\.csv: damaged .*'x'", metrics_dot_csv="step,a\n1,x\n"),
     report(r"metrics\.csv: damaged .*KeyError", metrics_dot_csv="a,b\n1,2\n"),

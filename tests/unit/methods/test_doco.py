@@ -41,10 +41,10 @@ def test_gradients_equal_two_separate_backward_passes(doco: DoCo) -> None:
             a = alphas[:, 0]
             x0 = (z_t[:, 0] - (1 - a).sqrt() * output.sample) / a.sqrt()
             loss = F.softplus(doco.discriminator(x0)).mean()  # BCE with logits, label 0
-            assert torch.allclose(metrics["unlearn_loss"], loss, rtol=1e-5)
+            assert torch.allclose(metrics["loss/unlearn"], loss, rtol=1e-5)
         else:
             loss = (output.sample - batch["noise"][:, 1]).square().mean()
-            assert torch.allclose(metrics["relearn_loss"], loss, rtol=1e-5)
+            assert torch.allclose(metrics["loss/relearn"], loss, rtol=1e-5)
         plain = torch.autograd.grad(loss, doco.weights)
         for a_grad, b_grad in zip(ours, plain, strict=True):
             assert b_grad.abs().max() > 0
@@ -91,7 +91,7 @@ def test_warm_up_gradient_is_the_full_step_s_discriminator_gradient(doco: DoCo) 
 def test_relearning_from_the_teacher_is_zero_at_the_base(random_model: Path) -> None:
     doco = make_doco(random_model, relearn_target="teacher")
     (_, g_r, _), metrics = doco.gradients(make_batch())
-    assert metrics["relearn_loss"] < 1e-10
+    assert metrics["loss/relearn"] < 1e-10
     assert max(g.abs().max().item() for g in g_r) < 1e-5
 
 

@@ -104,7 +104,7 @@ def test_relearning_regresses_to_the_noise(random_model: Path, prediction_type: 
     with torch.no_grad():
         output = reference.unet(z_t, batch["timesteps"][:, 1], batch["states"][:, 1]).sample
     expected = (output - batch["noise"][:, 1]).square().mean()
-    torch.testing.assert_close(metrics["relearn_loss"], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(metrics["loss/relearn"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_without_surgery_the_joint_gradient_is_clipped_once(random_model: Path) -> None:

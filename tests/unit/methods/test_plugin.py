@@ -144,5 +144,5 @@ def test_it_forgets_on_the_embedded_model(installed: Path, tmp_path: Path) -> No
     run = tmp_path / "runs" / "panda-tethered-0"
     assert all(0 < m < 0.02 for m in moves(run, EMBEDDED))  # 60 steps at 2e-4
     with (run / "metrics.csv").open(encoding="utf-8") as file:
-        losses = [float(row["unlearn_loss"]) for row in csv.DictReader(file)]
+        losses = [float(row["loss/unlearn"]) for row in csv.DictReader(file)]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])

@@ -64,8 +64,8 @@ def assert_plain_numbers(pipe: Any) -> None:
     fake, relearned = (plain_call(pipe, z_t[[i]], sigma[[i]], [PROMPTS[i]]) for i in range(2))
     unlearn = F.softplus(doco.discriminator(z_t[:1] - sigma[:1] * fake)).mean()
     relearn = F.mse_loss(relearned, noise[1:] - latents[1:])
-    torch.testing.assert_close(metrics["unlearn_loss"], unlearn.detach())
-    torch.testing.assert_close(metrics["relearn_loss"], relearn.detach())
+    torch.testing.assert_close(metrics["loss/unlearn"], unlearn.detach())
+    torch.testing.assert_close(metrics["loss/relearn"], relearn.detach())
     for ours, loss in ((g_u, unlearn), (g_r, relearn)):
         expected = torch.autograd.grad(loss, doco.weights)
         assert all(g.abs().max() > 0 for g in expected)
@@ -239,5 +239,5 @@ def test_frozen_weights_in_bf16_and_checkpointing_leave_a_step_as_it_is() -> Non
         with torch.autocast("cpu", torch.bfloat16):
             (g_u, g_r, _), metrics = doco.gradients(batch_of(pipe, PROMPTS))
         assert all(weight.dtype == torch.float32 for weight in doco.weights)
-        steps.append([*g_u, *g_r, metrics["unlearn_loss"], metrics["relearn_loss"]])
+        steps.append([*g_u, *g_r, metrics["loss/unlearn"], metrics["loss/relearn"]])
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))

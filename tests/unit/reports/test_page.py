@@ -80,7 +80,7 @@ def test_the_page_shows_what_the_files_hold(finished: Path, page_of: Callable[..
     assert f"{kept['value']:.0%} of the related and 100% of the unrelated" in page.text
     assert "Forgotten; too few images to decide" in page.text
     assert "the judge is less sure" in page.text
-    assert page.of("svg", "aria-label") == ["unlearn_loss", "surgery/cosine"]
+    assert page.of("svg", "aria-label") == ["loss/unlearn", "surgery/cosine"]
     for fact in (platform.python_version(), version("torch"), version("unlearn-diffusion")):
         assert fact in page.text
     loading = re.search(r"import unlearn\n\npipe = .*\n", page.text)
@@ -125,7 +125,7 @@ def test_hostile_text_stays_text(
     (run / "environment.json").write_text(json.dumps(facts | {HOSTILE: HOSTILE}))
     text = (run / "metrics.csv").read_text()
     quoted = HOSTILE.replace('"', '""')
-    (run / "metrics.csv").write_text(text.replace("unlearn_loss", f'"{quoted}"', 1))
+    (run / "metrics.csv").write_text(text.replace("loss/unlearn", f'"{quoted}"', 1))
     page = page_of(run, finished)
     assert [page.tags.count(tag) for tag in ("script", "style", "img")] == [1, 1, 2 * 64]
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
@@ -149,7 +149,7 @@ def test_several_runs_stand_side_by_side(
     assert len(page.of("img", "src")) == 3 * 8 * 4  # the base model's image once
     differs = page.text.partition("What differs")[2].partition("the whole configuration")[0]
     assert re.sub(r"\s", "", differs) == "keypandaothersteps30077panda:"
-    assert page.of("svg", "aria-label") == ["unlearn_loss", "surgery/cosine"]
+    assert page.of("svg", "aria-label") == ["loss/unlearn", "surgery/cosine"]
 
 
 def test_the_last_evaluation_s_settings_are_shown_in_the_place_of_the_config_s(

@@ -64,15 +64,15 @@ def test_the_prompts_of_a_picture_lie_evenly_in_their_set() -> None:
         (
             "doco",
             {"warmup_steps": 1, "discriminator_channels": 8},
-            "discriminator_loss",
+            "loss/discriminator",
             lambda module, batch: module.warmup_gradients(batch)[1],
         ),
-        ("regression", {}, "relearn_loss", lambda module, batch: module.gradients(batch)[1]),
+        ("regression", {}, "loss/relearn", lambda module, batch: module.gradients(batch)[1]),
         (
             "concept_ablation",
             {},
-            "unlearn_loss",
-            lambda module, batch: {"unlearn_loss": module.loss(batch).detach()},
+            "loss/unlearn",
+            lambda module, batch: {"loss/unlearn": module.loss(batch).detach()},
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_signals_wait_for_the_end_of_a_step_and_only_there() -> None:
 
 
 def test_faults_reach_another_process() -> None:
-    fault = NotFiniteError(3, {"unlearn_loss": float("nan")}, {"latents": torch.zeros(2)})
+    fault = NotFiniteError(3, {"loss/unlearn": float("nan")}, {"latents": torch.zeros(2)})
     other = pickle.loads(pickle.dumps(fault))
     assert (type(other), str(other), other.step) == (NotFiniteError, str(fault), 3)
     end = pickle.loads(pickle.dumps(Interrupted(signal.SIGTERM)))

@@ -66,7 +66,7 @@ def test_overrides_alone_add_a_logger_and_callbacks(smoke: list[str], tmp_path: 
     metrics = rows(added.folder / "metrics.csv")
     (second,) = (added.folder / "second").glob("*/metrics.csv")  # in the run directory by itself
     losses, copies = (
-        [float(row["unlearn_loss"]) for row in own if row["unlearn_loss"]]
+        [float(row["loss/unlearn"]) for row in own if row["loss/unlearn"]]
         for own in (metrics, rows(second))
     )
     assert len(losses) == 4
