@@ -23,7 +23,7 @@ from unlearn.config.parse import parse_config
 from unlearn.config.schema import SweeperOptions
 from unlearn.config.sections import parse_section
 from unlearn.reports.sweep import report_sweep
-from unlearn.sweeps.jobs import raise_for_failures
+from unlearn.sweeps.jobs import end_sweep
 from unlearn.training.run_dir import read_progress
 from unlearn.utils.errors import exit_with_user_error
 
@@ -89,9 +89,9 @@ class UnlearnSweeper(Sweeper):
                 runs = self.search(jobs[0])
             else:
                 runs = self.combine(jobs)
+            end_sweep(runs)
         except ValueError as error:
             exit_with_user_error(error)
-        raise_for_failures(runs)
 
     def parse(self, given: list[str]) -> list[Override]:
         """Return the parsed overrides, of each key the last."""

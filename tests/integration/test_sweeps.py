@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -161,6 +162,9 @@ def test_a_job_whose_process_dies_stops_no_other(smoke: list[str], tmp_path: Pat
     assert f"  runs/0: {reason}\n" in (tmp_path / "log").read_text()
     assert (runs[1] / "unlearned.safetensors").exists()
     assert "steps" in (runs[1] / "log.txt").read_text()
+    log = (tmp_path / "log").read_text()
+    assert re.search(r"^1: .* [01]/2 ", log.replace("\r", "\n"), re.MULTILINE)  # the bar names it
+    assert "\nruns/1: Not judged\nSee more: unlearn sweep-report runs\n" in log
 
 
 @pytest.mark.slow

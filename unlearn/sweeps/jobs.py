@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from unlearn.config.compose import compose
 from unlearn.config.parse import parse_config
 from unlearn.config.run_config import RunConfig
+from unlearn.config.run_files import read_result
+from unlearn.evaluation.goals import describe_outcome
 from unlearn.training.run import train
 from unlearn.training.run_dir import ERROR_FILE
 from unlearn.utils.atomic import write_text
@@ -67,13 +70,19 @@ def read_failure(run: Path) -> str | None:
     return None if (run / "result.json").exists() else "not finished"
 
 
-def raise_for_failures(runs: Sequence[Path]) -> None:
-    """Print the reason of each job that failed, and end the program if any did.
+def end_sweep(runs: Sequence[Path]) -> None:
+    """Print how each job ended, and the next command; end the program if a job failed.
 
     Raises:
+        ValueError: a result.json is damaged.
         SystemExit: at least one job failed; the status is 1.
     """
     failed = {run: reason for run in runs if (reason := read_failure(run))}
+    finished = [run for run in runs if run not in failed]
+    for run in finished:
+        print(f"{run}: {describe_outcome(read_result(run / 'result.json'))['head']}")
+    if finished:
+        print(f"See more: unlearn sweep-report {os.path.commonpath([r.parent for r in finished])}")
     if failed:
         lines = [f"  {run}: {reason}" for run, reason in failed.items()]
         head = (

@@ -30,6 +30,8 @@ def run_concurrently(
 ) -> dict[str, str]:
     """Run tasks side by side in threads, and return the errors of those that failed, by name.
 
+    The progress bar names the runs that are going on.
+
     Args:
         tasks: a function for each run, by the run's name.
         finish: a function that is called with a run's name and its task's result as soon as the
@@ -37,19 +39,34 @@ def run_concurrently(
         workers: the number of tasks at the same time.
         done: the number of runs that were finished before, for the progress bar.
     """
-    errors = {}
+    errors: dict[str, str] = {}
+    running: dict[str, None] = {}  # in the order of their beginning
+    bar = tqdm(initial=done, total=done + len(tasks), unit="run")
+
+    def show_running() -> None:
+        bar.set_description(", ".join(Path(name).name for name in list(running)))
+
+    def run(name: str) -> Result:
+        running[name] = None
+        show_running()
+        try:
+            return tasks[name]()
+        finally:
+            del running[name]
+
     runners = ThreadPoolExecutor(workers)
-    futures = {runners.submit(task): name for name, task in tasks.items()}
-    bar = tqdm(as_completed(futures), initial=done, total=done + len(futures), unit="run")
+    futures = {runners.submit(run, name): name for name in tasks}
     try:
-        for future in bar:
+        for future in as_completed(futures):
             name = futures[future]
-            bar.set_description(name)
             if error := future.exception() or finish(name, future.result()):
                 errors[name] = str(error)
                 bar.write(f"{name} failed: {error}")
+            show_running()
+            bar.update()
     finally:
         runners.shutdown(cancel_futures=True)
+        bar.close()
     return errors
 
 
