@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
@@ -28,7 +30,7 @@ pytestmark = [
         not (CHROMIUM and DRIVER), reason="no chromium and chromedriver to be found"
     ),
 ]
-WIDTHS = {"desktop": 1280, "phone": 390}
+WIDTHS = {"desktop": 1400, "phone": 390}
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +143,16 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def upload(address: str) -> Request:
+    """A request that sends a small file."""
+    head = 'Content-Disposition: form-data; name="files"; filename="a.txt"'
+    body = f"--edge\r\n{head}\r\n\r\ntext\r\n--edge--\r\n".encode()
+    return Request(address, body, {"Content-Type": "multipart/form-data; boundary=edge"})
+
+
 def drawn(browser: Chrome) -> list[str]:
-    """The addresses of the two images."""
-    images = browser.find_elements(By.CSS_SELECTOR, ".drawn img")
+    """The addresses of the images drawn."""
+    images = browser.find_elements(By.CSS_SELECTOR, ".drawn .grid-container img")
     return [str(image.get_attribute("src")) for image in images]
 
 
@@ -160,10 +169,21 @@ def test_the_demo_draws_both_sides_and_refuses_what_it_cannot_read(
         "arguments[0].value = 2; arguments[0].dispatchEvent(new Event('input'))", steps
     )
     (button,) = [b for b in browser.find_elements(By.TAG_NAME, "button") if b.text == "Draw"]
-    field.send_keys("a photo of a panda")
+    example = browser.find_element(By.CSS_SELECTOR, "button.gallery-item")
+    example.click()
+    wait.until(lambda b: field.get_attribute("value") == example.text)
+    field.clear()
+    field.send_keys("a skyscraper of a panda")
     button.click()
     base, unlearned = wait.until(lambda b: drawn(b) if len(drawn(b)) == 2 else None)
     assert base != unlearned
+    wait.until(lambda b: "no text with skyscraper: it can only guess" in b.page_source)
+    captions = [c.text for c in browser.find_elements(By.CSS_SELECTOR, ".drawn .caption-label")]
+    assert [c.partition(";")[0] for c in captions] == ["base, seed 0", "unlearned, seed 0"]
+    assert all("; the judge sees " in caption for caption in captions)
+    left, right = browser.find_elements(By.CSS_SELECTOR, ".drawn .grid-container img")
+    assert left.location["y"] == right.location["y"]  # side by side, on a phone too
+    assert left.location["x"] + left.size["width"] <= right.location["x"]
     image = browser.find_element(By.CSS_SELECTOR, ".drawn img")
     assert image.value_of_css_property("filter").startswith("blur(")
     browser.find_element(By.CSS_SELECTOR, "#explicit input").click()
@@ -174,6 +194,8 @@ def test_the_demo_draws_both_sides_and_refuses_what_it_cannot_read(
     button.click()
     wait.until(lambda b: "the tokenizer does not know ['☂']" in b.page_source)
     assert not [line for line in errors(browser) if "favicon" not in line]
+    with pytest.raises(HTTPError, match="413"):  # nothing here takes a file
+        urlopen(upload(f"{demo}/gradio_api/upload"))
     fetched = browser.execute_script("return performance.getEntriesByType('resource')")
     assert fetched
     assert not [e["name"] for e in fetched if not e["name"].startswith((demo, "data:", "blob:"))]

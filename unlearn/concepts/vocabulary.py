@@ -53,6 +53,26 @@ class Vocabulary:
         family = self.family(name)
         return next((other for other in family if other not in forgotten), family[0])
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that no prompt of this vocabulary can hold, each once."""
+        phrases = [
+            *self.objects, *self.styles, *self.backgrounds, *self.background_phrases,
+            *(synonym for known in self.objects.values() for synonym in known.synonyms),
+            *(
+                re.sub(r"\{\w*\}", "", template)
+                for group in (self.templates, self.style_phrases)
+                for templates in group.values()
+                for template in templates
+            ),
+        ]  # fmt: skip
+        known = {"an", *(word for phrase in phrases for word in split_words(phrase))}
+        return [word for word in dict.fromkeys(split_words(text)) if word not in known]
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without what stands between them."""
+    return re.findall(r"[^\W_]+", text.lower())
+
 
 @cache
 def load_vocabulary(path: Path = EMBEDDED / "vocabulary.yaml") -> Vocabulary:
