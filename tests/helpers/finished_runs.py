@@ -61,7 +61,8 @@ def make_finished(
         "base": Verdict(objects, styles, whole),
         "unlearned": Verdict(forgotten, styles, broken),
     }
-    sides = judge_sides(asked, verdicts)
+    moved = torch.arange(len(asked)) / len(asked)
+    sides = judge_sides(asked, verdicts, moved)
     flags: FlagsByModel = concat_sides(sides.values()) if judged else {"base": {}, "unlearned": {}}
     rates = summarise_all(asked, sides, set()) if judged else {"excluded_prompts": [], "sets": {}}
     config.concept = {**config.concept, **concept}
@@ -71,7 +72,7 @@ def make_finished(
         asked = [
             a._replace(probe=replace(a.probe, prompt=f"{prompt} {i}")) for i, a in enumerate(asked)
         ]
-    write_images(folder / "images.csv", asked, flags, rates["excluded_prompts"])
+    write_images(folder / "images.csv", asked, flags, rates["excluded_prompts"], moved)
     colours = torch.randint(256, (2, len(asked), 3, 1, 1), generator=torch.manual_seed(0))
     images = colours.to(torch.uint8).expand(-1, -1, -1, 16, 16)
     seeds = [a.seed for a in asked]

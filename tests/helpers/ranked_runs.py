@@ -12,7 +12,7 @@ import yaml
 from unlearn.config.run_files import IMAGE_FLAGS
 
 FLAGS = [f"{side}_{flag}" for side in ("base", "unlearned") for flag in IMAGE_FLAGS]
-FIELDS = ["set", "prompt", "seed", "counts", *FLAGS]
+FIELDS = ["set", "prompt", "seed", "counts", *FLAGS, "rmse"]
 RESULT = {
     "concept": "panda", "kind": "instance", "method": "doco", "settings": {},
     "excluded_prompts": [], "sets": {}, "sha256": {},
@@ -27,6 +27,7 @@ def images(unseen: int, kept: int) -> list[dict[str, str]]:
             row = dict.fromkeys(FIELDS, "0")
             right = str(int(number < hits))
             row |= {"set": part, "prompt": f"{part} {number}", "counts": "1", "base_right": "1"}
+            row["rmse"] = "0.0"
             rows.append(row | {"unlearned_right": right})
     return rows
 

@@ -14,13 +14,13 @@ def write_run(folder: Path, name: str, unseen: float, retention: float) -> None:
     ]  # fmt: skip
     with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["set", "prompt", "seed", "counts", *flags])
+        writer.writerow(["set", "prompt", "seed", "counts", *flags, "rmse"])
         for part in ("seen_target", "unseen_target", "related", "unrelated"):
             share = unseen if part.endswith("target") else retention
             for i in range(40):
                 right = int(i < share * 40)
                 anchor = int(part.endswith("target") and not right)
-                writer.writerow([part, f"{part} {i}", i, 1, 1, right, 0, anchor, 0, 0])
+                writer.writerow([part, f"{part} {i}", i, 1, 1, right, 0, anchor, 0, 0, 0.0])
 
 
 def rows_of(text: str) -> dict[str, dict[str, str]]:

@@ -15,6 +15,7 @@ from unlearn.concepts.prompts import SET_NAMES
 from unlearn.config.run_config import ModelConfig
 from unlearn.evaluation.clip import ClipScorer
 from unlearn.evaluation.clip_judge import ClipJudge, candidate_names
+from unlearn.evaluation.fidelity import root_mean_square_error
 from unlearn.evaluation.goals import describe_outcome
 from unlearn.evaluation.judge import Judge
 from unlearn.evaluation.pictures import before_after, pictured_rows
@@ -150,16 +151,17 @@ def evaluate(config: ModelConfig, external_weights: Path | None = None) -> dict[
         "device": config.device,
     }
     flags: FlagsByModel = {"base": {}, "unlearned": {}}
+    moved = root_mean_square_error(before, after)
     if judge:
         both = {"base": judge.judge(before), "unlearned": judge.judge(after)}
-        sides = judge_sides(requests, both)
+        sides = judge_sides(requests, both, moved)
         result |= summarise_all(requests, sides, config.earlier_names)
         if judge.note:
             result["judge"] = judge.note
         flags = concat_sides(sides.values())
     else:
         result |= {"excluded_prompts": [], "sets": {}}
-    write_images(folder / "images.csv", requests, flags, result["excluded_prompts"])
+    write_images(folder / "images.csv", requests, flags, result["excluded_prompts"], moved)
     probes, seeds = [r.probe for r in requests], [r.seed for r in requests]
     before_after(probes, seeds, before, after, folder / "before_after.png")
     result["sha256"] = {n: file_sha256(folder / n) for n in ("images.csv", "before_after.png")}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unlearn.concepts.concept import Concept
 from unlearn.concepts.prompts import SET_NAMES, EvaluationPrompt, numbered_evaluation_prompts
+from unlearn.evaluation.fidelity import SAME_PICTURE
 from unlearn.evaluation.intervals import clustered_rate, wilson_rate
 from unlearn.evaluation.judge import Verdict
 from unlearn.evaluation.score import TARGET_SETS
@@ -65,7 +66,8 @@ def prompts_base_fails(probes: list[EvaluationPrompt], right: Tensor) -> list[st
 
 
 FLAGS = ("object", "style", "right", "anchor", "broken")
-FlagsByModel = dict[str, dict[str, Tensor]]  # by "base" and "unlearned": the flags of `judge_flags`
+# by "base" and "unlearned": the flags of `judge_flags`, and "same": the base model's picture
+FlagsByModel = dict[str, dict[str, Tensor]]
 
 
 def rate_among(
@@ -101,7 +103,8 @@ def summarise_sets(probes: list[EvaluationPrompt], sides: FlagsByModel) -> dict[
         if name in TARGET_SETS:
             metrics = {"right": chosen, "anchor": chosen, **metrics}
         else:
-            metrics = {"right": chosen, "retention": chosen & sides["base"]["right"], **metrics}
+            kept = chosen & sides["base"]["right"]
+            metrics = {"right": chosen, "retention": kept, "same": kept, **metrics}
         sets[name] = {
             metric: {
                 side: rate_among(
@@ -139,21 +142,26 @@ def image_requests(concept: Concept, seeds: int, first_seed: int) -> list[ImageR
 
 
 def judge_sides(
-    asked: list[ImageRequest], verdict_of: dict[str, Verdict]
+    asked: list[ImageRequest], verdict_of: dict[str, Verdict], moved: Tensor
 ) -> dict[str, FlagsByModel]:
     """Return, by the concept's name, the flags of each concept's images on both sides.
 
     Args:
         asked: the images, those of a concept next to each other.
         verdict_of: the verdict on the images of "base" and of "unlearned".
+        moved: how far each image moved, see `root_mean_square_error`, (N,).
     """
+    same = {"base": torch.ones(len(asked), dtype=torch.bool), "unlearned": moved < SAME_PICTURE}
     sides: dict[str, FlagsByModel] = {}
     for name, group in groupby(enumerate(asked), key=lambda pair: pair[1].concept.name):
         numbers, own = zip(*group, strict=True)
         chosen = slice(numbers[0], numbers[-1] + 1)
         probes = [a.probe for a in own]
         sides[name] = {
-            side: judge_flags(own[0].concept, probes, verdict.of(chosen))
+            side: {
+                **judge_flags(own[0].concept, probes, verdict.of(chosen)),
+                "same": same[side][chosen],
+            }
             for side, verdict in verdict_of.items()
         }
     return sides
@@ -190,18 +198,24 @@ def summarise_all(
 
 
 def write_images(
-    path: Path, asked: list[ImageRequest], sides: FlagsByModel, excluded: list[str]
+    path: Path,
+    asked: list[ImageRequest],
+    sides: FlagsByModel,
+    excluded: list[str],
+    moved: Tensor,
 ) -> None:
     """Write images.csv, a row for each pair of images.
 
-    A row has the set, the prompt, the seed, whether the pair counts, and both sides' flags. With
-    several concepts it begins with the concept. A cell is empty where the judge cannot tell.
+    A row has the set, the prompt, the seed, whether the pair counts, both sides' flags, and how far
+    the image moved. With several concepts it begins with the concept. A cell is empty where the
+    judge cannot tell.
 
     Args:
         path: the file.
         asked: the images.
         sides: the flags of all images.
         excluded: the prompts that do not count.
+        moved: how far each image moved, see `root_mean_square_error`, (N,).
     """
     unknown = [""] * len(asked)
     several = len({a.concept.name for a in asked}) > 1
@@ -212,8 +226,10 @@ def write_images(
     }
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*["concept"] * several, "set", "prompt", "seed", "counts", *flags])
-        for (concept, probe, seed), *row in zip(asked, *flags.values(), strict=True):
+        head = [*["concept"] * several, "set", "prompt", "seed", "counts", *flags, "rmse"]
+        writer.writerow(head)
+        errors = [f"{error:.4f}" for error in moved.tolist()]
+        for (concept, probe, seed), *row in zip(asked, *flags.values(), errors, strict=True):
             counts = int(probe.prompt not in excluded)
             name = [concept.name] * several
             writer.writerow([*name, probe.set, probe.prompt, seed, counts, *row])

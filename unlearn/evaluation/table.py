@@ -12,7 +12,7 @@ from unlearn.evaluation.intervals import Rate
 from unlearn.evaluation.score import TARGET_SETS
 
 TERMINAL_WIDTH = 80  # columns
-TABLE_COLUMNS = ("right", "anchor", "retention", "object", "style", "broken")
+TABLE_COLUMNS = ("right", "anchor", "retention", "same", "object", "style", "broken")
 
 
 def markdown_table(result: Mapping[str, Any]) -> str:
@@ -42,7 +42,7 @@ def table_lines(sets: dict[str, Any]) -> list[str]:
             pair = {k: Rate(**v) for k, v in row[column].items()} if column in row else {}
             if not pair or not pair["base"].n:
                 cells.append("")
-            elif column == "retention":
+            elif column in ("retention", "same"):
                 cells.append(str(pair["unlearned"]))
             else:
                 cells.append(f"{pair['base'].value:.0%} → {pair['unlearned']}")
@@ -54,8 +54,9 @@ def terminal_table(result: Mapping[str, Any]) -> str:
     """Return the four sets as aligned text of at most 80 columns.
 
     A cell is base → unlearned in per cent, with the 95 % interval in brackets. The column `kept` is
-    the anchor's rate of target sets, and the retention of the others. With several concepts there
-    is a table for each, and one for all. The judge's note stands below.
+    the anchor's rate of target sets, and the retention of the others. The column `same` is the
+    share of the same pictures among what is kept. With several concepts there is a table for each,
+    and one for all. The judge's note stands below.
     """
     concepts = {
         f"{name}, before" if own["earlier"] else name: own["sets"]
@@ -65,16 +66,18 @@ def terminal_table(result: Mapping[str, Any]) -> str:
     with console.capture() as written:
         for title, sets in {**concepts, "all" if concepts else "": result["sets"]}.items():
             table = Table(
-                box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title or None,
+                box=None, padding=(0, 1, 0, 0), pad_edge=False, title=title or None,
                 title_justify="left",
             )  # fmt: skip
-            for name in ("set", "n", "right", "anchor / kept", "broken"):
+            for name in ("set", "n", "right", "anchor / kept", "same", "broken"):
                 table.add_column(name, justify="right" if name == "n" else "left", no_wrap=True)
             for name, rates in sets.items():
                 second = rates["anchor" if name in TARGET_SETS else "retention"]
                 cells = [terminal_cell(pair) for pair in (rates["right"], second)]
                 broken = terminal_cell(rates["broken"]).partition(" [")[0]
-                table.add_row(name, str(rates["right"]["base"]["n"]), *cells, broken)
+                same = rates["same"]["unlearned"] if "same" in rates else {"n": 0}
+                share = f"{same['value']:.0%}" if same["n"] else ""
+                table.add_row(name, str(rates["right"]["base"]["n"]), *cells, share, broken)
             console.print(table)
     lines = [line.rstrip() for line in written.get().splitlines() if line.strip()]
     return "\n".join([*lines, *([result["judge"]] if "judge" in result else [])])

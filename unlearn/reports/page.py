@@ -13,10 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from unlearn.concepts.prompts import SET_NAMES
+from unlearn.evaluation.fidelity import SAME_PICTURE
 from unlearn.evaluation.goals import GOALS, describe_outcome, goal_measures, verdict
 from unlearn.evaluation.intervals import Rate
 from unlearn.evaluation.run_protocol import PROTOCOL_COLUMNS as PUBLISHED
 from unlearn.evaluation.run_protocol import protocol_table_rows
+from unlearn.evaluation.score import KEPT_SETS
 from unlearn.evaluation.table import TABLE_COLUMNS
 from unlearn.reports.charts import Line, render_chart
 from unlearn.reports.comparison import differing_keys, format_setting
@@ -105,6 +107,7 @@ def render_page(runs: Sequence[FinishedRun]) -> str:
         runs=runs,
         colours=COLOURS,
         bars=GOALS,
+        same_picture=SAME_PICTURE,
         scores={run.name: goal_scores(run.result) for run in runs},
         verdicts={run.name: describe_outcome(run.result) for run in runs},
         rates=rate_tables(runs),
@@ -183,10 +186,12 @@ def image_gallery(runs: Sequence[FinishedRun]) -> dict[str, list[dict[str, Any]]
     by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in SET_NAMES}
     for (part, prompt, seed, base), drawn in shown.items():
         images: list[tuple[str, int | None, str]] = [("base", None, base)]
+        kept = part in KEPT_SETS
         for run, tile in drawn:
             alone = len(runs) == 1
             label, number = ("unlearned", None) if alone else (run.name, runs.index(run))
-            images.append((label, number, tile.unlearned))
+            moved = f", moved {float(tile.moved):.2f}" * kept
+            images.append((f"{label}{moved}", number, tile.unlearned))
         unsafe = any(run.unsafe for run, _ in drawn)
         figure = {"prompt": prompt, "seed": seed, "images": images, "unsafe": unsafe}
         by_set[part].append(figure)

@@ -38,6 +38,7 @@ class Tile(NamedTuple):
         seed: the seed of its noise.
         base: the base model's image, as a data URI.
         unlearned: the unlearned model's image, as a data URI.
+        moved: the root mean square error of the two.
     """
 
     part: str
@@ -45,6 +46,7 @@ class Tile(NamedTuple):
     seed: str
     base: str
     unlearned: str
+    moved: str
 
 
 @dataclass(frozen=True)
@@ -178,5 +180,5 @@ def read_tiles(folder: Path, picture: Image.Image) -> list[Tile]:
             for column, row in enumerate(pictured_rows([r for r in rows if r["set"] == part])):
                 boxes = [tile_box(picture.width, part, side, column) for side in (0, 1)]
                 base, after = (data_uri(picture.crop(box)) for box in boxes)
-                tiles.append(Tile(part, row["prompt"], row["seed"], base, after))
+                tiles.append(Tile(part, row["prompt"], row["seed"], base, after, row["rmse"]))
     return tiles

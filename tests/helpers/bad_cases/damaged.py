@@ -17,7 +17,7 @@ RATE = {"value": 0.5, "low": 0.2, "high": 0.8, "n": 3}
 NONE = {"value": None, "low": None, "high": None, "n": 0}
 PAIR = {"base": RATE, "unlearned": NONE}
 RATES = {"right": PAIR, "object": PAIR, "style": PAIR, "broken": PAIR}
-TARGET, KEPT = {**RATES, "anchor": PAIR}, {**RATES, "retention": PAIR}
+TARGET, KEPT = {**RATES, "anchor": PAIR}, {**RATES, "retention": PAIR, "same": PAIR}
 SETS = {"seen_target": TARGET, "unseen_target": TARGET, "related": KEPT, "unrelated": KEPT}
 RESULT = {
     "concept": "panda", "kind": "instance", "method": "doco", "settings": {},
@@ -25,7 +25,7 @@ RESULT = {
 }  # fmt: skip
 FLAGS = [f"{s}_{f}" for s in ("base", "unlearned") for f in ("object", "style", "right", "anchor",
                                                            "broken")]  # fmt: skip
-HEAD = ",".join(["set", "prompt", "seed", "counts", *FLAGS])
+HEAD = ",".join(["set", "prompt", "seed", "counts", *FLAGS, "rmse"])
 BOMB = "\n".join(
     ["a: &a [x, x, x, x, x, x, x, x, x]"]
     + [
@@ -138,12 +138,17 @@ CASES = [
         evaluation__spm_dot_json={"protocol": "spm"},
     ),
     report(r"images\.csv: damaged .*line 2 has no ", images_dot_csv="set\nseen_target\n"),
-    report(r"images\.csv: damaged .*none of", images_dot_csv=f"{HEAD}\nx,a,1,1{',1' * 10}\n"),
+    report(r"images\.csv: damaged .*none of", images_dot_csv=f"{HEAD}\nx,a,1,1{',1' * 10},0.5\n"),
     report(
-        r"images\.csv: damaged .*seed='x'", images_dot_csv=f"{HEAD}\nrelated,a,x,1{',1' * 10}\n"
+        r"images\.csv: damaged .*seed='x'", images_dot_csv=f"{HEAD}\nrelated,a,x,1{',1' * 10},0.5\n"
     ),
     report(
-        r"images\.csv: damaged .*='7', not 0", images_dot_csv=f"{HEAD}\nrelated,a,1,1{',7' * 10}\n"
+        r"images\.csv: damaged .*='7', not 0",
+        images_dot_csv=f"{HEAD}\nrelated,a,1,1{',7' * 10},0.5\n",
+    ),
+    report(
+        r"images\.csv: damaged .*rmse='nan': 0 to 1 is needed",
+        images_dot_csv=f"{HEAD}\nrelated,a,1,1{',1' * 10},nan\n",
     ),
     report(
         r"images\.csv: changed since the evaluation wrote it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,16 @@ import torch
 from experiments.summary import summarise as summary
 from tests.conftest import make_concept
 from unlearn.concepts.prompts import EvaluationPrompt
+from unlearn.evaluation.fidelity import root_mean_square_error
 from unlearn.evaluation.intervals import wilson_rate
 from unlearn.evaluation.judge import Verdict
-from unlearn.evaluation.summary import ImageRequest, judge_flags, summarise_sets, write_images
+from unlearn.evaluation.summary import (
+    ImageRequest,
+    judge_flags,
+    judge_sides,
+    summarise_sets,
+    write_images,
+)
 from unlearn.evaluation.table import markdown_table, terminal_table
 
 
@@ -80,13 +88,37 @@ def test_summary_of_hand_made_judgements(tmp_path: Path) -> None:
     )  # two images of one prompt
     path = tmp_path / "images.csv"
     asked = [ImageRequest(concept, probe, i) for i, probe in enumerate(probes)]
-    write_images(path, asked, sides, result["excluded_prompts"])
+    write_images(path, asked, sides, result["excluded_prompts"], torch.arange(6) / 8)
     rows = list(csv.DictReader(path.open()))
     assert [row["counts"] for row in rows] == list("110111")
     assert [row["base_right"] for row in rows] == list("110111")
     assert [row["unlearned_right"] for row in rows] == list("011100")
     assert [row["unlearned_broken"] for row in rows] == list("000001")
     assert rows[3]["prompt"] == "flat style a koala"
+    assert [row["rmse"] for row in rows[:3]] == ["0.0000", "0.1250", "0.2500"]
+
+
+def test_a_kept_image_is_the_same_picture_or_moved() -> None:
+    concept = make_concept("panda", "bear", related=["koala"], unrelated=["pizza"])
+    probes = [EvaluationPrompt("related", f"a koala {n}", "koala") for n in range(4)]
+    asked = [ImageRequest(concept, probe, 0) for probe in probes]
+    base = verdict(["koala", "koala", "koala", "bus"], [""] * 4)  # the last is no picture to keep
+    after = base._replace(objects=["koala", "bus", "koala", "bus"])
+    moved = torch.tensor([0.0999, 0.0, 0.1, 0.0])
+    (sides,) = judge_sides(asked, {"base": base, "unlearned": after}, moved).values()
+    related = summarise_sets(probes, sides)["sets"]["related"]
+    assert values(related, "same") == (1, pytest.approx(2 / 3))
+    assert values(related, "retention") == (1, pytest.approx(2 / 3))
+
+
+def test_the_error_of_an_image_is_of_values_from_0_to_1() -> None:
+    base = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    after = base.clone()
+    after[1] = 255
+    after[2, 0] = 51  # 0.2 in one channel of three
+    errors = root_mean_square_error(base, after)
+    torch.testing.assert_close(errors, torch.tensor([0.0, 1.0, 0.2 / math.sqrt(3)]))
+    torch.testing.assert_close(root_mean_square_error(after, base), errors)
 
 
 def test_a_style_is_right_by_style_and_anchored_by_object() -> None:
@@ -146,7 +178,7 @@ def test_what_the_judge_cannot_tell_is_not_a_rate_of_zero(tmp_path: Path) -> Non
     assert noted.splitlines()[2].endswith("|  |")
     path = tmp_path / "images.csv"
     asked = [ImageRequest(concept, probe, i) for i, probe in enumerate(probes)]
-    write_images(path, asked, sides, [])
+    write_images(path, asked, sides, [], torch.zeros(4))
     assert {row["base_broken"] for row in csv.DictReader(path.open())} == {""}
     row = "| panda | instance | 0% | 0% | 100% | n/a | n/a | 0% ! | 100% |"
     assert summary([result]).splitlines()[2] == row
@@ -159,7 +191,7 @@ def test_the_table_of_the_terminal_is_aligned_and_fits_80_columns() -> None:
         return {side: rate._asdict() for side, rate in sides.items()}
 
     full, none = pair((99999, 99999), (99999, 99999)), pair((0, 0), (0, 0))
-    rates = {"right": full, "anchor": full, "retention": full, "broken": full}
+    rates = {"right": full, "anchor": full, "retention": full, "same": full, "broken": full}
     sets = dict.fromkeys(("seen_target", "unseen_target", "related", "unrelated"), rates)
     lines = terminal_table({"sets": sets}).splitlines()
     assert [line[:13].rstrip() for line in lines] == ["set", *sets]
@@ -169,5 +201,5 @@ def test_the_table_of_the_terminal_is_aligned_and_fits_80_columns() -> None:
     own = {"earlier": True, "sets": {**sets, "seen_target": few}}
     text = terminal_table({"sets": sets, "concepts": {"panda": own}})
     assert "panda, before" in text
-    assert "seen_target       16  100 → 6% [1–28]" in text
+    assert re.search(r"seen_target +16 100 → 6% \[1–28\]", text)
     assert text.count("unseen_target") == 2

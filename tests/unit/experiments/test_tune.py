@@ -21,7 +21,8 @@ FLAGS = ("base_right", "unlearned_right", "unlearned_anchor", "base_broken", "un
 def image(part: str, prompt: str, *flags: int) -> dict[str, str]:
     """A row of images.csv that counts."""
     values = dict(zip(FLAGS, map(str, flags), strict=True))
-    return {"set": part, "prompt": prompt, "seed": "0", "counts": "1", "base_anchor": "0", **values}
+    row = {"set": part, "prompt": prompt, "seed": "0", "counts": "1", "base_anchor": "0"}
+    return {**row, **values, "rmse": "0.0"}
 
 
 IMAGES = [
