@@ -13,8 +13,9 @@ from yaml import YAMLError
 from unlearn.config.base_model import BaseModel, resolve_precision
 from unlearn.config.concepts import earlier_sections, parse_concept, trained_sections
 from unlearn.config.run_config import ModelConfig
-from unlearn.config.schema import PROMPT_SETS, EvaluationOptions, ModelOptions
+from unlearn.config.schema import ACCELERATORS, PROMPT_SETS, EvaluationOptions, ModelOptions
 from unlearn.config.sections import parse_section, to_container
+from unlearn.utils.checks import check_choice
 from unlearn.utils.credentials import nested_values
 from unlearn.utils.files import check_yaml_size, damage_as_value_errors, parse_yaml, read_text
 from unlearn.weights.delta import check_base_model
@@ -64,6 +65,7 @@ def parse_model_config(config: DictConfig, folder: Path) -> ModelConfig:
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise ValueError(f"sampling_batch_size={batch}: a whole number of at least 1 is needed")
     accelerator = str(config.trainer.accelerator)
+    check_choice("trainer.accelerator", accelerator, ACCELERATORS)
     return ModelConfig(
         sections=tuple(parse_concept(own) for own in trained_sections(config)),
         earlier=tuple(parse_concept(own) for own in earlier_sections(config)),

@@ -8,6 +8,7 @@ from typing import Any
 from unlearn.utils.options import option
 
 PRECISIONS = ("32-true", "bf16-mixed", "auto")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")  # Lightning's names of what draws here
 PREDICTIONS = ("epsilon", "v_prediction")
 PROMPT_SETS = "prompt_sets"  # the name of the evaluation that a run ends with
 
@@ -118,7 +119,9 @@ class TrainerOptions:
     The section also takes further options of Lightning's Trainer.
     """
 
-    accelerator: str = option(help="cpu, gpu, mps or auto, as Lightning has it")
+    accelerator: str = option(
+        help="the kind of device, as Lightning names it", choices=ACCELERATORS
+    )
     devices: Any = option(help="number of devices, or a list of their indices")
     num_nodes: int = option(help="number of machines", at_least=1, at_most=10**5)
     strategy: str = option(help="auto, ddp or ddp_spawn, or another of Lightning's")

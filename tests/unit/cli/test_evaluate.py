@@ -49,6 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             ["run", "trainer.devices=2"],
             r"trainer\.devices=2: .*allowed are .*trainer\.accelerator=",
         ),
+        (["run", "trainer.accelerator=tpu"], r"trainer\.accelerator='tpu' is unknown; .*'gpu'"),
         (["run", "trainer.precision=16-mixed"], r"trainer\.precision='16-mixed': "),
         (["run", "sampling_batch_size=0"], r"sampling_batch_size=0: a whole number of at least 1"),
         (
