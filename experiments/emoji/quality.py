@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from unlearn.concepts.vocabulary import fill_template, load_vocabulary
-from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.compose import compose
+from unlearn.config.concept_files import embedded_concepts
 from unlearn.config.parse import parse_config
 from unlearn.evaluation.intervals import Rate, wilson_rate
 from unlearn.evaluation.judge import Judge, Verdict

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from unlearn.concepts.prompts import evaluation_prompts
-from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.compose import compose
+from unlearn.config.concept_files import embedded_concepts
 from unlearn.config.parse import parse_config
 from unlearn.evaluation.evaluate import load_judge
 from unlearn.evaluation.summary import MIN_BASE_ACCURACY, judge_flags

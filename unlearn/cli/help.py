@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import textwrap
 
+from unlearn.config.concept_files import concepts_by_kind
 from unlearn.config.search_path import conf_dir, group_choices
 
 
 def group_choices_text(command: str) -> str:
-    """Return the choices of each group of conf/ that a command takes, a paragraph a group."""
+    """Return the choices of each group that a command takes, the concepts by model and kind."""
     groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
     groups = [group for group in groups if group not in ("evaluation", "hydra", "recipe")]
     if command == "evaluate":
         groups = ["evaluation", "concept", "model"]
     lines = []
     for group in groups:
-        names, prefix = ", ".join(group_choices(group)), f"  {group:<11} "
-        lines.append(textwrap.fill(names, 98, initial_indent=prefix, subsequent_indent=" " * 14))
-    return "\n".join(lines)
+        parts = {"": group_choices(group)}
+        if group == "concept":
+            parts = {f"{kind}: ": names for kind, names in concepts_by_kind().items()}
+        prefix = f"  {group:<11} "
+        for title, names in parts.items():
+            text = f"{title}{', '.join(names)}"
+            indent = " " * len(prefix)
+            lines.append(textwrap.fill(text, 98, initial_indent=prefix, subsequent_indent=indent))
+            prefix = indent
+    return "\n".join([*lines, "  each word of `unlearn list words` is a concept too"])
 
 
 USAGE = """usage: unlearn COMMAND ...

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from unlearn.concepts.vocabulary import load_vocabulary
 from unlearn.config.compose import compose
+from unlearn.config.concept_files import concepts_by_kind
 from unlearn.config.schema import PROMPT_SETS
 from unlearn.config.search_path import group_choices
 from unlearn.methods.registry import METHODS
@@ -35,15 +36,7 @@ def run(arguments: list[str]) -> None:
 
 def concept_lines() -> list[str]:
     """Return the files of conf/concept, by model and kind."""
-    groups = defaultdict(list)
-    for name in group_choices("concept"):
-        if name != "custom":
-            config = compose([f"concept={name}"])  # one of Stable Diffusion has a prompt pack
-            model = "Stable Diffusion" if config.anchor.prompts else "embedded model"
-            groups[model, config.concept.kind].append(name)
-    return [
-        wrap_names(f"{model}, {kind}", names) for (model, kind), names in sorted(groups.items())
-    ]
+    return [wrap_names(group, names) for group, names in concepts_by_kind().items()]
 
 
 def method_lines() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import hydra
@@ -15,22 +14,12 @@ from unlearn.config import recipes  # noqa: F401 - registers a resolver
 from unlearn.config.concepts import earlier_sections, trained_sections
 from unlearn.config.overrides import check_overrides, hydra_errors_as_value_errors
 from unlearn.config.saved import earlier_run_dir
-from unlearn.config.search_path import conf_dir, group_choices
+from unlearn.config.search_path import conf_dir
 from unlearn.config.vocabulary_words import anchor_overrides
 
 OmegaConf.register_new_resolver(  # conf/train.yaml uses it in `run_dir`
     "then", lambda after: f"{earlier_run_dir(after).name}-then-" if after else "", replace=True
 )
-
-
-@cache
-def embedded_concepts() -> list[str]:
-    """Return the names of the embedded model's concepts.
-
-    They are the concepts whose anchor has no prompt pack.
-    """
-    names = [name for name in group_choices("concept") if name != "custom"]
-    return [n for n in names if compose([f"concept={n}"]).anchor.prompts is None]
 
 
 def compose(overrides: list[str], root: str = "train") -> DictConfig:

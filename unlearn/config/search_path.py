@@ -8,10 +8,12 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-
-from hydra.core.config_search_path import ConfigSearchPath
+from typing import TYPE_CHECKING
 
 from unlearn.utils.files import check_yaml_size, read_text
+
+if TYPE_CHECKING:
+    from hydra.core.config_search_path import ConfigSearchPath
 
 VOCABULARY_SCHEME = "vocabulary"  # of `VocabularySource` in Hydra's search path
 GROUPS = ("unlearn.methods", "unlearn.conf")  # of the entry points of packages that bring files

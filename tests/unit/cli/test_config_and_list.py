@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from unlearn.cli import config as config_command
 from unlearn.cli import list as list_command
+from unlearn.cli.help import group_choices_text
 from unlearn.cli.reference import (
     PLUGINS,
     KeyInfo,
@@ -24,7 +25,9 @@ from unlearn.cli.reference import (
 )
 from unlearn.concepts.concept import KINDS, AnchorConfig, ConceptConfig
 from unlearn.concepts.vocabulary import load_vocabulary
+from unlearn.config import concept_files
 from unlearn.config.compose import compose
+from unlearn.config.concept_files import concepts_by_kind
 from unlearn.config.saved import flatten_keys
 from unlearn.config.schema import PROMPT_SETS, PoolOptions, RunOptions, SweeperOptions
 from unlearn.config.search_path import conf_dir, group_choices
@@ -234,17 +237,38 @@ def test_the_words_of_the_embedded_model_are_listed(capsys: pytest.CaptureFixtur
 
 
 def test_concepts_are_listed_by_model_and_kind(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    names = ["custom", "panda", "contrast", "snoopy", "van_gogh", "nudity"]
-    monkeypatch.setattr(list_command, "group_choices", lambda group: names)
+    own = tmp_path / "conf" / "concept"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("defaults: [van_gogh, _self_]\nname: mine\n")
+    (own / "circle.yaml").write_text("defaults: [circle]\n")
+    (own / "broken.yaml").write_text("[")
+    monkeypatch.chdir(tmp_path)
+    names = [
+        "custom", "panda", "contrast", "snoopy", "van_gogh", "nudity", "development/tiger", "mine",
+        "circle", "broken",
+    ]  # fmt: skip
+    monkeypatch.setattr(concept_files, "group_choices", lambda group: names)
+    text = group_choices_text("evaluate")
+    assert "  concept     Stable Diffusion, instance: snoopy\n" in text
+    assert f"{' ' * 14}embedded model, style: contrast\n" in text
     assert listed(capsys, "concepts").splitlines() == [
         "Stable Diffusion, instance: snoopy",
-        "Stable Diffusion, style: van_gogh",
+        "Stable Diffusion, style: van_gogh, mine",
         "Stable Diffusion, unsafe: nudity",
-        "embedded model, instance: panda",
+        "cannot be read: circle, broken",
+        "embedded model, instance: panda, development/tiger",
         "embedded model, style: contrast",
     ]
+
+
+def test_files_of_concepts_say_what_composing_them_says() -> None:
+    for group, names in concepts_by_kind().items():
+        for name in names[:3]:
+            config = compose([f"concept={name}"])
+            model = "Stable Diffusion" if config.anchor.prompts else "embedded model"
+            assert group == f"{model}, {config.concept.kind}"
 
 
 def test_all_lists_are_printed_under_their_names(

@@ -18,7 +18,8 @@ from unlearn.concepts.prompts import (
     training_pairs,
 )
 from unlearn.concepts.vocabulary import load_vocabulary
-from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.compose import compose
+from unlearn.config.concept_files import embedded_concepts
 from unlearn.config.parse import parse_config
 from unlearn.config.search_path import group_choices
 

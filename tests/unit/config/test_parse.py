@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from unlearn.cli.help import group_choices_text
 from unlearn.config.base_model import resolve_precision
-from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.compose import compose
+from unlearn.config.concept_files import embedded_concepts
 from unlearn.config.jobs import check_jobs
 from unlearn.config.parse import parse_config
 from unlearn.config.recipes import read_recipe

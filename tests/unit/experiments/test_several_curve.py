@@ -11,7 +11,8 @@ from experiments.several.curve import points, render
 from experiments.several.plan import CONCEPTS, Job, jobs_of, missing, overrides_of
 from experiments.several.run import pool_job
 from experiments.table2.run import SMOKE
-from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.compose import compose
+from unlearn.config.concept_files import embedded_concepts
 from unlearn.config.parse import parse_config
 from unlearn.config.run_files import read_images
 from unlearn.config.saved import load_run_config
