@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -33,6 +34,8 @@ from unlearn.training.run import train
 from unlearn.utils.credentials import hide_secrets
 from unlearn.utils.errors import RunError, exit_with_bug, exit_with_user_error
 
+# what Lightning adds to the command line of the other ranks of DDP, and conf/train.yaml says too
+LIGHTNING = r'hydra\.(run\.dir="\."|job\.name=train_ddp_process_\d+|output_subdir=null)'
 SHOWS = {"-c", "--cfg", "-i", "--info"}  # flags of Hydra that print the configuration
 
 
@@ -74,6 +77,7 @@ def run(overrides: list[str]) -> None:
     Raises:
         ValueError: an override or a flag is not valid.
     """
+    overrides = [o for o in overrides if not re.fullmatch(LIGHTNING, o)]
     check_flags(overrides)
     values = [o for o in overrides if "=" in o or o.startswith("~")]
     with hydra_errors_as_value_errors(values):

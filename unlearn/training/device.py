@@ -10,6 +10,8 @@ import torch
 
 from unlearn.config.run_config import RunConfig
 
+PROCESSES_A_CORE = 4  # of a run on the CPU; more only wait for each other
+
 
 def claim_device(config: RunConfig) -> None:
     """Make the GPU that Lightning will give this process, if any, the current one.
@@ -29,11 +31,11 @@ def claim_device(config: RunConfig) -> None:
     except Exception as error:  # Lightning has many, of packages that are missing too
         given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
         raise ValueError(f"{given}: {' '.join(str(error).split())}") from error
-    device = trainer.strategy.root_device
-    if device.type == "cpu" and trainer.num_devices > (os.cpu_count() or 1):
+    device, most = trainer.strategy.root_device, PROCESSES_A_CORE * (os.cpu_count() or 1)
+    if device.type == "cpu" and trainer.num_devices > most:
         raise ValueError(
             f"trainer.devices={config.trainer.devices}: on the CPU each device is a process, and "
-            f"this machine has {os.cpu_count()} cores"
+            f"the {os.cpu_count()} cores of this machine take at most {most}"
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -70,7 +70,7 @@ CASES = [
     train("anchor.name=panda", r"concept\.targets=\['panda'\]: also given as anchor"),
     train("trainer.accelerator=tpuu", r"trainer\.accelerator='tpuu' is unknown; .*'gpu'"),
     train("trainer.accelerator=tpu", r"trainer\.accelerator='tpu' is unknown; .*'gpu'"),
-    train("trainer.devices=99", r"trainer\.devices=99: on the CPU each device is a process"),
+    train("trainer.devices=9999", r"trainer\.devices=9999: on the CPU each device is a process"),
     train("trainer.devices=[a]", r"trainer\.devices=\['a'\], .*int > 0"),
     train("+trainer.benchmark=maybe", r"trainer\.benchmark=maybe: a value of Optional\[bool\]"),
     train("+trainer.detect_anomaly=banana", r"trainer\.detect_anomaly=banana: a value of"),
