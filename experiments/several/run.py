@@ -41,7 +41,8 @@ def pool_job(job: Job, scale: str, runs: Path) -> PoolJob[Path]:
     run = runs / job.name
     if job.way == "merged":
         parts = [runs / single.name for single in job.needs]
-        return PoolJob(run, partial(merge_and_evaluate, parts, run))
+        logs = run.with_name(f"{job.name}-log")  # what is merged goes to a folder that is not there
+        return PoolJob(logs, partial(merge_and_evaluate, parts, run))
     return PoolJob(run, partial(train_overrides, overrides_of(job, scale, runs)))
 
 
