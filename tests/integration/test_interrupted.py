@@ -128,6 +128,7 @@ def test_a_lost_terminal_leaves_a_checkpoint(smoke: list[str], tmp_path: Path) -
 
     def own_terminal() -> None:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
         fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
 
     with subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,20 @@ class RunWandbLogger(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Send metrics to W&B, unless an earlier call has failed."""
+        log = super().log_metrics
+        self.send(lambda: log(metrics, step))
+
+    @rank_zero_only
+    def update_summary(self, values: Mapping[str, Any]) -> None:
+        """Add values to the run's summary, unless an earlier call has failed."""
+        self.send(lambda: self.experiment.summary.update(values))
+
+    def send(self, call: Callable[[], Any]) -> None:
+        """Make a call to W&B, unless an earlier call has failed."""
         if self.lost:
             return
         try:
-            super().log_metrics(metrics, step)
+            call()
         except Exception as error:  # whatever it is, it is no reason to lose the run
             self.lost = True
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -257,8 +267,8 @@ def log_result(loggers: list[Logger], result: dict[str, Any], run: Path, step: i
                 logger.log_hyperparams(logger.hparams, rates, step)
             else:
                 logger.log_metrics(rates, step)
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update(summary_of(cells))
+            if isinstance(logger, RunWandbLogger):
+                logger.update_summary(summary_of(cells))
             log_images(logger, "images/before_after", pairs, captions, step)
             if rates:
                 log_table(logger, result, step)
