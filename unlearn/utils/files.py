@@ -88,7 +88,7 @@ def parse_yaml(text: str, name: str) -> Any:
     """
     check_yaml_size(text, name)
     try:
-        return yaml.load(text, Loader=LOADER)
+        return LOADER(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that there is not
         raise ValueError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 

@@ -123,7 +123,7 @@ def test_merged_runs_are_evaluated_on_what_each_forgot() -> None:
         (["concept=[panda,rabbit]", "anchor=bear"], r"anchor=bear: it would hold for each"),
         (["concept=[flat,noto]"], r"\['flat'\] are targets of the first and anchors of the second"),
         (["concept=[panda,noto]", "method=esd"], r"method.trained differs by kind: .*'u'.*'x'"),
-        (["concept=[panda,snoopy]"], r"'Snoopy' is unknown"),
+        (["concept=[panda,snoopy]"], r"concept=snoopy: the embedded model does not know it"),
         (["concept=[panda,rabbit,noto]", "data.images=2"], r"data.images=2: at least 3"),
         (["concept=panda", "after=nowhere"], r"nowhere: not a finished run directory"),
     ],
