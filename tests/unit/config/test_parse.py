@@ -160,7 +160,7 @@ def test_help_lists_one_s_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("otter", "panda"):  # one of them in the place of a shipped one
         path = tmp_path / "conf" / "concept" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text(f"defaults: [custom, _self_]\nname: {name}\n")
     assert "otter" not in group_choices_text("train")
     monkeypatch.chdir(tmp_path)
     for command in ("train", "evaluate"):
