@@ -153,7 +153,7 @@ def test_judged_runs_are_rendered_on_the_four_sets_too(tmp_path: Path) -> None:
         run.mkdir()
         write_run(run, "images", unseen, 1.0)
         text = (run / "images.csv").read_text()
-        (run / "images.csv").write_text(text.replace(",0,0\n", ",,\n"))
+        (run / "images.csv").write_text(text.replace(",0,0,0.0\n", ",,,0.0\n"))
         Image.new("RGB", (1174, 1072)).save(run / "before_after.png")
         (run / "result.json").touch()
     half = tmp_path / "uce-snoopy-0"  # one that was killed before its picture
