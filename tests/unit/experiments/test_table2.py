@@ -27,7 +27,8 @@ from experiments.table2.run import (
 from experiments.table2.table import render, table
 from tests.helpers.table2 import write_run
 from unlearn.concepts.vocabulary import load_vocabulary
-from unlearn.config.compose import compose, embedded_concepts
+from unlearn.config.compose import compose
+from unlearn.config.concept_files import embedded_concepts
 from unlearn.config.parse import parse_config
 from unlearn.evaluation.intervals import wilson_interval
 from unlearn.evaluation.score import count_by_prompt
