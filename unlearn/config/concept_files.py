@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from unlearn.config.search_path import conf_folders, group_choices
+from unlearn.config.search_path import (
+    conf_dir,
+    group_choices,
+    installed_conf_dirs,
+    user_conf_dir,
+)
 from unlearn.utils.files import parse_yaml, read_text
 
 EMBEDDED, UNREADABLE = "embedded model", "cannot be read"
@@ -46,7 +51,9 @@ def stated(group: str, name: str, key: str) -> Any:
         OSError: the file cannot be read.
         ValueError: there is no such file, or it is no mapping.
     """
-    paths = [folder / group / f"{name}.yaml" for folder in reversed(conf_folders())]
+    own = user_conf_dir()
+    folders = [*([own] if own else []), conf_dir(), *installed_conf_dirs()]  # in Hydra's order
+    paths = [folder / group / f"{name}.yaml" for folder in folders]
     path = next((path for path in paths if path.is_file()), None)
     content = parse_yaml(read_text(path), str(path)) if path else None
     if not isinstance(content, dict):

@@ -237,7 +237,7 @@ def parse_images(text: str) -> list[dict[str, str]]:
         told = [key for key in row if key.startswith(("base_", "unlearned_"))]
         if wrong := [flag for flag in told if row[flag] not in ("", "0", "1")]:
             raise ValueError(f"line {number} has {wrong[0]}={row[wrong[0]]!r}, not 0, 1 or nothing")
-        if not re.fullmatch(r"[01]\.\d+", row.get("rmse", "")):
+        if not re.fullmatch(r"0\.\d+|1\.0+", row.get("rmse", "")):
             raise ValueError(f"line {number} has rmse={row.get('rmse')!r}: 0 to 1 is needed")
         rows.append(row)
     return rows

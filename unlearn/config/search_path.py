@@ -48,12 +48,6 @@ def installed_conf_dirs() -> tuple[Path, ...]:
     return tuple(Path(place) / "conf" for place in places if (Path(place) / "conf").is_dir())
 
 
-def further_conf_dirs() -> list[Path]:
-    """Return the folders of configuration files beside the package's: the user's own is last."""
-    own = user_conf_dir()
-    return [*installed_conf_dirs(), *([own] if own else [])]
-
-
 def check_user_files() -> None:
     """Refuse files of the user's conf/ that hold themselves, or stand for too many values.
 
@@ -114,7 +108,8 @@ def split_names(value: str) -> list[str]:
 
 def conf_folders() -> list[Path]:
     """Return the folders of configuration files: the package's first, the user's own last."""
-    return [conf_dir(), *further_conf_dirs()]
+    own = user_conf_dir()
+    return [conf_dir(), *installed_conf_dirs(), *([own] if own else [])]
 
 
 def group_choices(group: str) -> list[str]:

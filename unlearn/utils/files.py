@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 MOST_NODES = 100_000  # values of a file, each alias counted as a copy
 DEEPEST = 50  # levels of lists and mappings
 LARGEST = 2**26  # bytes of a text file
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML has it
 Parsed = TypeVar("Parsed")
 
 

@@ -147,6 +147,10 @@ CASES = [
         images_dot_csv=f"{HEAD}\nrelated,a,1,1{',7' * 10},0.5\n",
     ),
     report(
+        r"images\.csv: damaged .*rmse='1\.5': 0 to 1 is needed",
+        images_dot_csv=f"{HEAD}\nrelated,a,1,1{',1' * 10},1.5\n",
+    ),
+    report(
         r"images\.csv: damaged .*rmse='nan': 0 to 1 is needed",
         images_dot_csv=f"{HEAD}\nrelated,a,1,1{',1' * 10},nan\n",
     ),
